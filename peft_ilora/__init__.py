@@ -1,0 +1,15 @@
+"""Instance-wise LoRA for PEFT: a LoRA whose rank coordinates are scaled per instance by a gate.
+
+Importing this package registers the PEFT type `ILORA`. Method: "Customizing Language Models with
+Instance-wise LoRA for Sequential Recommendation", arXiv 2408.10159.
+"""
+
+from peft_ilora.config import ILoRAConfig
+from peft_ilora.export import export_lora
+from peft_ilora.model import ILoRAModel
+from peft_ilora.registration import register
+
+__all__ = ["ILoRAConfig", "ILoRAModel", "export_lora"]
+__version__ = "0.1.0"
+
+register(ILoRAConfig, ILoRAModel)

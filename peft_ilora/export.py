@@ -1,0 +1,72 @@
+"""One instance as a plain LoRA adapter, which PEFT, vLLM or llama.cpp load without this package."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peft_ilora.model import ILoRAModel
+from peft_ilora.saving import GATES, lora_key
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def export_lora(
+    model: PeftModel, routing_embeds: Tensor, folder: str | Path, adapter_name: str | None = None
+) -> Path:
+    """Write the plain LoRA that an adapter is for one instance.
+
+    Exact: the gate is folded into B, no approximation is made. Its rank is `num_experts * r`.
+
+    Args:
+        model: A PeftModel with an iLoRA adapter.
+        routing_embeds: The instance, [1, routing_dim].
+        folder: Created; existing files of an adapter are replaced, each whole.
+        adapter_name: Which adapter; by default the active one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: `model` has no iLoRA adapter.
+        ValueError: Not exactly one instance; trained biases or `modules_to_save`, which a served
+            LoRA cannot carry.
+    """
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, ILoRAModel):
+        raise TypeError(
+            f"model is a {type(model).__name__} without an iLoRA adapter; pass what "
+            "get_peft_model(llm, ILoRAConfig(...)) or PeftModel.from_pretrained returned"
+        )
+    name = adapter_name or tuner.active_adapters[0]
+    config, folded = tuner.plain_lora(routing_embeds, name)
+    if config.bias != "none" or config.modules_to_save:
+        raise ValueError(
+            f"adapter {name!r} also trains bias={config.bias!r}, modules_to_save="
+            f"{config.modules_to_save}: a plain LoRA for serving cannot carry them"
+        )
+    saved = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    tensors = {lora_key(key): value for key, value in saved.items() if f"{GATES}." not in key}
+    for key, weight in folded.items():
+        tensors[f"base_model.model.{key}.lora_B.weight"] = weight
+    config.inference_mode = True
+    _write(Path(folder), {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, config.to_dict())
+    return Path(folder)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:
+    """Both files are finished beside their place and then renamed, the config last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    with tempfile.TemporaryDirectory(dir=folder) as staging:
+        weights, settings = Path(staging) / WEIGHTS, Path(staging) / CONFIG
+        save_file(tensors, weights, metadata={"format": "pt"})
+        settings.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(weights, folder / WEIGHTS)
+        os.replace(settings, folder / CONFIG)
