@@ -45,8 +45,8 @@ def check_loaded_keys(expected: Iterable[str], found: Iterable[str]) -> None:
     Raises:
         ValueError: Keys are missing, or the file is a plain LoRA.
     """
-    keys = set(found)
-    missing = sorted(set(expected) - keys)
+    wanted, keys = set(expected), set(found)
+    missing = sorted(wanted - keys)
     if not missing:
         return
     if any(_LORA_KEY.search(key) for key in keys):
@@ -55,7 +55,7 @@ def check_loaded_keys(expected: Iterable[str], found: Iterable[str]) -> None:
             "them with LoraConfig, whose adapter_config.json says peft_type LORA"
         )
     raise ValueError(
-        f"the adapter's weights are incomplete: {len(missing)} of {len(set(expected))} tensors are "
+        f"the adapter's weights are incomplete: {len(missing)} of {len(wanted)} tensors are "
         f"missing, the first is {missing[0]!r}. The file is truncated, was made for another base "
         "model, or its ILoRAConfig has changed since (gate, gate_scope, target_modules)"
     )

@@ -1,0 +1,55 @@
+import importlib
+import subprocess
+import sys
+
+import pytest
+from peft import PeftType, get_peft_config
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+import peft_ilora
+from peft_ilora.peft_type import check_peft_version, peft_type
+from peft_ilora.registration import register
+
+
+def test_import_adds_the_peft_type_and_maps_it_to_our_classes() -> None:
+    member = PeftType("ILORA")
+    assert member is PeftType["ILORA"] is PeftType.ILORA is peft_type()
+    assert member == "ILORA" and member in list(PeftType)
+    assert PEFT_TYPE_TO_TUNER_MAPPING[member] is peft_ilora.ILoRAModel
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[member] == "ilora_"
+
+
+def test_registering_again_changes_nothing() -> None:
+    members = list(PeftType)
+    register(peft_ilora.ILoRAConfig, peft_ilora.ILoRAModel)
+    importlib.reload(peft_ilora)
+    assert list(PeftType) == members
+
+
+def test_peft_builds_our_config_by_its_type() -> None:
+    config = get_peft_config({"peft_type": "ILORA", "r": 2, "num_experts": 3})
+    assert isinstance(config, peft_ilora.ILoRAConfig)
+    assert (config.r, config.num_experts) == (2, 3)
+
+
+@pytest.mark.parametrize("version", ["0.20.4", "0.22.0", "1.0.0", "nonsense"])
+def test_an_unknown_peft_release_is_refused_by_name(version) -> None:
+    with pytest.raises(ImportError, match=rf"peft {version} is installed: pip install"):
+        check_peft_version(version)
+
+
+def test_a_foreign_method_under_our_name_is_refused() -> None:
+    class Other:
+        pass
+
+    with pytest.raises(ImportError, match=r"already registered by peft_ilora\.config"):
+        register(Other, Other)  # type: ignore[arg-type]
+
+
+def test_the_plugin_imports_nothing_of_the_recipes() -> None:
+    code = (
+        "import sys, peft_ilora; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('recipes', 'matplotlib', 'pooch')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
