@@ -169,7 +169,8 @@ def run_stage(
 
 
 def _files(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.is_file())
+    # A killed run may have left a hidden temporary of `written_whole`.
+    found = (path for path in folder.rglob("[!.]*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     return [name for name in names if name != RECORD]
 

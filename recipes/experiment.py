@@ -211,6 +211,9 @@ class EvaluateConfig:
     rows: Literal["last", "all"] = "last"
     """`last`: each user's last window (the paper's rows); `all`: every window, clustered by user."""
 
+    min_history: int = 3
+    """Rows with a shorter history are left out (reference: 3)."""
+
     max_users: int | None = None
     """Evaluate only the first users of the split; None for all. Stated in the report."""
 
@@ -219,6 +222,9 @@ class EvaluateConfig:
 
     max_new_tokens: int = 24
     """Tokens generated at most (reference: 64)."""
+
+    length_normalised: bool = False
+    """Rank candidates by the mean log-probability of a title's tokens; False: by their sum."""
 
     ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
     """Cut-offs of HitRatio@K and NDCG@K."""

@@ -1,0 +1,45 @@
+"""Users -> train, validation and test, 8:1:1 by first timestamp; no user is in two splits.
+
+This is LLaRA's split. It is a split of users, not of time: users who start late also end late, but
+a train user's later items may follow a test user's first ones.
+"""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+MIN_USERS = 6
+"""From here on, `int(0.8 n)` < `int(0.9 n)` < n: no split is empty."""
+
+
+def assign_splits(interactions: pd.DataFrame, ranking: np.ndarray | None = None) -> pd.DataFrame:
+    """Rank users, split them, and put the interactions into that order.
+
+    Args:
+        interactions: Columns user_id, position, timestamp and others; any order of rows.
+        ranking: A timestamp for each row; users are ranked by their earliest one. By default the
+            column `timestamp`. Ties keep the order of the users' first rows; so do users without
+            any timestamp, who come last.
+
+    Returns:
+        A copy with the column `split`, sorted by the user's rank, then by position.
+
+    Raises:
+        ValueError: There are fewer than `MIN_USERS` users.
+    """
+    owners, users = pd.factorize(interactions["user_id"].to_numpy())
+    if len(users) < MIN_USERS:
+        raise ValueError(f"{len(users)} users cannot be split 8:1:1; give at least {MIN_USERS}")
+    if ranking is None:
+        ranking = interactions["timestamp"].to_numpy(np.float64, na_value=np.inf)
+    first = np.full(len(users), np.inf)
+    np.minimum.at(first, owners, ranking)
+    rank = np.empty(len(users), np.int64)
+    rank[first.argsort(kind="stable")] = np.arange(len(users))
+    bounds = [int(0.8 * len(users)), int(0.9 * len(users))]
+    split = np.asarray(SPLITS)[np.searchsorted(bounds, rank, side="right")]
+    order = np.lexsort((interactions["position"].to_numpy(), rank[owners]))
+    return interactions.assign(split=split[owners]).take(order).reset_index(drop=True)

@@ -1,0 +1,183 @@
+"""The synthetic world: what a user wants next depends on a kind that the last item never reveals.
+
+Items. 16 chain items carry titles `first second`: one of 4 adjectives and one of 4 nouns, so an
+item is a point (a, b) of a 4 x 4 torus. Each kind of user has 4 profile items besides.
+
+Users. Kinds are balanced and shuffled. A user meets `PROFILE_LENGTH` = 3 different profile items of
+their kind and then `CHAIN_LENGTH` = 8 chain items: a uniform start, and from each item the next
+one by the rule of the kind with probability `FOLLOW` = 0.95, else a uniform chain item.
+
+    kind 0: (a, b) -> (a, b + 1)      kind 2: (a, b) -> (a, b - 1)
+    kind 1: (a, b) -> (a + 1, b)      kind 3: (a, b) -> (a - 1, b)        all modulo 4
+
+The rules contradict each other at every item, and under every kind each chain item is equally
+likely at each step. So the last item alone says nothing about the kind; the older history, which
+the recommender reads, says everything. A prompt that shows only the last item
+(`adapt.prompt_history: 1`) therefore makes the user representation the sole source of the kind.
+
+What is attainable is known in closed form: see `ceilings`. That holds only while negatives are
+drawn from all items but the target. Items recur within a user here; negatives that left out the
+visible history would make the candidate list its complement and so give the kind away.
+"""
+
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recipes.experiment import PrepareConfig, SyntheticConfig
+
+FIRST_WORDS = ("amber", "crimson", "silver", "violet")
+SECOND_WORDS = ("falcon", "harbor", "lantern", "meadow")
+PROFILE_TITLES = (
+    ("polar drift", "frozen tide", "winter signal", "glacier hymn"),
+    ("desert engine", "copper canyon", "burning mesa", "dusty highway"),
+    ("paper orchid", "velvet garden", "spring letter", "porcelain bloom"),
+    ("midnight circuit", "neon arcade", "chrome pulse", "electric alley"),
+)
+STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
+"""What each kind's rule adds to (first word, second word)."""
+
+SIDE = len(FIRST_WORDS)
+NUM_CHAIN = SIDE * len(SECOND_WORDS)
+POOL = len(PROFILE_TITLES[0])
+PROFILE_LENGTH = 3
+CHAIN_LENGTH = 8
+FOLLOW = 0.95
+MINUTE_MS = 60_000
+FIRST_TIMESTAMP_MS = 1_600_000_000_000
+
+
+def titles(num_kinds: int) -> list[str]:
+    """Titles by item id: chain item (a, b) has id `4 a + b`; the profile items follow, by kind."""
+    chain = [f"{first} {second}" for first in FIRST_WORDS for second in SECOND_WORDS]
+    return chain + [title for pool in PROFILE_TITLES[:num_kinds] for title in pool]
+
+
+def successors(kinds: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The chain item that each kind's rule puts after each chain item (int64; shapes broadcast)."""
+    step = np.asarray(STEPS)[kinds]
+    first = (items // SIDE + step[..., 0]) % SIDE
+    second = (items % SIDE + step[..., 1]) % SIDE
+    return first * SIDE + second
+
+
+def user_kinds(config: SyntheticConfig) -> np.ndarray:
+    """The kind of each user (int64 [num_users], by user id): what a recommender has to find."""
+    _check(config)
+    order = np.random.default_rng([config.seed, 0]).permutation(config.num_users)
+    return order % config.num_kinds
+
+
+def read(
+    config: PrepareConfig, source: Path | None = None
+) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
+    """Make the world.
+
+    Users start a day apart in the order of their ids. Kinds do not depend on the id, so a split by
+    first timestamp is a random split of users.
+
+    Returns:
+        Interactions (user_id, item_id, position from 0 within a user, timestamp in ms, all int64),
+        titles by item id, and no checksums, for there are no raw files.
+
+    Raises:
+        ValueError: A `source` is given, or a size is out of range.
+    """
+    if source is not None:
+        raise ValueError(f"source={str(source)!r}: the synthetic dataset has no files; omit it")
+    kinds = user_kinds(config.synthetic)
+    random = np.random.default_rng([config.synthetic.seed, 1])
+    sequences = np.concatenate([_profiles(kinds, random), _chains(kinds, random)], axis=1)
+    users, positions = np.indices(sequences.shape)
+    start = FIRST_TIMESTAMP_MS + users * (24 * 60 * MINUTE_MS)
+    interactions = pd.DataFrame(
+        {
+            "user_id": users.ravel(),
+            "item_id": sequences.ravel(),
+            "position": positions.ravel(),
+            "timestamp": (start + positions * MINUTE_MS).ravel(),
+        }
+    )
+    return interactions, titles(config.synthetic.num_kinds), {}
+
+
+def _check(config: SyntheticConfig) -> None:
+    if not 1 <= config.num_kinds <= len(STEPS):
+        raise ValueError(f"num_kinds={config.num_kinds}: choose 1 to {len(STEPS)}, one rule a kind")
+    if config.num_users < 10:
+        raise ValueError(f"num_users={config.num_users}: the 8:1:1 split needs at least 10 users")
+
+
+def _profiles(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Different profile items of each user's kind, in random order: [users, PROFILE_LENGTH]."""
+    order = random.random((len(kinds), POOL)).argsort(axis=1)[:, :PROFILE_LENGTH]
+    return NUM_CHAIN + POOL * kinds[:, None] + order
+
+
+def _chains(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Chain items of each user: [users, CHAIN_LENGTH]."""
+    chains = random.integers(NUM_CHAIN, size=(len(kinds), CHAIN_LENGTH))
+    follows = random.random(chains.shape) < FOLLOW
+    for step in range(1, CHAIN_LENGTH):
+        ruled = successors(kinds, chains[:, step - 1])
+        chains[:, step] = np.where(follows[:, step], ruled, chains[:, step])
+    return chains
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Expected HR@1 of ideal predictors on windows whose last two items are chain items."""
+
+    oracle: float
+    """Knows the kind, the last item and the candidates."""
+
+    last_item: float
+    """Knows the last item and the candidates, not the kind."""
+
+
+def ceilings(num_kinds: int = len(STEPS), num_candidates: int = 20) -> Ceilings:
+    """What is attainable when `num_candidates - 1` negatives are uniform over all other items.
+
+    With f = FOLLOW, C = 16 chain items, N = C + 4 `num_kinds` items and m = num_candidates - 1:
+    every set of m negatives is equally likely whatever the target, so the candidates change no
+    ratio of probabilities, and the best answer is the candidate with the highest prior.
+
+    Let k kinds be equally likely to the predictor: 1 for the oracle, `num_kinds` for the last item.
+    The k successors share the prior S = f + (1 - f) k/C; the other chain items share 1 - S equally;
+    a profile item has none. The predictor guesses among the successors present or, when none is,
+    among the chain candidates:
+
+        S E[1 / (1 + H(N - 1, k - 1, m))]
+        + (1 - S) P(H(N - 1, k, m) = 0) E[1 / (1 + H(N - 1 - k, C - 1 - k, m))]
+
+    where H(n, j, m) is hypergeometric: how many of j marked items are among m draws out of n.
+
+    Windows whose target is a profile item or the chain's start are not covered.
+    """
+    num_items, draws = NUM_CHAIN + POOL * num_kinds, num_candidates - 1
+    if not 1 <= draws < num_items:
+        raise ValueError(f"num_candidates={num_candidates}: choose 2 to {num_items}, the catalogue")
+
+    def expected(kinds: int) -> float:
+        ruled = FOLLOW + (1 - FOLLOW) * kinds / NUM_CHAIN
+        absent = _hypergeometric(num_items - 1, kinds, draws)[0]
+        guess = _inverse(num_items - 1 - kinds, NUM_CHAIN - 1 - kinds, draws) if absent else 0.0
+        return ruled * _inverse(num_items - 1, kinds - 1, draws) + (1 - ruled) * absent * guess
+
+    return Ceilings(oracle=expected(1), last_item=expected(num_kinds))
+
+
+def _hypergeometric(total: int, marked: int, draws: int) -> list[float]:
+    """Probabilities of 0, 1, 2, .. marked items among `draws` of `total`."""
+    most = min(marked, draws)
+    ways = [comb(marked, hits) * comb(total - marked, draws - hits) for hits in range(most + 1)]
+    return [way / comb(total, draws) for way in ways]
+
+
+def _inverse(total: int, marked: int, draws: int) -> float:
+    """E[1 / (1 + H)]: the chance of one right item among H equally plausible wrong ones."""
+    chances = _hypergeometric(total, marked, draws)
+    return sum(chance / (1 + hits) for hits, chance in enumerate(chances))

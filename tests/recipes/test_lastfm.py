@@ -1,0 +1,215 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recipes.data import lastfm
+from recipes.data.candidates import draw_candidates
+from recipes.data.prepare import prepare
+from recipes.data.sequences import sliding_windows
+from recipes.data.tables import PreparedData
+from recipes.experiment import PrepareConfig, Protocol
+
+GENUINE = Path(__file__).resolve().parents[2] / ".." / "shared/data/raw/hetrec2011-lastfm-2k"
+needs_genuine = pytest.mark.skipif(
+    not GENUINE.is_dir(), reason=f"the official files are not in {GENUINE}"
+)
+
+ARTISTS = {
+    10: "Björk",
+    20: "Sigur Rós ",
+    30: '"Weird Al" Yankovic',
+    40: "NA",
+    50: "Few",
+    60: "宇多田",
+}
+TAGGED = {
+    # user: (date of the first row of each pair, artists in file order)
+    2: ("1 1 2009", [20, 30, 40, 60]),
+    3: ("1 1 2006", [10, 20, 30, 40, 60, 99]),
+    4: ("1 1 2001", [10, 20, 50, 60, 99]),
+    5: ("1 1 2006", [10, 20, 30, 40, 50, 60]),
+    7: ("1 1 2005", [10, 20, 30, 40, 50, 99]),
+    8: ("1 1 2010", [10, 20, 30, 40, 99]),
+    9: ("1 1 2004", [10, 20, 30, 40, 99]),
+}
+LATER_ROWS = {(2, 20): "5 6 2003", (2, 60): "2 1 2009", (8, 10): "3 2 2011"}
+"""A second tag of the pair; (2, 20) is dated before the first row of the file."""
+FIRST_ROWS = {(2, 30): "7 3 2008", (2, 60): "1 1 2007"}
+"""First rows that differ from their user's date."""
+
+# Worked out by hand. Artist 99 has no name; 50 has 3 users; user 4 is left with 3 artists, but
+# counts towards the 4 users of artist 60. Ids by first appearance: 20, 30, 40, 60, 10. Ranked by
+# first rows: 9 (2004), 7 (2005), 3 and 5 (2006, a tie), 2 (2007), 8 (2010).
+TITLES = ["Sigur Rós", '"Weird Al" Yankovic', "NA", "宇多田", "Björk"]
+SPLIT = {9: "train", 7: "train", 3: "train", 5: "train", 2: "val", 8: "test"}
+FILE_ORDER = {
+    9: [4, 0, 1, 2],
+    7: [4, 0, 1, 2],
+    3: [4, 0, 1, 2, 3],
+    5: [4, 0, 1, 2, 3],
+    2: [0, 1, 2, 3],
+    8: [4, 0, 1, 2],
+}
+
+
+def tagging_lines() -> list[str]:
+    lines = ["userID\tartistID\ttagID\tday\tmonth\tyear"]
+    for user, (date, artists) in TAGGED.items():
+        for artist in artists:
+            dates = [FIRST_ROWS.get((user, artist), date)]
+            dates += [LATER_ROWS[user, artist]] if (user, artist) in LATER_ROWS else []
+            lines += ["\t".join([str(user), str(artist), "13", *day.split()]) for day in dates]
+    return lines
+
+
+def artist_lines() -> list[str]:
+    rows = [f"{id}\t{name}\thttp://www.last.fm/music/{id}\t" for id, name in ARTISTS.items()]
+    return ["id\tname\turl\tpictureURL", *rows]
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Raw files in the official format: tab-separated, CRLF, UTF-8 names, no quoting."""
+    contents = {lastfm.ARTISTS: artist_lines(), lastfm.TAGGINGS: tagging_lines()}
+    for name, lines in contents.items():
+        (tmp_path / name).write_bytes(("\r\n".join(lines) + "\r\n").encode())
+    rows = {name: len(lines) - 1 for name, lines in contents.items()}
+    monkeypatch.setattr(lastfm, "OFFICIAL_ROWS", rows)
+    return tmp_path
+
+
+def read(folder: Path, protocol: Protocol) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
+    return lastfm.read(PrepareConfig(dataset="lastfm", protocol=protocol), folder)
+
+
+def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
+    return {
+        int(user): rows["item_id"].tolist()
+        for user, rows in interactions.groupby("user_id", sort=False)
+    }
+
+
+def test_llara_takes_file_order_and_ranks_users_by_first_rows(raw: Path) -> None:
+    interactions, titles, checksums = read(raw, "llara")
+    assert titles == TITLES
+    assert sequences(interactions) == FILE_ORDER
+    assert list(sequences(interactions)) == list(SPLIT)
+    assert interactions.groupby("user_id")["split"].first().to_dict() == SPLIT
+    assert sorted(checksums) == ["artists.dat", "user_taggedartists.dat"]
+
+
+def test_chronological_takes_the_date_of_the_first_tag_and_keeps_file_order_in_ties(
+    raw: Path,
+) -> None:
+    interactions, titles, _ = read(raw, "chronological")
+    # 20 in 2003 (its second row), 60 in 2007, 30 in 2008, 40 in 2009.
+    assert sequences(interactions) == FILE_ORDER | {2: [0, 3, 1, 2]}
+    assert titles == TITLES
+    assert interactions.groupby("user_id")["split"].first().to_dict() == SPLIT
+
+
+def test_timestamps_are_midnights_in_milliseconds(raw: Path) -> None:
+    interactions, _, _ = read(raw, "chronological")
+    user = interactions[interactions["user_id"] == 2]
+    days = ["2003-06-05", "2007-01-01", "2008-03-07", "2009-01-01"]
+    assert user["timestamp"].tolist() == [pd.Timestamp(day).value // 10**6 for day in days]
+    assert user["position"].tolist() == [0, 1, 2, 3]
+
+
+def test_line_ends_do_not_matter(raw: Path) -> None:
+    expected, titles, _ = read(raw, "llara")
+    for path in raw.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    interactions, same_titles, _ = read(raw, "llara")
+    pd.testing.assert_frame_equal(interactions, expected)
+    assert same_titles == titles
+
+
+@pytest.mark.parametrize("name", [lastfm.ARTISTS, lastfm.TAGGINGS])
+def test_a_missing_or_renamed_file_is_named_with_the_remedy(raw: Path, name: str) -> None:
+    (raw / name).rename(raw / f"{name}.txt")
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing.*--prepare\.source"):
+        read(raw, "llara")
+
+
+@pytest.mark.parametrize("name", [lastfm.ARTISTS, lastfm.TAGGINGS])
+def test_a_file_under_another_name_is_refused(raw: Path, name: str) -> None:
+    (raw / name).write_bytes(b"userID\tfriendID\r\n2\t275\r\n")
+    with pytest.raises(ValueError, match=f"{name} is not the official file"):
+        read(raw, "llara")
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [(lastfm.TAGGINGS, count) for count in (3, 6, 12, 40)]
+    + [(lastfm.ARTISTS, count) for count in (31, 33, 34, 43, 60)],
+)
+def test_a_truncated_file_is_refused(raw: Path, name: str, missing: int) -> None:
+    path = raw / name
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(ValueError, match=rf"{name} is not the official file, or is truncated"):
+        read(raw, "llara")
+
+
+@pytest.mark.parametrize("date", ["31\t2\t2009", "1\t1\t20", "1\t1\t", "x\t1\t2009"])
+def test_a_row_without_a_date_is_refused(raw: Path, date: str) -> None:
+    path = raw / lastfm.TAGGINGS
+    path.write_bytes(path.read_bytes().replace(b"1\t1\t2010", date.encode(), 1))
+    with pytest.raises(ValueError, match=r"user_taggedartists\.dat is not the official file"):
+        read(raw, "llara")
+
+
+def test_names_in_another_encoding_are_refused(raw: Path) -> None:
+    path = raw / lastfm.ARTISTS
+    path.write_bytes(path.read_bytes().replace("Björk".encode(), "Björk".encode("latin-1")))
+    with pytest.raises(ValueError, match=r"artists\.dat is not the official file"):
+        read(raw, "llara")
+
+
+@needs_genuine
+@pytest.mark.parametrize("protocol", ["llara", "chronological"])
+def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: Protocol) -> None:
+    prepare(PrepareConfig(dataset="lastfm", protocol=protocol, source=str(GENUINE)), tmp_path)
+    counts = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["counts"]
+    assert counts["interactions"] == 56_794
+    assert counts["items"] == 4606
+    assert counts["duplicate_titles"] == 0
+    assert counts["users"] == {"train": 976, "val": 122, "test": 122}
+    assert counts["windows"]["train"] == 50_800
+    assert counts["windows"]["test"] == 2861
+    assert counts["windows_with_history_of_3"]["train"] == 47_872
+    usable = counts["last_windows_with_history_of_3"]
+    assert (usable["val"], usable["test"]) == (122, 122)
+
+    test = PreparedData.load(tmp_path).split("test")
+    assert len(test) == 2861 and test.is_last.sum() == 122
+    assert ((test.candidates == test.targets[:, None]).sum(axis=1) == 1).all()
+    assert not (test.candidates[:, :, None] == test.histories[:, None, :]).any()
+
+
+@needs_genuine
+@pytest.mark.parametrize(("protocol", "hit_ratio"), [("llara", 0.32), ("chronological", 0.20)])
+def test_the_next_artist_id_is_as_good_a_guess_as_documented(
+    protocol: Protocol, hit_ratio: float
+) -> None:
+    interactions, titles, _ = read(GENUINE, protocol)
+    names = pd.read_csv(
+        GENUINE / lastfm.ARTISTS, sep="\t", quoting=3, usecols=["id", "name"], encoding="utf-8"
+    )
+    artist_ids = names.set_index(names["name"].str.strip())["id"].loc[titles].to_numpy()
+    windows = sliding_windows(interactions, 10)
+    rows = ((windows.table["split"] == "test") & windows.table["is_last"]).to_numpy()
+    histories, targets = windows.histories[rows], windows.targets[rows]
+    hits = []
+    for seed in range(50):
+        candidates = draw_candidates(histories, targets, len(titles), 20, seed, "test")
+        ids = artist_ids[candidates]
+        above = np.where(ids > artist_ids[histories[:, -1:]], ids, np.iinfo(np.int64).max)
+        hits.append(candidates[np.arange(len(ids)), above.argmin(axis=1)] == targets)
+    assert np.mean(hits) == pytest.approx(hit_ratio, abs=0.02)
+    if protocol == "llara":
+        seen = np.where(histories >= 0, artist_ids[histories], 0)
+        assert (artist_ids[targets] > seen.max(axis=1)).all()
