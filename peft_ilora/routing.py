@@ -100,11 +100,16 @@ class _Frame:
     """Pushed by a forward's opening hook, so popped by its closing one."""
 
 
+class _Threads(threading.local):
+    def __init__(self) -> None:  # runs once in each thread
+        self.stack: list[_Frame] = []
+
+
 class RoutingState:
     """The bindings of a model, a stack for each thread."""
 
     def __init__(self) -> None:
-        self._threads = threading.local()
+        self._threads = _Threads()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RoutingState":
         return RoutingState()  # a copied model starts unbound
@@ -114,10 +119,7 @@ class RoutingState:
 
     @property
     def _stack(self) -> list[_Frame]:
-        stack = getattr(self._threads, "stack", None)
-        if stack is None:
-            stack = self._threads.stack = []
-        return stack
+        return self._threads.stack
 
     @property
     def current(self) -> Routing | None:
