@@ -1,0 +1,110 @@
+"""The state between two epochs, on disk: a killed training resumes to the same result.
+
+`checkpoint.json` names the tensors' file and is replaced last, so a kill at any moment leaves the
+old pair or the new one. There is no random state in it: every epoch draws from a seed of its own.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from recipes.artifacts import read_json, read_tensors, write_json, write_tensors
+
+INDEX = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to (a line of `history.json`)."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    """Mean cross-entropy of the train windows, nats, with dropout."""
+    val_ndcg_10: float
+    val_hr_1: float
+
+
+@dataclass
+class Progress:
+    """Everything besides the current weights and the optimiser."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    """0 before the first epoch."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path, identity: str, model: nn.Module, optimizer: Optimizer, progress: Progress
+) -> None:
+    """Write the state after the last epoch of `progress.history`.
+
+    Args:
+        folder: Belongs to the checkpoint alone; created.
+        identity: Names what is being trained; only a training of the same identity resumes.
+        model: Current weights.
+        optimizer: Adam; its state is read per parameter.
+        progress: Curve and best weights.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in progress.best_weights.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    name = f"epoch-{len(progress.history):04d}.safetensors"
+    write_tensors(folder / name, tensors)
+    index = {
+        "identity": identity,
+        "tensors": name,
+        "best_epoch": progress.best_epoch,
+        "history": [asdict(epoch) for epoch in progress.history],
+    }
+    write_json(folder / INDEX, index)
+    for path in folder.glob("epoch-*.safetensors"):
+        if path.name != name:
+            path.unlink()
+
+
+def load_checkpoint(
+    folder: Path, identity: str, model: nn.Module, optimizer: Optimizer
+) -> Progress:
+    """Put the saved state into `model` and `optimizer`, if there is one of this identity.
+
+    Returns:
+        The saved progress; an empty one if there is nothing to resume.
+    """
+    if not (folder / INDEX).exists():
+        return Progress()
+    index = read_json(folder / INDEX)
+    if index["identity"] != identity:
+        return Progress()
+    tensors = read_tensors(folder / index["tensors"])
+    model.load_state_dict(_under("model.", tensors))
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for name, tensor in _under("optimizer.", tensors).items():
+        number, key = name.split(".", 1)
+        state["state"].setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict(state)
+    return Progress(
+        history=[Epoch(**epoch) for epoch in index["history"]],
+        best_epoch=index["best_epoch"],
+        best_weights=_under("best.", tensors),
+    )
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint, if any."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

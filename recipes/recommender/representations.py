@@ -1,0 +1,79 @@
+"""What the recommender hands on: user representations and item embeddings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.artifacts import read_record, read_tensors
+from recipes.data.splits import SplitName
+from recipes.recommender.sasrec import SASRec
+
+ENCODED_AT_ONCE = 4096
+"""Histories."""
+SCORED_AT_ONCE = 2**17
+"""(row, candidate) pairs. With these two, memory does not grow with the split."""
+
+
+@dataclass(frozen=True)
+class Representations:
+    """A trained recommender's vectors."""
+
+    users: dict[SplitName, Tensor]
+    """By split: float32 [rows, hidden]; row i belongs to row i of the split."""
+
+    items: Tensor
+    """float32 [num_items, hidden], by item id."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Representations":
+        """Read the recommender stage's folder.
+
+        Raises:
+            FileNotFoundError: The stage has not been run.
+        """
+        read_record(folder, "recommender")
+        users = read_tensors(folder / "representations.safetensors")
+        items = read_tensors(folder / "items.safetensors")["embeddings"]
+        return cls({"train": users["train"], "val": users["val"], "test": users["test"]}, items)
+
+    def scores(
+        self, split: SplitName, rows: Sequence[int] | np.ndarray, candidates: np.ndarray
+    ) -> Tensor:
+        """Scores of each row's candidates.
+
+        Args:
+            split: Name of the split.
+            rows: Rows of the split, n of them.
+            candidates: Item ids, int64 [n, c]; line i belongs to `rows[i]`.
+
+        Returns:
+            float32 [n, c]: representation . embedding.
+
+        Raises:
+            ValueError: `rows` and `candidates` are not equally long.
+        """
+        # Copies: tables from Parquet may be read-only arrays, which torch will not share.
+        index, wanted = torch.tensor(rows), torch.tensor(candidates)
+        if len(index) != len(wanted):
+            raise ValueError(
+                f"candidates has {len(wanted)} lines for {len(index)} rows: pass one line a row"
+            )
+        scores = torch.empty(wanted.shape, dtype=self.items.dtype)
+        step = max(1, SCORED_AT_ONCE // max(1, wanted.shape[1]))
+        for start in range(0, len(index), step):
+            chunk = slice(start, start + step)
+            users = self.users[split][index[chunk]]
+            # [n, hidden] . [n, c, hidden] -> [n, c]
+            scores[chunk] = torch.einsum("nh,nch->nc", users, self.items[wanted[chunk]])
+        return scores
+
+
+@torch.no_grad()
+def encode(model: SASRec, histories: Tensor) -> Tensor:
+    """User representations without dropout: int64 [rows, time] -> float32 [rows, hidden]."""
+    model.eval()
+    return torch.cat([model(chunk) for chunk in histories.split(ENCODED_AT_ONCE)])

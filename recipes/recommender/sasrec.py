@@ -1,0 +1,134 @@
+"""SASRec: causal self-attention over the last items of a user (Kang & McAuley, ICDM 2018)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recipes.data.ragged import PADDING
+
+
+class SASRec(nn.Module):
+    """History -> user representation; score of an item = representation . embedding, no bias.
+
+    One item table serves input and output (section III-E of the paper). Positions are counted from
+    the newest item, so it has the same position whatever the length of the history.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_items: int,
+        max_history: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.num_items = num_items
+        # One row more than there are items: padding, always zero.
+        self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=num_items)
+        self.positions = nn.Embedding(max_history, hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, dropout) for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.apply(_initialise)
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """The item table, float [num_items, hidden]."""
+        return self.items.weight[: self.num_items]
+
+    def states(self, histories: Tensor) -> Tensor:
+        """Hidden state after each item.
+
+        Args:
+            histories: int64 [rows, time], oldest first, left-padded with -1.
+
+        Returns:
+            float [rows, time, hidden]. A state sees its own and older items only. States at padding
+            are finite and mean nothing; so does the representation of an empty history.
+        """
+        real = histories != PADDING
+        time, longest = histories.shape[1], self.positions.num_embeddings
+        if time > longest:
+            raise ValueError(f"histories of width {time}: this model was built for {longest}")
+        hidden = self.items(torch.where(real, histories, self.num_items))
+        hidden = hidden * math.sqrt(hidden.shape[-1]) + self.positions.weight[longest - time :]
+        hidden = self.dropout(hidden)
+        mask = attention_mask(real)
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        return self.final_norm(hidden)
+
+    def forward(self, histories: Tensor) -> Tensor:
+        """User representations: float [rows, hidden], the states at the newest items."""
+        return self.states(histories)[:, -1]
+
+
+class Block(nn.Module):
+    """x + Dropout(Attention(LayerNorm(x))), then the same around a point-wise feed-forward net.
+
+    Equations 2-6 of the paper. The authors' code normalises the queries only; here, as in the
+    paper, keys and values are normalised too.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.value = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        hidden = hidden + self.dropout(self._attend(self.attention_norm(hidden), mask))
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+    def _attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        rows, time, width = hidden.shape
+        # [rows, time, hidden] -> [rows, heads, time, hidden / heads]
+        query, key, value = (
+            project(hidden).view(rows, time, self.num_heads, -1).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        rate = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+        return mixed.transpose(1, 2).reshape(rows, time, width)
+
+
+def attention_mask(real: Tensor) -> Tensor:
+    """Where a query (third axis) may look: bool [rows, 1, time, time] from bool [rows, time].
+
+    At older and equal positions that are no padding. Padding looks at itself, because a softmax
+    over nothing is NaN.
+    """
+    time = real.shape[1]
+    causal = torch.ones(time, time, dtype=torch.bool, device=real.device).tril()
+    itself = torch.eye(time, dtype=torch.bool, device=real.device)
+    return ((causal & real[:, None, :]) | itself)[:, None]
+
+
+def _initialise(module: nn.Module) -> None:
+    # Item vectors of about unit length: with the normalised state (length sqrt(d)) the first scores
+    # are of order 1, and the softmax over the catalogue starts near uniform.
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
