@@ -1,0 +1,116 @@
+"""Ranking and answer metrics for rows that each have exactly one relevant item.
+
+Every metric is a ratio of two sums over rows, so each comes as two functions: one outcome a row
+(what the bootstrap needs) and the ratio itself. Ranks start at 1. With sampled candidates (the
+paper: 20 of the catalogue) the figures say nothing certain about full rankings (Krichene and
+Rendle, 2020), so `sampled_label` belongs beside every one of them.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def rank_of_target(scores: npt.ArrayLike, target_index: npt.ArrayLike) -> Ints:
+    """Rank of the target among a row's candidates, ties counted against the method.
+
+    Args:
+        scores: float [n, c]; higher is better.
+        target_index: int [n]; the target's column.
+
+    Returns:
+        int64 [n]: 1 + the number of other candidates that score at least as high.
+
+    Raises:
+        ValueError: Shapes do not fit, an index is out of range, or a score is NaN.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    index = np.asarray(target_index, dtype=np.int64)
+    if values.ndim != 2 or index.shape != values.shape[:1]:
+        raise ValueError(
+            f"scores must be [n, c] and target_index [n]; got {values.shape} and {index.shape}"
+        )
+    if np.isnan(values).any():
+        raise ValueError("scores contains NaN, which has no rank: check the model that made it")
+    if index.size and not (index.min() >= 0 and index.max() < values.shape[1]):
+        raise ValueError(f"target_index must lie in [0, {values.shape[1]}), got {index}")
+    target = np.take_along_axis(values, index[:, None], axis=1)
+    return (values >= target).sum(axis=1, dtype=np.int64)
+
+
+def hits(ranks: npt.ArrayLike, k: int) -> Floats:
+    """1.0 for each row whose target is among the best `k`, else 0.0; float64 [n]."""
+    return (_checked(ranks, k) <= k).astype(np.float64)
+
+
+def hit_ratio(ranks: npt.ArrayLike, k: int) -> float:
+    """HitRatio@k: the share of rows whose target is among the best `k`."""
+    return float(hits(ranks, k).mean())
+
+
+def gains(ranks: npt.ArrayLike, k: int) -> Floats:
+    """Discounted gain of each row, 1 / log2(1 + rank) within the best `k`, else 0; float64 [n].
+
+    With one relevant item the ideal gain is 1, so this is NDCG@k of the row.
+    """
+    values = _checked(ranks, k)
+    return np.where(values <= k, 1.0 / np.log2(1.0 + values), 0.0)
+
+
+def ndcg(ranks: npt.ArrayLike, k: int) -> float:
+    """NDCG@k with one relevant item: the mean of `gains`."""
+    return float(gains(ranks, k).mean())
+
+
+def valid_ratio(valid: npt.ArrayLike) -> float:
+    """Share of all rows whose generated answer names exactly one candidate."""
+    return float(_some_rows(np.asarray(valid, dtype=np.float64)).mean())
+
+
+def hit_ratio_of_total(correct: npt.ArrayLike) -> float:
+    """Correct answers over ALL rows: an invalid answer is a miss (LLaRA's published figure)."""
+    return float(_some_rows(np.asarray(correct, dtype=np.float64)).mean())
+
+
+def hit_ratio_of_valid(correct: npt.ArrayLike, valid: npt.ArrayLike) -> float | None:
+    """Correct answers over VALID rows only (what iLoRA's code prints); None if none is valid.
+
+    Never comparable with `hit_ratio_of_total`: it forgives every invalid answer.
+    """
+    good, kept = np.asarray(correct, dtype=bool), np.asarray(valid, dtype=bool)
+    if (good & ~kept).any():
+        raise ValueError("correct marks rows that valid does not: an invalid answer is not correct")
+    return float(good.sum() / kept.sum()) if kept.any() else None
+
+
+def random_hit_ratio(k: int, num_candidates: int) -> float:
+    """Exact expectation of HitRatio@k for a uniformly random order."""
+    return min(k, num_candidates) / num_candidates
+
+
+def random_ndcg(k: int, num_candidates: int) -> float:
+    """Exact expectation of NDCG@k for a uniformly random order."""
+    places = np.arange(1, min(k, num_candidates) + 1)
+    return float((1.0 / np.log2(1.0 + places)).sum() / num_candidates)
+
+
+def sampled_label(num_candidates: int) -> str:
+    """The words that mark a figure as measured on sampled candidates."""
+    return f"{num_candidates} sampled candidates"
+
+
+def _checked(ranks: npt.ArrayLike, k: int) -> Floats:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    values = _some_rows(np.asarray(ranks, dtype=np.float64))
+    if values.min() < 1:
+        raise ValueError(f"ranks start at 1, got {values.min()}")
+    return values
+
+
+def _some_rows(values: Floats) -> Floats:
+    if values.size == 0:
+        raise ValueError("a metric of no rows is undefined: check split, rows and max_users")
+    return values

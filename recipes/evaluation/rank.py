@@ -1,0 +1,148 @@
+"""Likelihood ranking: log p(title | prompt) of every candidate, a true ranking by the LLM.
+
+The prompt is run once; its key-value cache is repeated for the candidates, whose tokens are run in
+one more forward. `tests/recipes/test_rank.py` holds this against whole sequences scored one by one.
+"""
+
+import inspect
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from recipes.data.splits import SplitName
+from recipes.evaluation.batching import batches_by_length
+from recipes.evaluation.metrics import Floats, Ints
+from recipes.llm.adapted import AdaptedModel, PromptInputs
+
+
+def score_candidates(
+    adapted: AdaptedModel,
+    split: SplitName,
+    rows: Sequence[int],
+    lengths: Ints,
+    candidates: Ints,
+    *,
+    batch_size: int,
+    length_normalised: bool = False,
+    title: str = "rank",
+) -> Floats:
+    """Score of each row's candidates, float64 [n, c]; higher is likelier.
+
+    Args:
+        adapted: Model, prompts and the answers' token ids.
+        split: "train", "val" or "test".
+        rows: n rows of the split.
+        lengths: int64 [n], tokens of each prompt (`prompt_lengths`).
+        candidates: int64 [n, c], item ids.
+        batch_size: Sequences (prompt x candidate) run at once, about.
+        length_normalised: Divide by the answer's tokens. The default, the plain sum with the
+            end-of-sequence token, is the log-probability of the answer; the mean is no probability
+            but does not favour short titles.
+        title: Name of the progress bar.
+    """
+    scores = np.empty(candidates.shape)
+    rows_at_once = max(1, batch_size // candidates.shape[1])
+    for batch in batches_by_length(lengths, rows_at_once, title):
+        inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
+        answers = [[adapted.answer_ids[item] for item in items] for items in candidates[batch]]
+        found = answer_log_probs(adapted.model, inputs, answers, length_normalised)
+        scores[batch] = found.double().cpu().numpy()
+    return _tied(scores, candidates, adapted.answer_ids)
+
+
+def _tied(scores: Floats, candidates: Ints, answer_ids: Sequence[Sequence[int]]) -> Floats:
+    """Give candidates of a row with the same title the same score, to the last bit.
+
+    Their sums differ by rounding, since a matrix product treats its rows differently, and a tie
+    that rounding breaks would be a coin toss instead of counting against the method.
+    """
+    titles: dict[tuple[int, ...], int] = {}
+    kinds = np.array([titles.setdefault(tuple(ids), len(titles)) for ids in answer_ids])
+    same = kinds[candidates]
+    # [n, c, c] -> [n, c]: the first column with the same title
+    first = (same[:, :, None] == same[:, None, :]).argmax(axis=2)
+    return np.take_along_axis(scores, first, axis=1)
+
+
+@torch.inference_mode()
+def answer_log_probs(
+    model: nn.Module,
+    inputs: PromptInputs,
+    answers: Sequence[Sequence[Sequence[int]]],
+    length_normalised: bool = False,
+) -> Tensor:
+    """Log p(answer tokens | prompt), summed over tokens; float32 [b, c].
+
+    Args:
+        model: A causal LM (adapted or not) that returns logits and a key-value cache.
+        inputs: b left-padded prompts.
+        answers: Token ids of c answers for each prompt, end-of-sequence included.
+        length_normalised: Mean over an answer's tokens in place of the sum.
+    """
+    choices = len(answers[0])
+    tokens, present = _right_padded(answers, inputs.attention_mask)  # both [b * c, l]
+    mask = inputs.attention_mask
+    prompt = model(
+        inputs_embeds=inputs.inputs_embeds,
+        attention_mask=mask,
+        use_cache=True,
+        **_accepted(model, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0), logits_to_keep=1),
+        **_routing(inputs, repeats=1),
+    )
+    # Left padding puts every prompt's last token into the last column, which predicts token 0.
+    first = prompt.logits[:, -1:].repeat_interleave(choices, dim=0)
+    log_probs = _log_probs(first, tokens[:, :1])
+    if tokens.shape[1] > 1:
+        cache = prompt.past_key_values
+        cache.batch_repeat_interleave(choices)
+        mask = mask.repeat_interleave(choices, dim=0)
+        steps = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        rest = model(
+            input_ids=tokens[:, :-1],
+            attention_mask=torch.cat([mask, present[:, :-1]], dim=1),
+            past_key_values=cache,
+            **_accepted(model, position_ids=mask.sum(dim=1, keepdim=True) + steps),
+            **_routing(inputs, repeats=choices),
+        )
+        log_probs = torch.cat([log_probs, _log_probs(rest.logits, tokens[:, 1:])], dim=1)
+    scores = (log_probs * present).sum(dim=1)
+    if length_normalised:
+        scores = scores / present.sum(dim=1)
+    return scores.view(len(answers), choices)
+
+
+def _right_padded(
+    answers: Sequence[Sequence[Sequence[int]]], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[b][c][tokens] -> token ids (0 where padded) and their mask, int64 [b * c, longest] each."""
+    flat = [list(answer) for row in answers for answer in row]
+    longest = max(len(answer) for answer in flat)
+    if min(len(answer) for answer in flat) == 0:
+        raise ValueError("an answer has no token: every title needs at least its end-of-sequence")
+    tokens = [answer + [0] * (longest - len(answer)) for answer in flat]
+    present = [[1] * len(answer) + [0] * (longest - len(answer)) for answer in flat]
+    return like.new_tensor(tokens), like.new_tensor(present)
+
+
+def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """[rows, l, vocabulary] logits and [rows, l] tokens -> float32 log-probabilities [rows, l]."""
+    values = logits.float()
+    chosen = values.gather(2, tokens.unsqueeze(2)).squeeze(2)
+    return chosen - values.logsumexp(dim=2)
+
+
+def _accepted(model: nn.Module, **optional: Tensor | int) -> dict[str, Tensor | int]:
+    """Those keywords that the model's forward has: without absolute positions it needs none."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    known = inspect.signature(base.forward).parameters
+    return {name: value for name, value in optional.items() if name in known}
+
+
+def _routing(inputs: PromptInputs, repeats: int) -> dict[str, Tensor]:
+    """The routing keyword for a forward of b * repeats rows; none for methods without routing."""
+    if inputs.routing_embeds is None:
+        return {}
+    return {"routing_embeds": inputs.routing_embeds.repeat_interleave(repeats, dim=0)}

@@ -1,0 +1,125 @@
+"""Predictions -> metrics of each method and differences between methods, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from recipes.evaluation.metrics import random_hit_ratio, random_ndcg, sampled_label
+from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
+from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
+
+SCORED = {"popularity": "train count", "sasrec": "SASRec score"}
+"""Methods that generate no text, and what they rank by."""
+ORDER = ("popularity", "sasrec", "lora", "lora-user-slot", "ilora")
+"""From simple to elaborate: a difference is the later method minus the earlier."""
+Entry = dict[str, Any]
+
+
+def summarise(
+    predictions: pd.DataFrame, ks: Sequence[int], num_candidates: int, resampling: Resampling
+) -> dict[str, list[dict[str, Any]]]:
+    """All metrics and differences of a table of predictions (`metrics.json`).
+
+    Returns:
+        `metrics`: one entry for each method and metric; `comparisons`: one for each pair of
+        methods and metric that both have.
+    """
+    tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
+    names = sorted(tables, key=ORDER.index)
+    metrics, comparisons = [], []
+    for metric in metrics_for(ks, num_candidates):
+        having = [name for name in names if metric.reads == "ranks" or name not in SCORED]
+        found = {name: outcomes_of(metric, tables[name]) for name in having}
+        metrics += [_metric_entry(metric, name, found[name], resampling) for name in having]
+        comparisons += [
+            _comparison_entry(metric, (later, found[later]), (earlier, found[earlier]), resampling)
+            for position, later in enumerate(having)
+            for earlier in having[:position]
+        ]
+    metrics += _exact_entries(ks, num_candidates, names)
+    return {"metrics": metrics, "comparisons": comparisons}
+
+
+def _metric_entry(metric: Metric, method: str, found: Outcomes, resampling: Resampling) -> Entry:
+    estimate = ratio_interval(*found.averaged(), found.user_ids, resampling)
+    entry: Entry = {
+        "method": method,
+        "key": metric.key,
+        "label": metric.label.format(source=SCORED.get(method, "likelihood")),
+        "seeds": found.seeds,
+        "per_seed": found.per_seed(),
+    }
+    return entry | (_undefined(found) if estimate is None else asdict(estimate))
+
+
+def _undefined(found: Outcomes) -> Entry:
+    """A ratio without a row that counts, such as hits of valid answers where none is valid."""
+    users = len(set(found.user_ids.tolist()))
+    return {"value": None, "num_rows": len(found.user_ids), "num_users": users}
+
+
+def _comparison_entry(
+    metric: Metric,
+    first: tuple[str, Outcomes],
+    second: tuple[str, Outcomes],
+    resampling: Resampling,
+) -> Entry:
+    (method, found), (other, baseline) = first, second
+    difference = paired_difference(
+        found.averaged(), baseline.averaged(), found.user_ids, resampling
+    )
+    entry: Entry = {
+        "method": method,
+        "baseline": other,
+        "key": metric.key,
+        "label": metric.label.format(source="ranking"),
+        "per_seed": _per_seed_differences(found, baseline),
+    }
+    if difference is None:
+        return entry | _undefined(found)
+    return entry | asdict(difference) | {"excludes_zero": difference.excludes_zero}
+
+
+def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | None]:
+    """Differences seed by seed; a baseline with a single seed stands against each of the seeds."""
+    theirs = baseline.per_seed()
+    if len(theirs) == 1:
+        theirs = theirs * len(found.seeds)
+    elif baseline.seeds != found.seeds:
+        return []
+    return [
+        None if mine is None or other is None else mine - other
+        for mine, other in zip(found.per_seed(), theirs, strict=True)
+    ]
+
+
+def _exact_entries(ks: Sequence[int], num_candidates: int, names: Sequence[str]) -> list[Entry]:
+    """Figures that need no data: a random order, and the validity of methods without text."""
+    sampled = f"(random order, exact, {sampled_label(num_candidates)})"
+    entries = [
+        _exact("random", f"{key}@{k}/ranking", f"{name}@{k} {sampled}", value(k, num_candidates))
+        for k in ks
+        for key, name, value in (
+            ("hit_ratio", "HitRatio", random_hit_ratio),
+            ("ndcg", "NDCG", random_ndcg),
+        )
+    ]
+    return entries + [
+        _exact(name, "valid_ratio/generation", "ValidRatio (by construction)", 1.0)
+        for name in names
+        if name in SCORED
+    ]
+
+
+def _exact(method: str, key: str, label: str, value: float) -> Entry:
+    return {
+        "method": method,
+        "key": key,
+        "label": label,
+        "value": value,
+        "low": value,
+        "high": value,
+        "interval": "exact",
+    }

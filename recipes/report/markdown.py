@@ -1,0 +1,248 @@
+"""RUN/report.md, written from results.json alone, for a reader who has not seen the code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from recipes.evaluation.summary import SCORED
+from recipes.report.naming import MEANINGS, NAMES, interval, per_seed
+from recipes.report.verdict import headlines, verdict
+
+Results = Mapping[str, Any]
+
+NOTHING = "There is nothing to compare."
+TEXT_COLUMNS = {
+    "hit_ratio@1/generation/total": "HitRatio@1 (generation, of total)",
+    "hit_ratio@1/generation/valid": "HitRatio@1 (generation, of valid)",
+    "valid_ratio/generation": "ValidRatio",
+}
+SUBSTRING_COLUMNS = {
+    "hit_ratio@1/substring/total": "HitRatio@1 (of total)",
+    "hit_ratio@1/substring/valid": "HitRatio@1 (of valid)",
+    "valid_ratio/substring": "ValidRatio",
+}
+
+
+def render(results: Results, plots: Sequence[str]) -> str:
+    """The report.
+
+    Args:
+        results: What `collect` returns.
+        plots: Names of the PNG files in `plots/`.
+    """
+    sections = [
+        _opening(results),
+        _what_was_run(results),
+        _methods(results),
+        _generated(results),
+        _ranked(results),
+        _differences(results),
+        _plots(results, plots),
+        _parameters(results),
+        _reproduce(results),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _opening(results: Results) -> str:
+    listed = headlines(results["comparisons"])
+    answer = " ".join(verdict(entry) for entry in listed[:2]) or NOTHING
+    notes = "\n".join(f"> - {caveat}" for caveat in results["caveats"])
+    return f"# {results['name']}\n\n**Result.** {answer}\n\n> **Read this first**\n>\n{notes}"
+
+
+def _what_was_run(results: Results) -> str:
+    dataset, evaluated, config = results["dataset"], results["evaluated"], results["config"]
+    counts, llm = dataset["counts"], results["llm"]
+    users = ", ".join(f"{count:,} {split}" for split, count in counts["users"].items())
+    size = f", {llm['parameters']:,} parameters" if "parameters" in llm else ""
+    seconds = results["seconds"]
+    hours = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
+    every = "each user's last window" if evaluated["rows"] == "last" else "every window"
+    return (
+        "## What was run\n\n"
+        "A recommender (SASRec) reads each user's history. A frozen language model reads a prompt "
+        "with the newest items of that history and a list of candidates, and names the next item. "
+        "Small adapters are trained on top of it; the question is which adapter answers best.\n\n"
+        f"- **Data:** `{dataset['dataset']}`, protocol `{dataset['protocol']}`: "
+        f"{counts['interactions']:,} interactions, {counts['items']:,} items; users: {users}.\n"
+        f"- **Language model:** `{llm['name']}`{size}.\n"
+        f"- **Evaluated rows:** {every} with at least {evaluated['min_history']} items of history, "
+        f"{evaluated['split']} split: n = {evaluated['num_rows']:,} rows of "
+        f"{evaluated['num_users']:,} users, {evaluated['num_candidates']} frozen candidates each.\n"
+        f"- **Seeds:** adapters with {_seeds(config['seeds'])}; one recommender "
+        f"(seed {config['recommender']['seed']}) for all.\n"
+        f"- **Time:** {hours}."
+    )
+
+
+def _methods(results: Results) -> str:
+    lines = "\n".join(f"- **{NAMES[method]}**: {MEANINGS[method]}." for method in _found(results))
+    return f"## Methods\n\n{lines}"
+
+
+def _generated(results: Results) -> str:
+    methods = [method for method in _found(results) if method not in (*SCORED, "random")]
+    return (
+        f"## Generated answers ({_sample(results)})\n\n"
+        "The model writes an answer greedily. It is **valid** when, apart from case and white "
+        "space, it is exactly one candidate's title. *Of total* counts an invalid answer as a "
+        "miss; *of valid* leaves it out, which flatters a model that often fails to answer. "
+        "Compare *of total*.\n\n"
+        f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
+        f"{_interval_note(results)}\n\n"
+        "<details><summary>The same answers under the reference's rule</summary>\n\n"
+        "The published code calls an answer valid when exactly one candidate title is a substring "
+        "of it. This voids a perfect answer whose title contains another candidate's, and accepts "
+        "a title inside a longer text.\n\n"
+        f"{_table(results, methods, SUBSTRING_COLUMNS)}\n\n</details>"
+    )
+
+
+def _ranked(results: Results) -> str:
+    ks = results["config"]["evaluate"]["ks"]
+    tables = [
+        _table(results, _found(results), {f"{key}@{k}/ranking": f"{name}@{k}" for k in cutoffs})
+        for key, name, cutoffs in (
+            ("hit_ratio", "HitRatio", ks),
+            ("ndcg", "NDCG", [k for k in ks if k > 1]),  # NDCG@1 is HitRatio@1
+        )
+    ]
+    mean = "mean" if results["config"]["evaluate"]["length_normalised"] else "sum"
+    return (
+        f"## Ranked candidates ({_sample(results)})\n\n"
+        "Every method scores all candidates of a row: an adapted language model by the likelihood "
+        f"of the title after the prompt ({mean} of its tokens' log-probabilities, end of sequence "
+        "included), SASRec by its score, popularity by train counts. Ties count against the "
+        f"method. A random order is the floor.{_ceilings(results)}\n\n" + "\n\n".join(tables)
+    )
+
+
+def _ceilings(results: Results) -> str:
+    if results["ceilings"] is None:
+        return ""
+    oracle, last_item = results["ceilings"]["oracle"], results["ceilings"]["last_item"]
+    return (
+        f" In this synthetic world the ceiling of HitRatio@1 is known: {oracle:.3f} for who knows "
+        f"the user's kind, {last_item:.3f} for who knows only the last item."
+    )
+
+
+def _differences(results: Results) -> str:
+    listed = headlines(results["comparisons"])
+    if not listed:
+        return f"## Differences\n\n{NOTHING}"
+    sentences = "\n".join(f"- {verdict(entry)}" for entry in listed)
+    rows = [
+        [
+            f"{NAMES[entry['method']]} − {NAMES[entry['baseline']]}",
+            entry["label"],
+            interval(entry, sign=True),
+            "–" if entry["value"] is None else f"{entry['share_above_zero']:.1%}",
+            per_seed(entry["per_seed"], sign=True),
+        ]
+        for entry in listed
+    ]
+    head = ["difference", "metric", "value [interval]", "resamples above zero", "seed by seed"]
+    return (
+        "## Differences\n\n"
+        "Both methods are taken on the same rows and the same resampled users.\n\n"
+        f"{sentences}\n\n{_markdown_table(head, rows)}\n\n"
+        "All other pairs and metrics are in `results.json`, under `comparisons`."
+    )
+
+
+def _plots(results: Results, plots: Sequence[str]) -> str:
+    titles = {
+        "hit_ratio.png": "HitRatio@1 of every method",
+        "loss.png": "Training loss",
+        "gates.png": "Gate weights of ten users",
+    }
+    images = [f"![{title}](plots/{name})" for name, title in titles.items() if name in plots]
+    gate = results["gates"].get("ilora")
+    if gate is not None:
+        shares = ", ".join(f"{weight:.2f}" for weight in gate["mean_weights"])
+        images.append(
+            f"Over all {gate['num_rows']:,} rows the experts get the mean weights {shares} (seed "
+            f"{gate['seed']}). The mean entropy of a row's weights is {gate['mean_entropy']:.2f} "
+            f"nats; {gate['uniform_entropy']:.2f} would be an even mixture, that is plain LoRA, "
+            "and 0 a choice of one expert."
+        )
+    return "## Plots\n\n" + "\n\n".join(images)
+
+
+def _parameters(results: Results) -> str:
+    groups = ("adapter", "gate", "projector", "total")
+    rows = [
+        [NAMES[method], *(f"{counts[group]:,}" for group in groups)]
+        for method, counts in results["trainable_parameters"].items()
+    ]
+    return "## Trainable parameters\n\n" + _markdown_table(["method", *groups], rows)
+
+
+def _reproduce(results: Results) -> str:
+    config = yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True)
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        "## How to reproduce\n\n"
+        "Save the configuration below as `experiment.yaml` and run\n\n"
+        "```sh\npython -m recipes run experiment.yaml\n```\n\n"
+        "Stages that are finished in `out` are not run again. "
+        f"Versions: {versions}. Other hardware may change the last digits.\n\n"
+        f"<details><summary>experiment.yaml</summary>\n\n```yaml\n{config}```\n\n</details>\n\n"
+        "`predictions.parquet` holds every single answer and score behind this report."
+    )
+
+
+def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str]) -> str:
+    entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
+    seeds = results["config"]["seeds"] > 1  # the first column's figures, one by one
+    rows = []
+    for method in methods:
+        cells = [entries.get((method, key)) for key in columns]
+        row = [NAMES[method], *("–" if cell is None else interval(cell) for cell in cells)]
+        rows.append([*row, per_seed((cells[0] or {}).get("per_seed", []))] if seeds else row)
+    head = ["method", *columns.values()]
+    first = next(iter(columns.values()))
+    return _markdown_table([*head, f"{first}, seed by seed"] if seeds else head, rows)
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _interval_note(results: Results) -> str:
+    settings = results["config"]["evaluate"]
+    note = (
+        f"In brackets: {settings['confidence']:.0%} intervals, {settings['bootstrap_samples']:,} "
+        "resamples of users with all their rows; outcomes are averaged over seeds first."
+    )
+    marked = any(entry.get("degenerate") for entry in results["metrics"])
+    dagger = (
+        " † Every resample gave the same figure; where all or none hit, the interval is Wilson's "
+        "score interval, one trial a user."
+    )
+    return note + (dagger if marked else "")
+
+
+def _found(results: Results) -> list[str]:
+    present = {entry["method"] for entry in results["metrics"]}
+    return [method for method in NAMES if method in present]
+
+
+def _sample(results: Results) -> str:
+    evaluated = results["evaluated"]
+    return (
+        f"n = {evaluated['num_rows']:,} rows, {evaluated['num_users']:,} users, "
+        f"{evaluated['num_candidates']} sampled candidates"
+    )
+
+
+def _seeds(count: int) -> str:
+    return "seed 0" if count == 1 else f"seeds 0 to {count - 1}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

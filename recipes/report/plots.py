@@ -1,0 +1,211 @@
+"""The three figures of a report, drawn without pyplot: no global state, no display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from recipes.artifacts import written_whole
+from recipes.evaluation.metrics import Floats
+from recipes.report.naming import NAMES
+
+LineStyle = str | tuple[float, Sequence[float]]
+# Okabe and Ito's palette: told apart under the common colour-vision deficiencies.
+METHOD_STYLES: dict[str, tuple[str, LineStyle]] = {
+    "lora": ("#0072B2", "solid"),
+    "lora-user-slot": ("#009E73", (0, (4, 2))),
+    "ilora": ("#D55E00", "solid"),
+}
+"""Colour and line of a method; the dashes show a curve that lies under another."""
+KINDS = {
+    "hit_ratio@1/generation/total": ("generated answer, of total", "#0072B2"),
+    "hit_ratio@1/ranking": ("ranked candidates", "#E69F00"),
+}
+"""Metrics in the bar chart: legend and colour."""
+CEILINGS = {
+    "last_item": ("ceiling given the last item", (0, (1, 1.5))),
+    "oracle": ("ceiling given the user's kind", (0, (5, 1.5, 1, 1.5))),
+}
+"""Attainable HitRatio@1 of the synthetic world: legend and line style."""
+WINDOW = 5
+"""Logged points in the moving average of the loss curves, at most."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def loss_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
+    """Training loss by method.
+
+    Args:
+        curves: For each method the loss curve of each seed: `{"step": ..., "loss": ...}` points.
+    """
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for method, seeds in curves.items():
+        steps = np.array([point["step"] for point in seeds[0]])
+        losses = np.array([[point["loss"] for point in curve] for curve in seeds])
+        colour, style = METHOD_STYLES[method]
+        for line in losses:
+            axes.plot(steps, line, color=colour, alpha=0.25, linewidth=0.9)
+        window = smoothing_window(len(steps))
+        smooth = moving_average(losses.mean(axis=0), window)
+        axes.plot(steps, smooth, color=colour, linestyle=style, linewidth=2.2, label=NAMES[method])
+    first = next(iter(curves.values()))
+    seeds_shown, window = len(first), smoothing_window(len(first[0]))
+    average = f"moving average over {window} logged points" if window > 1 else "mean over seeds"
+    axes.set_title(
+        f"Training loss, {seeds_shown} {'seed' if seeds_shown == 1 else 'seeds'}\n"
+        f"bold: {average}; thin: each seed as logged",
+        fontsize=11,
+    )
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("cross entropy of the answer (nats per token)")
+    _clean(axes)
+    axes.legend(frameon=False)
+    return figure
+
+
+def smoothing_window(points: int) -> int:
+    """Points of the moving average: odd, at most `WINDOW` and about a sixth of the curve."""
+    return min(WINDOW, (points // 6) | 1)
+
+
+def moving_average(values: Floats, window: int) -> Floats:
+    """Centred moving average; at the ends over the points that exist. float64 [n] -> [n]."""
+    kernel = np.ones(window)
+    # "full" cut by hand: "same" would return the window's length for shorter curves.
+    start = (window - 1) // 2
+    cut = slice(start, start + len(values))
+    counts = np.convolve(np.ones(len(values)), kernel)[cut]
+    return np.convolve(values, kernel)[cut] / counts
+
+
+def gate_figure(method: str, summary: Mapping[str, Any]) -> Figure:
+    """Heat map of `gates.json`'s users by expert, with the mean over all rows below them."""
+    shown = np.array(summary["weights"])
+    table = np.vstack([shown, summary["mean_weights"]])
+    users = [f"user {user}" for user in summary["user_ids"]]
+    figure = Figure(figsize=(1.6 + 1.15 * table.shape[1] + 1.2, 1.7 + 0.36 * len(table)))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        colour = "black" if value > 0.55 else "white"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+    axes.axhline(len(shown) - 0.5, color="white", linewidth=3)
+    axes.set_xticks(range(table.shape[1]), [f"expert {k + 1}" for k in range(table.shape[1])])
+    axes.set_yticks(range(len(table)), [*users, f"mean of {summary['num_rows']} rows"])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(
+        f"{NAMES[method]}: gate weights of {len(shown)} users, seed {summary['seed']}\n"
+        f"mean entropy {summary['mean_entropy']:.2f} nats (uniform: "
+        f"{summary['uniform_entropy']:.2f})",
+        fontsize=11,
+    )
+    figure.colorbar(image, ax=axes, label="weight of the expert", ticks=[0, 0.25, 0.5, 0.75, 1])
+    return figure
+
+
+def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
+    """HitRatio@1 of every method as bars with intervals, and what a random order would score."""
+    entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
+    bars = [
+        (method, kind, entries[method, kind])
+        for method in NAMES
+        for kind in KINDS
+        if method != "random" and entries.get((method, kind), {}).get("value") is not None
+    ]
+    centres, labels = _bar_positions([method for method, _, _ in bars])
+    figure = Figure(figsize=(8, 2.1 + 0.5 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    for (_, kind, entry), centre in zip(bars, centres, strict=True):
+        _bar(axes, centre, entry, *KINDS[kind])
+    evaluated = results["evaluated"]
+    chance = 1 / evaluated["num_candidates"]
+    line = f"random order ({chance:.3f})"
+    axes.axvline(chance, color="black", linestyle="--", linewidth=1.2, label=line)
+    for name, ceiling in (results["ceilings"] or {}).items():
+        label, style = CEILINGS[name]
+        line = f"{label} ({ceiling:.3f})"
+        axes.axvline(ceiling, color="#666666", linestyle=style, linewidth=1.4, label=line)
+    axes.set_yticks([centre for centre, _ in labels], [NAMES[method] for _, method in labels])
+    axes.set_ylim(max(centres) + 0.75, min(centres) - 0.75)
+    marks = [chance, *(results["ceilings"] or {}).values()]
+    axes.set_xlim(0, max(*marks, *(entry["high"] for _, _, entry in bars)) * 1.12)
+    axes.set_xlabel(f"HitRatio@1 (share of rows), {evaluated['num_candidates']} sampled candidates")
+    axes.set_title(_hit_ratio_title(results), fontsize=11)
+    _legend(figure, axes)
+    _clean(axes)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _hit_ratio_title(results: Mapping[str, Any]) -> str:
+    """A figure travels alone, so it says itself what it was measured on."""
+    evaluated, config = results["evaluated"], results["config"]
+    llm = "stand-in language model" if results["llm"]["stand_in"] else results["llm"]["name"]
+    circles = "; circles: single seeds" if config["seeds"] > 1 else ""
+    return (
+        f"{results['name']}, {llm}\n"
+        f"n = {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
+        f"{evaluated['split']} split\n"
+        f"lines: {config['evaluate']['confidence']:.0%} intervals over users{circles}"
+    )
+
+
+def _bar_positions(methods: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Heights of the bars, those of one method close together; (centre, method) of each group."""
+    positions: list[float] = []
+    groups: dict[str, list[float]] = {}
+    for index, method in enumerate(methods):
+        if index:
+            positions.append(positions[-1] + (0.8 if method == methods[index - 1] else 1.25))
+        else:
+            positions.append(0.0)
+        groups.setdefault(method, []).append(positions[-1])
+    return positions, [(sum(group) / len(group), method) for method, group in groups.items()]
+
+
+def _bar(axes: Axes, centre: float, entry: Mapping[str, Any], label: str, colour: str) -> None:
+    value, low, high = entry["value"], entry["low"], entry["high"]
+    axes.barh(centre, value, height=0.7, color=colour, label=label, alpha=0.85)
+    axes.errorbar(
+        value, centre, xerr=[[value - low], [high - value]], color="black", capsize=4, linewidth=1.4
+    )
+    seeds = [figure for figure in entry["per_seed"] if figure is not None]
+    if len(seeds) > 1:
+        axes.scatter(
+            seeds, [centre] * len(seeds), s=22, facecolors="white", edgecolors="black", zorder=3
+        )
+    axes.annotate(
+        f"{value:.3f}", (high, centre), xytext=(6, 0), textcoords="offset points", va="center"
+    )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One entry for each kind of bar and one for the random order, below the axes."""
+    handles, labels = axes.get_legend_handles_labels()
+    by_label = dict(zip(reversed(labels), reversed(handles), strict=True))
+    known = [label for label, _ in KINDS.values() if label in by_label]
+    order = [*known, *(label for label in by_label if label not in known)]
+    figure.legend(
+        [by_label[label] for label in order],
+        order,
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x" if axes.patches else "both", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,52 @@
+"""RUN/summary.txt: the result in a screenful."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.report.naming import NAMES, interval
+from recipes.report.verdict import headlines, verdict
+
+COLUMNS = {
+    "hit_ratio@1/generation/total": "HitRatio@1 generated, of total",
+    "valid_ratio/generation": "ValidRatio",
+    "hit_ratio@1/ranking": "HitRatio@1 ranked",
+}
+
+
+def summary_text(results: Mapping[str, Any], report: Path) -> str:
+    """Table of the main figures, the first comparison in words, and where the report is.
+
+    Args:
+        results: What `collect` returns.
+        report: Path of report.md.
+    """
+    evaluated = results["evaluated"]
+    entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
+    present = [method for method in NAMES if any(method == found for found, _ in entries)]
+    rows = [["method", *COLUMNS.values()]]
+    for method in present:
+        cells = [entries.get((method, key)) for key in COLUMNS]
+        rows.append([NAMES[method], *("–" if cell is None else interval(cell) for cell in cells)])
+    table, llm = _aligned(rows), results["llm"]
+    toy = " (a toy made on the spot: no statement about real ones)" if llm["stand_in"] else ""
+    lines = [
+        f"{results['name']}: {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
+        f"{evaluated['split']} split, {evaluated['num_candidates']} sampled candidates",
+        f"language model: {llm['name']}{toy}",
+        "",
+        *table,
+        *(["† all or none hit: Wilson's interval"] if "†" in "".join(table) else []),
+        "",
+        *(verdict(entry).replace("**", "") for entry in headlines(results["comparisons"])[:2]),
+        f"report: {report}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

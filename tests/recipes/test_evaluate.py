@@ -1,0 +1,329 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recipes.artifacts import read_json, read_table, run_stage, write_tensors
+from recipes.data.prepare import prepare
+from recipes.data.tables import PreparedData, Split
+from recipes.evaluation import parts, predictions
+from recipes.evaluation.baselines import popularity_scores
+from recipes.evaluation.evaluate import evaluate
+from recipes.evaluation.gates import gate_summary
+from recipes.evaluation.rows import evaluated_rows
+from recipes.evaluation.statistics import Resampling
+from recipes.evaluation.summary import summarise
+from recipes.experiment import EvaluateConfig, PrepareConfig, SyntheticConfig
+
+METHODS = ["lora", "ilora"]
+CONFIG = EvaluateConfig(ks=[1, 5], bootstrap_samples=200)
+
+
+class FakeAdapted:
+    """Names the target in every `every`-th row and babbles in the others; likelihoods alike."""
+
+    def __init__(self, data: PreparedData, every: int, gated: bool) -> None:
+        self.data, self.every, self.gated = data, every, gated
+
+    def knows(self, row: int) -> bool:
+        return row % self.every == 0
+
+    def gate_weights(self, split, rows):
+        weights = torch.tensor([row / 1000 for row in rows])
+        return torch.stack([weights, 1 - weights], dim=1) if self.gated else None
+
+
+def fake_lengths(adapted, split, rows, batch_size):
+    return np.ones(len(rows), dtype=np.int64)
+
+
+def fake_answers(adapted, split, rows, lengths, **_):
+    targets = adapted.data.split(split).targets
+    return [adapted.data.titles[targets[row]] if adapted.knows(row) else "?" for row in rows]
+
+
+def fake_scores(adapted, split, rows, lengths, candidates, **_):
+    targets = adapted.data.split(split).targets[rows]
+    known = np.array([adapted.knows(row) for row in rows])
+    return np.where(candidates == targets[:, None], np.where(known, 1.0, -1.0)[:, None], 0.0)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run whose stages before `evaluate` are finished, with fake adapters."""
+    prepare(PrepareConfig(synthetic=SyntheticConfig(num_users=80)), tmp_path / "prepare")
+    data = PreparedData.load(tmp_path / "prepare")
+
+    def vectors():
+        users = {name: torch.ones(len(split), 2) for name, split in data.splits.items()}
+        write_tensors(tmp_path / "recommender" / "representations.safetensors", users)
+        items = torch.arange(data.num_items).float()[:, None].repeat(1, 2)
+        write_tensors(tmp_path / "recommender" / "items.safetensors", {"embeddings": items})
+
+    run_stage("recommender", tmp_path / "recommender", {"seed": 7}, {}, vectors)
+    for method in METHODS:
+        for seed in range(2):
+            folder = tmp_path / "adapt" / f"{method}-seed{seed}"
+            run_stage("adapt", folder, {"method": method, "seed": seed}, {}, lambda: None)
+    loaded = []
+
+    def load_adapted(run, method, seed):
+        loaded.append(f"{method}-seed{seed}")
+        return FakeAdapted(data, {"lora": 4, "ilora": 2}[method], gated=method == "ilora")
+
+    monkeypatch.setattr(parts, "load_adapted", load_adapted)
+    monkeypatch.setattr(predictions, "prompt_lengths", fake_lengths)
+    monkeypatch.setattr(predictions, "generate_answers", fake_answers)
+    monkeypatch.setattr(predictions, "score_candidates", fake_scores)
+    return tmp_path, data, loaded
+
+
+def entry_of(metrics, method, key):
+    (found,) = [e for e in metrics["metrics"] if (e["method"], e["key"]) == (method, key)]
+    return found
+
+
+def test_metrics_are_those_of_the_answers_and_scores(run):
+    folder, data, _ = run
+    evaluate(CONFIG, folder, METHODS, 2)
+    metrics = read_json(folder / "evaluate" / "metrics.json")
+    rows = np.flatnonzero(data.split("test").is_last)
+    for method, every in (("lora", 4), ("ilora", 2)):
+        share = np.mean(rows % every == 0)
+        assert 0 < share < 1
+        total = entry_of(metrics, method, "hit_ratio@1/generation/total")
+        assert total["value"] == pytest.approx(share)
+        assert total["label"] == "HitRatio@1 (generation, of total, 20 sampled candidates)"
+        assert total["low"] <= share <= total["high"]
+        assert (total["seeds"], total["per_seed"]) == ([0, 1], [total["value"]] * 2)
+        assert (total["num_rows"], total["num_users"]) == (8, 8)
+        assert entry_of(metrics, method, "hit_ratio@1/generation/valid")["value"] == 1.0
+        assert entry_of(metrics, method, "valid_ratio/generation")["value"] == pytest.approx(share)
+        ranked = entry_of(metrics, method, "hit_ratio@5/ranking")
+        assert ranked["value"] == pytest.approx(share)
+        assert ranked["label"] == "HitRatio@5 (likelihood, 20 sampled candidates)"
+    assert entry_of(metrics, "random", "hit_ratio@5/ranking")["value"] == 0.25
+    assert entry_of(metrics, "sasrec", "valid_ratio/generation")["value"] == 1.0
+    assert entry_of(metrics, "sasrec", "hit_ratio@1/ranking")["seeds"] == [7]
+
+
+def test_a_difference_is_ilora_minus_lora_on_the_same_rows(run):
+    folder, _, _ = run
+    evaluate(CONFIG, folder, METHODS, 2)
+    metrics = read_json(folder / "evaluate" / "metrics.json")
+    key = "hit_ratio@1/generation/total"
+    (found,) = [entry for entry in metrics["comparisons"] if entry["key"] == key]
+    assert (found["method"], found["baseline"]) == ("ilora", "lora")
+    ilora, lora = (entry_of(metrics, method, key)["value"] for method in ("ilora", "lora"))
+    assert found["value"] == pytest.approx(ilora - lora)
+    assert found["per_seed"] == pytest.approx([ilora - lora] * 2)
+    ranked = [(e["method"], e["baseline"]) for e in metrics["comparisons"] if "@5" in e["key"]]
+    assert ("ilora", "sasrec") in ranked
+    assert ("sasrec", "popularity") in ranked
+
+
+def test_predictions_hold_every_method_seed_and_row(run):
+    folder, data, _ = run
+    evaluate(CONFIG, folder, METHODS, 2)
+    table = read_table(folder / "evaluate" / "predictions.parquet")
+    counts = table.groupby(["method", "seed"]).size().to_dict()
+    expected = {(method, seed): 8 for method in METHODS for seed in (0, 1)}
+    assert counts == expected | {("popularity", 0): 8, ("sasrec", 7): 8}
+    sasrec = table[table["method"] == "sasrec"]
+    assert sasrec[["output", "predicted_item", "valid", "substring_item"]].isna().all().all()
+    split = data.split("test")
+    for line in table[table["method"] == "ilora"].itertuples():
+        assert line.target == split.targets[line.row]
+        assert line.user_id == split.user_ids[line.row]
+        assert line.predicted_item == (line.target if line.row % 2 == 0 else -1)
+        assert bool(line.valid) == (line.predicted_item >= 0)
+        assert line.rank == (1 if line.row % 2 == 0 else 20)
+        assert len(line.scores) == 20
+
+
+def test_sasrec_is_scored_by_its_vectors(run):
+    folder, data, _ = run
+    evaluate(CONFIG, folder, ["lora"], 1)
+    table = read_table(folder / "evaluate" / "predictions.parquet")
+    candidates = data.split("test").candidates
+    for line in table[table["method"] == "sasrec"].itertuples():
+        assert line.scores.tolist() == (2.0 * candidates[line.row]).tolist()
+        assert line.rank == 1 + (candidates[line.row] > line.target).sum()
+
+
+def test_a_killed_evaluation_resumes_with_the_missing_part(run, monkeypatch):
+    folder, _, loaded = run
+    load = parts.load_adapted
+
+    def killed(run, method, seed):
+        if (method, seed) == ("ilora", 1):
+            raise KeyboardInterrupt
+        return load(run, method, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "load_adapted", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(CONFIG, folder, METHODS, 2)
+    assert loaded == ["lora-seed0", "lora-seed1", "ilora-seed0"]
+    assert not (folder / "evaluate" / "metrics.json").exists()
+    evaluate(CONFIG, folder, METHODS, 2)
+    assert loaded[3:] == ["ilora-seed1"]
+
+
+def test_other_cutoffs_and_intervals_run_no_model_again(run):
+    folder, _, loaded = run
+    evaluate(CONFIG, folder, METHODS, 1)
+    loaded.clear()
+    evaluate(dataclasses.replace(CONFIG, ks=[1, 3], confidence=0.8), folder, METHODS, 1)
+    assert loaded == []
+    metrics = read_json(folder / "evaluate" / "metrics.json")
+    assert entry_of(metrics, "lora", "ndcg@3/ranking")["confidence"] == 0.8
+    evaluate(dataclasses.replace(CONFIG, max_new_tokens=5), folder, METHODS, 1)
+    assert loaded == ["lora-seed0", "ilora-seed0"]
+
+
+def test_gates_are_summarised_for_gated_methods_only(run):
+    folder, data, _ = run
+    evaluate(dataclasses.replace(CONFIG, batch_size=3), folder, METHODS, 1)
+    gates = read_json(folder / "evaluate" / "gates.json")
+    assert list(gates) == ["ilora"]
+    rows = np.flatnonzero(data.split("test").is_last)
+    assert gates["ilora"]["rows"] == rows.tolist()
+    expected = np.stack([rows / 1000, 1 - rows / 1000], axis=1)
+    np.testing.assert_allclose(gates["ilora"]["weights"], expected, rtol=1e-6)
+    assert gates["ilora"]["num_rows"] == 8
+
+
+def test_a_missing_adapter_is_named_before_anything_is_written(run):
+    folder, _, _ = run
+    with pytest.raises(FileNotFoundError, match="lora-seed2"):
+        evaluate(CONFIG, folder, METHODS, 3)
+    assert not (folder / "evaluate").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ks": [1, 21]}, r"evaluate.ks holds \[21\].*20 candidates"),
+        ({"ks": [0]}, "evaluate.ks"),
+        ({"max_users": 1}, "max_users"),
+        ({"min_history": 99}, "min_history"),
+        ({"bootstrap_samples": 5}, "bootstrap_samples"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(run, change, message):
+    folder, _, _ = run
+    with pytest.raises(ValueError, match=message):
+        evaluate(dataclasses.replace(CONFIG, **change), folder, METHODS, 1)
+    assert not (folder / "evaluate").exists()
+
+
+def small_split() -> Split:
+    return Split(
+        user_ids=np.array([9, 9, 9, 4, 4, 7]),
+        histories=np.zeros((6, 5), dtype=np.int64),
+        history_lengths=np.array([2, 3, 4, 3, 4, 2]),
+        targets=np.array([0, 1, 2, 3, 4, 5]),
+        candidates=np.stack([np.arange(6)] * 6),
+        is_last=np.array([False, False, True, False, True, True]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"rows": "last"}, [2, 4]),
+        ({"rows": "all"}, [1, 2, 3, 4]),
+        ({"rows": "last", "min_history": 0}, [2, 4, 5]),
+        ({"rows": "all", "min_history": 0, "max_users": 2}, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_rows_are_chosen_by_kind_history_and_first_users(change, rows):
+    found = evaluated_rows(small_split(), EvaluateConfig(ks=[1], **change))
+    assert found.rows.tolist() == rows
+    assert found.targets.tolist() == found.target_index.tolist() == rows
+
+
+def test_candidates_without_their_target_are_refused():
+    split = small_split()
+    split.candidates[2, 2] = 1
+    with pytest.raises(ValueError, match=r"row 2 of split 'test'.*prepare stage again"):
+        evaluated_rows(split, EvaluateConfig(ks=[1]))
+
+
+def test_popularity_counts_train_interactions_and_breaks_ties_by_item_id():
+    interactions = pd.DataFrame(
+        {"split": ["train"] * 4 + ["test"] * 3, "item_id": [2, 2, 1, 3, 0, 0, 0]}
+    )
+    scores = popularity_scores(interactions, 5, np.array([[0, 1, 2, 3, 4]]))
+    assert scores.tolist() == [[-3, -1, 0, -2, -4]]
+
+
+def test_gate_summaries_show_the_last_row_of_the_first_ten_users():
+    users = np.repeat(np.arange(30, 18, -1), 2)  # 12 users in falling order, two rows each
+    weights = np.stack([np.linspace(0, 1, 24), 1 - np.linspace(0, 1, 24)], axis=1)
+    found = gate_summary(weights, users, np.arange(24) + 100, seed=0)
+    assert found["user_ids"] == list(range(30, 20, -1))
+    assert found["rows"] == list(range(101, 121, 2))
+    assert found["weights"][0] == weights[1].tolist()
+    assert found["mean_weights"] == pytest.approx([0.5, 0.5])
+
+
+def test_gate_entropy_is_zero_for_one_expert_and_log_k_for_all():
+    rows = np.arange(2)
+    one = gate_summary(np.array([[1.0, 0, 0, 0]] * 2), rows, rows, seed=0)
+    even = gate_summary(np.full((2, 4), 0.25), rows, rows, seed=0)
+    assert one["mean_entropy"] == 0.0
+    assert even["mean_entropy"] == pytest.approx(even["uniform_entropy"]) == np.log(4)
+
+
+def predictions_of(method, seed, items, ranks):
+    count = len(items)
+    return pd.DataFrame(
+        {
+            "method": [method] * count,
+            "seed": [seed] * count,
+            "row": range(count),
+            "user_id": range(count),
+            "target": [5] * count,
+            "predicted_item": pd.array(items, dtype="Int64"),
+            "substring_item": pd.array(items, dtype="Int64"),
+            "rank": ranks,
+        }
+    )
+
+
+def test_seeds_are_averaged_and_shown_one_by_one():
+    table = pd.concat(
+        [
+            predictions_of("lora", 0, [5, -1, 5, 3], [1, 2, 1, 4]),
+            predictions_of("lora", 1, [5, 5, 5, -1], [1, 1, 1, 9]),
+        ]
+    )
+    summary = summarise(table, [1], 20, Resampling(samples=100))
+    total = entry_of(summary, "lora", "hit_ratio@1/generation/total")
+    assert (total["value"], total["per_seed"]) == (0.625, [0.5, 0.75])
+    valid = entry_of(summary, "lora", "hit_ratio@1/generation/valid")
+    assert (valid["value"], valid["per_seed"]) == (
+        pytest.approx(5 / 6),
+        [pytest.approx(2 / 3), 1.0],
+    )
+
+
+def test_a_method_that_never_answers_has_an_undefined_ratio_of_valid():
+    tables = [predictions_of(name, 0, [-1, -1, -1], [2, 2, 1]) for name in ("lora", "ilora")]
+    summary = summarise(pd.concat(tables), [1], 20, Resampling(samples=100))
+    key = "hit_ratio@1/generation/valid"
+    assert entry_of(summary, "lora", key)["value"] is None
+    (found,) = [entry for entry in summary["comparisons"] if entry["key"] == key]
+    assert found["value"] is None
+
+
+def test_seeds_with_other_rows_are_refused():
+    table = pd.concat(
+        [predictions_of("lora", 0, [5, 5], [1, 1]), predictions_of("lora", 1, [5] * 3, [1] * 3)]
+    )
+    with pytest.raises(ValueError, match="different rows"):
+        summarise(table, [1], 20, Resampling(samples=100))
