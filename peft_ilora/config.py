@@ -50,7 +50,7 @@ class ILoRAConfig(LoraConfig):
     """
 
     r: int = field(default=4, metadata={"help": "Rank of EACH expert; total: num_experts * r."})
-    lora_alpha: float = field(
+    lora_alpha: float = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=16,
         metadata={
             "help": "Numerator of the scaling. With the default `scaling_rank`, a uniform gate "
@@ -61,7 +61,9 @@ class ILoRAConfig(LoraConfig):
     routing_dim: int = field(default=64, metadata={"help": "Width of a routing embedding."})
     gate: Gate = field(
         default="linear",
-        metadata={"help": "`linear`: softmax(W z), bias-free (the paper). `mlp`: one hidden layer."},
+        metadata={
+            "help": "`linear`: softmax(W z), bias-free (the paper). `mlp`: one hidden layer."
+        },
     )
     gate_scope: GateScope = field(
         default="shared",
@@ -92,7 +94,8 @@ class ILoRAConfig(LoraConfig):
         for pattern, rank in (self.rank_pattern or {}).items():
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(
-                    f"rank_pattern[{pattern!r}]={rank!r} must be a positive int: the rank of each expert"
+                    f"rank_pattern[{pattern!r}]={rank!r} must be a positive int: "
+                    "the rank of each expert"
                 )
         self._refuse_options()
 
@@ -116,8 +119,8 @@ class ILoRAConfig(LoraConfig):
                 )
         if self.init_lora_weights not in _INITS:
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r} cannot be used with iLoRA: it starts "
-                "from an update B A that is not zero, which the gate would change. "
+                f"init_lora_weights={self.init_lora_weights!r} cannot be used with iLoRA: it "
+                "starts from an update B A that is not zero, which the gate would change. "
                 f"Use one of {', '.join(map(repr, _INITS))}."
             )
 

@@ -1,7 +1,6 @@
 """One instance as a plain LoRA adapter, which PEFT, vLLM or llama.cpp load without this package."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -56,17 +55,23 @@ def export_lora(
     for key, weight in folded.items():
         tensors[f"base_model.model.{key}.lora_B.weight"] = weight
     config.inference_mode = True
-    _write(Path(folder), {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, config.to_dict())
+    _write(
+        Path(folder),
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        config.to_dict(),
+    )
     return Path(folder)
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:
     """Both files are finished beside their place and then renamed, the config last."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    plain = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         weights, settings = Path(staging) / WEIGHTS, Path(staging) / CONFIG
         save_file(tensors, weights, metadata={"format": "pt"})
         settings.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(weights, folder / WEIGHTS)
-        os.replace(settings, folder / CONFIG)
+        weights.replace(folder / WEIGHTS)
+        settings.replace(folder / CONFIG)

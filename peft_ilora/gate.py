@@ -27,6 +27,11 @@ class Gate(nn.Module):
             hidden = nn.Linear(config.routing_dim, config.routing_dim)
             self.project = nn.Sequential(hidden, nn.GELU(), out)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the gate lies."""
+        return next(self.parameters()).device
+
     def forward(self, routing_embeds: Tensor) -> Tensor:
         """Expert weights.
 

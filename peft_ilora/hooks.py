@@ -54,7 +54,7 @@ class RoutingHooks:
             model.register_forward_hook(self.after_forward, always_call=True),
         ]
         if hasattr(model, "generate"):
-            model.generate = RoutedGenerate(self)
+            vars(model)["generate"] = RoutedGenerate(self)
 
     def remove(self) -> None:
         """Take everything off the base model again."""
@@ -121,15 +121,16 @@ class RoutedGenerate:
     def __call__(self, *args: Any, routing_embeds: Any = None, **kwargs: Any) -> Any:
         """Generate under one routing; rows that transformers repeats share their routing row."""
         state, model = self.hooks.state, self.hooks.model
+        generate = partial(type(model).generate, model)  # type: ignore[attr-defined]
         state.drop_aborted_forward()
         routing = self.hooks.routing_for(routing_embeds, "generate")
         if routing is None:
-            return type(model).generate(model, *args, **kwargs)
+            return generate(*args, **kwargs)
         prompts = [kwargs.get("inputs"), *_model_inputs(args, kwargs)]
         rows = next((t.shape[0] for t in prompts if isinstance(t, Tensor)), routing.batch)
         check_rows(Routing(routing.embeds, "forward"), rows)
         with state.bound(Routing(routing.embeds, "generate", scales={})):
-            return type(model).generate(model, *args, **kwargs)
+            return generate(*args, **kwargs)
 
 
 class RoutedCheckpoint:

@@ -9,7 +9,6 @@ and mixing is one multiplication of width K r (arXiv 2408.10159, Eq. 6 and 7, re
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 
@@ -61,6 +60,7 @@ class GatedUpdate(LoraVariant):
             [batch, ..., out]
         """
         lora_b = module.lora_B[active_adapter]
+        assert isinstance(lora_b, nn.Linear)
         hidden = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         hidden = hidden * self._rank_scale(module, active_adapter, x, hidden.dtype)
         return add_product(result, hidden, lora_b)
@@ -78,7 +78,7 @@ class GatedUpdate(LoraVariant):
         return scaling / self.num_experts
 
     def supports_lora_conversion(self) -> bool:
-        """False: without an instance there is no plain LoRA (`peft_ilora.export_lora` takes one)."""
+        """False: only one instance of it is a plain LoRA (`peft_ilora.export_lora`)."""
         return False
 
     @staticmethod
@@ -96,7 +96,7 @@ class GatedUpdate(LoraVariant):
         raise merge_error(active_adapter)
 
 
-def add_product(result: Tensor, hidden: Tensor, lora_b: nn.Module) -> Tensor:
+def add_product(result: Tensor, hidden: Tensor, lora_b: nn.Linear) -> Tensor:
     """`result + lora_b(hidden)`, in one pass over the output where nothing hooks into `lora_b`.
 
     Args:
@@ -111,18 +111,6 @@ def add_product(result: Tensor, hidden: Tensor, lora_b: nn.Module) -> Tensor:
     # [tokens, out] + [tokens, rank] [rank, out]
     flat = torch.addmm(result.flatten(0, -2), hidden.flatten(0, -2), weight.t())
     return flat.view(result.shape)
-
-
-def folded_b(weight: Tensor, expert_weights: Tensor) -> Tensor:
-    """B with an instance's expert weights folded into its columns.
-
-    Args:
-        weight: [out, num_experts * rank]
-        expert_weights: [num_experts]
-    """
-    rank = weight.shape[1] // expert_weights.shape[0]
-    columns = expert_weights.to(weight.device, weight.dtype).repeat_interleave(rank)
-    return weight * columns
 
 
 def missing_routing_error(adapter: str) -> ValueError:

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.gate import Gate
 from peft_ilora.hooks import RoutingHooks
+from peft_ilora.instance import AdaptedLayer, as_plain_lora, instance_b
 from peft_ilora.layer import (
     GatedUpdate,
     check_target,
-    folded_b,
     merge_error,
     missing_routing_error,
     routed_layer,
@@ -45,7 +45,7 @@ class ILoRAModel(LoraModel):
     """
 
     prefix = PREFIX
-    # The shared gate lives here and not in a layer: PEFT then refuses bare injection with a message.
+    # The shared gate lives here, not in a layer: PEFT then refuses bare injection with a message.
     uses_shared_state = True
 
     # ---------------------------------------------------------------- injection
@@ -63,7 +63,7 @@ class ILoRAModel(LoraModel):
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
             self.routing_state = RoutingState()
-        config = self.peft_config[adapter_name]
+        config = self._config(adapter_name)
         others = {name: _requires_grad(gate) for name, gate in self._gates.items()}
         if config.gate_scope == "shared":
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
@@ -84,7 +84,7 @@ class ILoRAModel(LoraModel):
                 model, self.routing_state, self._accepted, self._check_missing
             )
 
-    def _prepare_model(self, peft_config: ILoRAConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: LoraConfig, model: nn.Module) -> None:
         # Called before the first layer is replaced: the place to refuse.
         super()._prepare_model(peft_config, model)
         for name, module in model.named_modules():
@@ -116,20 +116,12 @@ class ILoRAModel(LoraModel):
         )
         layer = routed_layer(getattr(parent, target_name), current_key)
         if lora_config.gate_scope == "shared":
-            gate = self._gates[adapter_name]
+            gate = self._shared_gate(adapter_name)
         else:
-            gate = self._own_gate(layer, adapter_name, lora_config)
+            gate = _own_gate(layer, adapter_name, lora_config)
         layer.lora_variant[adapter_name] = GatedUpdate(
             gate, self.routing_state, lora_config, current_key
         )
-
-    def _own_gate(self, layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> Gate:
-        if not hasattr(layer, GATES):
-            layer.add_module(GATES, nn.ModuleDict())
-            layer.adapter_layer_names = (*layer.adapter_layer_names, GATES)
-        gate = Gate(config).to(layer.lora_A[adapter_name].weight.device)
-        getattr(layer, GATES)[adapter_name] = gate
-        return gate
 
     # ---------------------------------------------------------------- routing
 
@@ -150,7 +142,7 @@ class ILoRAModel(LoraModel):
             raise RuntimeError(
                 "model.routing(...) is already open in this thread: close it before opening another"
             )
-        configs = {name: self.peft_config[name] for name in self.active_adapters}
+        configs = {name: self._config(name) for name in self.active_adapters}
         embeds = checked_embeds(routing_embeds, configs)
         with self.routing_state.bound(Routing(embeds, "context")):
             yield
@@ -171,10 +163,10 @@ class ILoRAModel(LoraModel):
             ValueError: Unknown adapter, wrong shape, NaN or infinity.
         """
         name = self._known_adapter(adapter_name)
-        embeds = checked_embeds(routing_embeds, {name: self.peft_config[name]})
+        embeds = checked_embeds(routing_embeds, {name: self._config(name)})
         if name in self._gates:
-            return self._gates[name](embeds)
-        return {key: layer.lora_variant[name].gate(embeds) for key, layer in self._layers(name)}
+            return self._shared_gate(name)(embeds)
+        return {layer.name: layer.update.gate(embeds) for layer in self._layers(name)}
 
     def _accepted(self, routing_embeds: Any) -> Tensor | None:
         """Check a call's keyword; None where no adapter is enabled, so that nothing reads it."""
@@ -191,7 +183,12 @@ class ILoRAModel(LoraModel):
         layer = next((m for m in self.model.modules() if isinstance(m, LoraLayer)), None)
         if layer is None or layer.disable_adapters:
             return {}
-        return {name: self.peft_config[name] for name in self.active_adapters}
+        return {name: self._config(name) for name in self.active_adapters}
+
+    def _config(self, adapter_name: str) -> ILoRAConfig:
+        config = self.peft_config[adapter_name]
+        assert isinstance(config, ILoRAConfig)
+        return config
 
     def _known_adapter(self, adapter_name: str | None) -> str:
         name = self.active_adapters[0] if adapter_name is None else adapter_name
@@ -211,18 +208,28 @@ class ILoRAModel(LoraModel):
         with super()._enable_peft_forward_hooks(*args, **kwargs):
             yield
 
-    # ---------------------------------------------------------------- the gate's life as a parameter
+    # ---------------------------------------------------------------- the gate as a parameter
 
     @property
     def _gates(self) -> nn.ModuleDict:
-        return self._modules[GATES]  # type: ignore[return-value]
+        """The shared gates, by adapter."""
+        gates = self._modules[GATES]
+        assert isinstance(gates, nn.ModuleDict)
+        return gates
 
-    def _layers(self, adapter_name: str) -> list[tuple[str, LoraLayer]]:
-        return [
-            (name, module)
-            for name, module in self.model.named_modules()
-            if isinstance(module, LoraLayer) and adapter_name in module.lora_variant
-        ]
+    def _shared_gate(self, adapter_name: str) -> Gate:
+        gate = self._gates[adapter_name]
+        assert isinstance(gate, Gate)
+        return gate
+
+    def _layers(self, adapter_name: str) -> list[AdaptedLayer]:
+        found = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                update = module.lora_variant.get(adapter_name)
+                if isinstance(update, GatedUpdate):
+                    found.append(AdaptedLayer(name, adapter_name, module, update))
+        return found
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters; their gates become trainable unless `inference_mode`."""
@@ -256,12 +263,12 @@ class ILoRAModel(LoraModel):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
         # PEFT calls this on every module that has it, also after loading into meta tensors.
-        if adapter_name not in self._gates:
+        layers = self._layers(adapter_name)
+        if adapter_name not in self._gates or not layers:
             return
-        gate, layers = self._gates[adapter_name], self._layers(adapter_name)
-        weight = layers[0][1].lora_A[adapter_name].weight if layers else None
-        if weight is not None and weight.device.type != "meta" and not _on_meta(gate):
-            gate.to(weight.device)
+        gate, device = self._shared_gate(adapter_name), layers[0].lora_b.weight.device
+        if device.type != "meta" and gate.device.type != "meta":
+            gate.to(device)
 
     # ---------------------------------------------------------------- saving and loading
 
@@ -274,7 +281,7 @@ class ILoRAModel(LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls,
         model: nn.Module,
-        config: ILoRAConfig,
+        config: PeftConfig,
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
@@ -309,8 +316,12 @@ class ILoRAModel(LoraModel):
         if routing_embeds is None:
             raise merge_error(names[0])
         self._check_merge_allowed()
-        plain = {name: self._instance_b(routing_embeds, name) for name in names}
-        with self._as_plain_lora(plain):
+        layers, weights = [], {}
+        for name in names:
+            layers += self._layers(name)
+            for key, weight in self._instance_b(routing_embeds, name).items():
+                weights[name, key] = weight
+        with as_plain_lora(layers, weights):
             merged = super().merge_and_unload(progressbar, safe_merge, names)
         self.routing_hooks.remove()
         return merged
@@ -335,36 +346,9 @@ class ILoRAModel(LoraModel):
         )
 
     def _instance_b(self, routing_embeds: Tensor, adapter_name: str) -> dict[str, Tensor]:
-        """B of each layer with one instance's gate folded in, by layer name."""
         name = self._known_adapter(adapter_name)
-        embeds = checked_embeds(routing_embeds, {name: self.peft_config[name]})
-        if embeds.shape[0] != 1:
-            raise ValueError(
-                f"routing_embeds has {embeds.shape[0]} rows; a plain LoRA holds one instance: pass "
-                "[1, routing_dim], for instance routing_embeds[i : i + 1]"
-            )
-        with torch.no_grad():
-            return {
-                key: folded_b(layer.lora_B[name].weight, layer.lora_variant[name].gate(embeds)[0])
-                for key, layer in self._layers(name)
-            }
-
-    @contextmanager
-    def _as_plain_lora(self, plain: dict[str, dict[str, Tensor]]) -> Iterator[None]:
-        """Let the layers be plain LoRAs for the block; undone if it fails."""
-        undo = []
-        for name, weights in plain.items():
-            for key, layer in self._layers(name):
-                lora_b = layer.lora_B[name]
-                undo.append((layer, name, layer.lora_variant.pop(name), lora_b.weight))
-                lora_b.weight = nn.Parameter(weights[key], requires_grad=False)
-        try:
-            yield
-        except BaseException:
-            for layer, name, variant, weight in undo:
-                layer.lora_variant[name] = variant
-                layer.lora_B[name].weight = weight
-            raise
+        embeds = checked_embeds(routing_embeds, {name: self._config(name)})
+        return instance_b(self._layers(name), embeds)
 
     def plain_lora(
         self, routing_embeds: Tensor, adapter_name: str | None = None
@@ -379,12 +363,21 @@ class ILoRAModel(LoraModel):
             Its configuration, and B of each layer, [out, num_experts * r], by layer name.
         """
         name = self._known_adapter(adapter_name)
-        return self.peft_config[name].to_lora_config(), self._instance_b(routing_embeds, name)
+        return self._config(name).to_lora_config(), self._instance_b(routing_embeds, name)
+
+
+def _own_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> Gate:
+    """Give a layer a gate of its own, as one more adapter module that PEFT manages."""
+    assert isinstance(layer, nn.Module)
+    if not hasattr(layer, GATES):
+        layer.add_module(GATES, nn.ModuleDict())
+        layer.adapter_layer_names = (*layer.adapter_layer_names, GATES)
+    weight = layer.lora_A[adapter_name].weight
+    assert isinstance(weight, Tensor)
+    gate = Gate(config).to(weight.device)
+    getattr(layer, GATES)[adapter_name] = gate
+    return gate
 
 
 def _requires_grad(gate: nn.Module) -> bool:
     return next(gate.parameters()).requires_grad
-
-
-def _on_meta(module: nn.Module) -> bool:
-    return any(parameter.device.type == "meta" for parameter in module.parameters())

@@ -35,6 +35,7 @@ class Routing:
 
     @property
     def batch(self) -> int:
+        """Rows."""
         return self.embeds.shape[0]
 
     def repeats(self, shape: torch.Size) -> int | None:
@@ -197,7 +198,7 @@ def _check_finite(embeds: Tensor) -> None:
     finite = torch.isfinite(embeds).all()
     if embeds.device.type != "cpu" or torch.compiler.is_compiling():
         # Reading the answer would make the CPU wait for the device (or break a compiled graph).
-        torch._assert_async(finite, "routing_embeds contains NaN or infinity")
+        torch._assert_async(finite, "routing_embeds contains NaN or infinity")  # pyright: ignore[reportPrivateImportUsage]
     elif not finite:
         rows = (~torch.isfinite(embeds)).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(f"routing_embeds contains NaN or infinity in rows {rows[:10]}")

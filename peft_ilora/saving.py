@@ -15,7 +15,7 @@ def checkpoint_key(key: str, adapter_name: str) -> str | None:
     """Map a key of the model's state dict to the saved one, for what is the method's own.
 
     Args:
-        key: Such as `...q_proj.lora_A.default.weight` or `base_model.ilora_gate.default.project.weight`.
+        key: Such as `...q_proj.lora_A.default.weight`, `...ilora_gate.default.project.weight`.
         adapter_name: Such as `default`.
 
     Returns:
@@ -31,7 +31,7 @@ def checkpoint_key(key: str, adapter_name: str) -> str | None:
 
 
 def lora_key(key: str) -> str:
-    """The plain LoRA key of a saved one: `...q_proj.ilora_A.weight` -> `...q_proj.lora_A.weight`."""
+    """The plain LoRA key of a saved one: `...ilora_A.weight` -> `...lora_A.weight`."""
     return re.sub(r"\.ilora_([AB])\.", r".lora_\1.", key)
 
 

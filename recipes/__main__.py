@@ -92,9 +92,9 @@ def prepare_dataset(dataset: Dataset, overrides: Sequence[str]) -> None:
     parser = _parser(f"prepare {dataset}")
     parser.add_argument("--out", default=f"data/{dataset}", help="folder of the tables")
     parser.add_class_arguments(PrepareConfig, skip={"dataset"})
-    parsed = parser.instantiate_classes(parser.parse_args(list(overrides)))
-    fields = {name: value for name, value in vars(parsed).items() if name != "out"}
-    prepare(replace(PrepareConfig(**fields), dataset=dataset), Path(parsed.out))
+    fields = vars(parser.instantiate_classes(parser.parse_args(list(overrides))))
+    folder = Path(fields.pop("out"))
+    prepare(replace(PrepareConfig(**fields), dataset=dataset), folder)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Stage directories: files written whole or not at all, and the record that makes a stage resumable.
+"""Stage directories: files written whole or not at all, and the record by which a stage resumes.
 
 A stage writes its files into its own folder and, last, `record.json`. The record carries the
 stage's config, the fingerprints of the stages it read, and the SHA-256 of every file it wrote. A
@@ -23,7 +23,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 RECORD = "record.json"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pandas", "peft-ilora")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "pandas",
+    "peft-ilora",
+)
 
 
 @contextmanager
@@ -36,7 +45,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ class SyntheticConfig:
     """Users, split 8:1:1 into train, validation and test."""
 
     num_kinds: int = 4
-    """Kinds of users; each kind follows a preference rule of its own that conflicts with the others'."""
+    """Kinds of users; each follows a preference rule that conflicts with the others'."""
 
     seed: int = 0
     """Seed of the world: the users' kinds and sequences. Items and rules are always the same."""
@@ -111,7 +111,7 @@ class StandInConfig:
     """Entries of the BPE vocabulary, at most."""
 
     max_steps: int = 500
-    """Optimiser steps of pretraining on format (the answer is a random candidate: no preference)."""
+    """Optimiser steps of pretraining on format (answers are random candidates: no preference)."""
 
     batch_size: int = 32
     """Prompts of a batch."""
@@ -125,7 +125,7 @@ class StandInConfig:
 
 @dataclass(kw_only=True)
 class AdaptConfig:
-    """(prompts, item embeddings, user representations, LLM) -> one trained adapter a method and seed."""
+    """(prompts, item embeddings, user representations, LLM) -> an adapter a method and seed."""
 
     llm: str = "stand-in"
     """A Hugging Face causal LM by name or path, or `stand-in`."""
@@ -209,7 +209,7 @@ class EvaluateConfig:
     """Evaluated split."""
 
     rows: Literal["last", "all"] = "last"
-    """`last`: each user's last window (the paper's rows); `all`: every window, clustered by user."""
+    """`last`: each user's last window (the paper); `all`: every window, clustered by user."""
 
     min_history: int = 3
     """Rows with a shorter history are left out (reference: 3)."""

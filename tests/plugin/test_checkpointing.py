@@ -33,7 +33,9 @@ def loss(model, ids, z) -> torch.Tensor:
 
 @pytest.mark.parametrize("reentrant", MODES)
 @pytest.mark.parametrize("scope", ["shared", "per_module"])
-def test_gradients_equal_those_without_checkpointing(make_adapted, ids, z, reentrant, scope) -> None:
+def test_gradients_equal_those_without_checkpointing(
+    make_adapted, ids, z, reentrant, scope
+) -> None:
     plain = make_adapted(gate_scope=scope).train()
     loss(plain, ids, z).backward()
     model = checkpointed(make_adapted, reentrant, gate_scope=scope)

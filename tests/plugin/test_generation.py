@@ -3,8 +3,12 @@
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import BartConfig, BartForConditionalGeneration, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from peft_ilora import ILoRAConfig
 

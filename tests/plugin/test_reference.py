@@ -106,7 +106,8 @@ def test_layer_equals_the_papers_equation_in_forward_and_gradients(conv1d, scope
 def test_scaling_follows_the_rank_of_an_expert_or_the_total_rank() -> None:
     def scaling(**config) -> float:
         model = get_peft_model(
-            Two(False), ILoRAConfig(r=4, num_experts=2, lora_alpha=8, target_modules=["first"], **config)
+            Two(False),
+            ILoRAConfig(r=4, num_experts=2, lora_alpha=8, target_modules=["first"], **config),
         )
         return model.base_model.model.first.scaling["default"]
 

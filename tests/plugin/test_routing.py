@@ -70,7 +70,12 @@ def test_keyword_works_with_an_encoder_decoder(ids, z, randomise) -> None:
     torch.manual_seed(0)
     base = T5ForConditionalGeneration(
         T5Config(
-            d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=60,
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            vocab_size=60,
             decoder_start_token_id=0,
         )
     ).eval()
@@ -79,7 +84,9 @@ def test_keyword_works_with_an_encoder_decoder(ids, z, randomise) -> None:
     logits = model(input_ids=ids, labels=ids[:, :4].contiguous(), routing_embeds=z).logits
     for row in range(3):
         one = slice(row, row + 1)
-        alone = model(input_ids=ids[one], labels=ids[one, :4].contiguous(), routing_embeds=z[one]).logits
+        alone = model(
+            input_ids=ids[one], labels=ids[one, :4].contiguous(), routing_embeds=z[one]
+        ).logits
         torch.testing.assert_close(alone, logits[one], rtol=1e-4, atol=1e-5)
 
 
