@@ -68,7 +68,7 @@ def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:
     parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
     parser.add_class_arguments(Experiment)
     arguments = ["--config", str(experiment_file(name)), *_spelled_out(overrides)]
-    parsed = vars(parser.instantiate_classes(parser.parse_args(arguments)))
+    parsed = vars(parser.instantiate(parser.parse_args(arguments)))
     return Experiment(**{field: value for field, value in parsed.items() if field != "config"})
 
 
@@ -92,7 +92,7 @@ def prepare_dataset(dataset: Dataset, overrides: Sequence[str]) -> None:
     parser = _parser(f"prepare {dataset}")
     parser.add_argument("--out", default=f"data/{dataset}", help="folder of the tables")
     parser.add_class_arguments(PrepareConfig, skip={"dataset"})
-    fields = vars(parser.instantiate_classes(parser.parse_args(list(overrides))))
+    fields = vars(parser.instantiate(parser.parse_args(list(overrides))))
     folder = Path(fields.pop("out"))
     prepare(replace(PrepareConfig(**fields), dataset=dataset), folder)
 

@@ -69,7 +69,29 @@ STAGES: dict[str, Callable[[Experiment], Record]] = {
 }
 
 
+def check(experiment: Experiment) -> None:
+    """Check the config of every stage, so that a late one's mistake costs no early one's work.
+
+    Raises:
+        ValueError: Which field, its value and the remedy.
+    """
+    from recipes.data import prepare
+    from recipes.evaluation import evaluate
+    from recipes.llm import adapt
+    from recipes.recommender import train
+
+    prepare.check_config(experiment.prepare)
+    train.check_config(experiment.recommender)
+    adapt.check_config(experiment.adapt, experiment.seeds)
+    evaluate.check_config(experiment.evaluate, experiment.prepare.num_candidates)
+
+
 def run_all(experiment: Experiment) -> None:
-    """Every stage in order."""
+    """Every stage in order.
+
+    Raises:
+        ValueError: A field of any stage has an impossible value; nothing has been done then.
+    """
+    check(experiment)
     for stage in STAGES.values():
         stage(experiment)

@@ -28,10 +28,19 @@ def prepare(config: PrepareConfig, folder: Path) -> Record:
         FileNotFoundError: Raw files are missing; the message names them and the remedy.
         ValueError: A setting is out of range, or a raw file is not the official one.
     """
+    check_config(config)
+    return run_stage("prepare", folder, config, {}, lambda: _write(config, folder))
+
+
+def check_config(config: PrepareConfig) -> None:
+    """Refuse impossible values before anything is read.
+
+    Raises:
+        ValueError: Which field, its value and the remedy.
+    """
     check_draw(config.num_candidates, config.candidate_seed)
     if config.max_history < 1:
         raise ValueError(f"max_history={config.max_history}: choose 1 or more")
-    return run_stage("prepare", folder, config, {}, lambda: _write(config, folder))
 
 
 def _write(config: PrepareConfig, folder: Path) -> None:

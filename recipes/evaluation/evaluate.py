@@ -16,7 +16,7 @@ from recipes.artifacts import Record, read_table, read_tensors, run_stage, write
 from recipes.data.tables import PreparedData
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import GATE_WEIGHTS, PREDICTIONS, finished, planned_parts
-from recipes.evaluation.rows import EvaluatedRows, evaluated_rows
+from recipes.evaluation.rows import EvaluatedRows, check_cutoffs, evaluated_rows
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
 from recipes.experiment import EvaluateConfig, Method
@@ -37,9 +37,7 @@ def evaluate(config: EvaluateConfig, run: Path, methods: Sequence[Method], seeds
         FileNotFoundError: An earlier stage has not been run.
         ValueError: The config does not fit the data.
     """
-    resampling = Resampling(
-        samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
-    )
+    resampling = check_config(config)
     data = PreparedData.load(run / "prepare")
     rows = evaluated_rows(data.split(config.split), config)
     parts = planned_parts(config, run, methods, seeds, rows)
@@ -56,6 +54,29 @@ def evaluate(config: EvaluateConfig, run: Path, methods: Sequence[Method], seeds
     inputs = {name: record for part in parts for name, record in part.inputs.items()}
     settings = asdict(config) | {"methods": list(methods), "seeds": seeds}
     return run_stage("evaluate", folder, settings, inputs, work)
+
+
+def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> Resampling:
+    """Refuse impossible values before anything is loaded.
+
+    Args:
+        config: The stage's.
+        num_candidates: Candidates of a row, where known already.
+
+    Returns:
+        How intervals are made.
+
+    Raises:
+        ValueError: Which field, its value and the remedy.
+    """
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"evaluate.{name}={getattr(config, name)} must be at least 1")
+    if num_candidates is not None:
+        check_cutoffs(config.ks, num_candidates)
+    return Resampling(
+        samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
+    )
 
 
 def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]:

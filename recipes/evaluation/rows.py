@@ -55,7 +55,7 @@ def evaluated_rows(split: Split, config: EvaluateConfig) -> EvaluatedRows:
             f"evaluate.min_history ({config.min_history}), or prepare more users"
         )
     candidates, targets = split.candidates[rows], split.targets[rows]
-    _check_cutoffs(config.ks, candidates.shape[1])
+    check_cutoffs(config.ks, candidates.shape[1])
     is_target = candidates == targets[:, None]
     wrong = np.flatnonzero(is_target.sum(axis=1) != 1)
     if len(wrong):
@@ -73,7 +73,7 @@ def evaluated_rows(split: Split, config: EvaluateConfig) -> EvaluatedRows:
     )
 
 
-def _check_cutoffs(ks: list[int], num_candidates: int) -> None:
+def check_cutoffs(ks: list[int], num_candidates: int) -> None:
     bad = [k for k in ks if not 1 <= k <= num_candidates]
     if bad:
         raise ValueError(

@@ -35,7 +35,7 @@ def train_recommender(config: RecommenderConfig, data_folder: Path, folder: Path
         ValueError: A setting is out of range, or there is nothing to train on.
         FileNotFoundError: The data are not prepared.
     """
-    _check(config)
+    check_config(config)
     prepared = read_record(data_folder, "prepare")
     return run_stage(
         "recommender",
@@ -84,7 +84,7 @@ def _windows(split: Split, min_history: int) -> Windows:
     return Windows(torch.tensor(split.histories[kept]), torch.tensor(split.targets[kept]))
 
 
-def _check(config: RecommenderConfig) -> None:
+def check_config(config: RecommenderConfig) -> None:
     for name in ("hidden_size", "num_layers", "num_heads", "batch_size", "max_epochs", "patience"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: must be at least 1")

@@ -1,0 +1,91 @@
+"""The Trainer of an adapter: its curriculum, parameter groups and checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from recipes.experiment import AdaptConfig
+from recipes.llm.curriculum import hybrid_steps
+from recipes.llm.hybrid_model import HybridModel
+from recipes.llm.training import Samples
+from recipes.prompting.collator import TrainingCollator
+
+
+class AdapterTrainer(Trainer):
+    """Trains a `HybridModel`.
+
+    Args:
+        model: Adapter and projector.
+        collator: Samples and how they become a batch.
+        config: Learning rates, weight decay, curriculum.
+        args: Of the Trainer; `args.seed` decides data order, dropout and curriculum.
+    """
+
+    def __init__(
+        self,
+        model: HybridModel,
+        collator: TrainingCollator,
+        config: AdaptConfig,
+        args: TrainingArguments,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,  # type: ignore[arg-type]  # it takes sample numbers, not dicts
+            train_dataset=Samples(len(collator.rows)),
+        )
+        self.hybrid_model = model
+        self.config = config
+        self.hybrid_steps = hybrid_steps(args.max_steps, args.seed, curriculum=config.curriculum)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss, hybrid or text-only as the curriculum has it for this optimiser step."""
+        # global_step counts finished steps: all micro-batches of a step get the same answer.
+        hybrid = bool(self.hybrid_steps[self.state.global_step])
+        inputs = {**inputs, "hybrid": hybrid}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a group for the adapter, the projector and the gate each."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.hybrid_model, self.config)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The Trainer would save the frozen base model and pickle its arguments.
+        if self.args.should_save:
+            self.hybrid_model.save_checkpoint(Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        self.hybrid_model.load_checkpoint(Path(resume_from_checkpoint))
+
+
+def parameter_groups(model: HybridModel, config: AdaptConfig) -> list[dict[str, Any]]:
+    """Adapter without decay; projector and gate with it, the gate at its own learning rate.
+
+    Source: reference code (decay of projector and router, none of LoRA; router at 0.3 x).
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    settings = {
+        "adapter": {"lr": rate, "weight_decay": 0.0},
+        "projector": {"lr": rate, "weight_decay": decay},
+        "gate": {"lr": rate * config.gate_learning_rate_scale, "weight_decay": decay},
+    }
+    return [
+        {"params": list(parameters.values()), **settings[name]}
+        for name, parameters in model.trainable_parameters().items()
+        if parameters
+    ]

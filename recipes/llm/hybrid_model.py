@@ -1,0 +1,98 @@
+"""An adapted language model together with the projector that fills its prompts' slots."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from recipes.artifacts import read_tensors, write_tensors
+from recipes.llm.training import answer_loss
+from recipes.prompting.projector import Projector, fill_slots
+
+ADAPTER = "adapter.safetensors"
+PROJECTOR = "projector.safetensors"
+
+
+class HybridModel(nn.Module):
+    """What is trained: adapter (with its gate) and projector. All else is frozen.
+
+    Args:
+        llm: The language model with its adapter.
+        projector: Recommender width -> language model width.
+        items: float32 [num_items, d], standardised item embeddings.
+        routed: Whether the adapter takes `routing_embeds`.
+    """
+
+    accepts_loss_kwargs = True
+    """Asks the Trainer for `num_items_in_batch`, the answer tokens of a whole optimiser step."""
+
+    def __init__(self, llm: PeftModel, projector: Projector, items: Tensor, routed: bool) -> None:
+        super().__init__()
+        self.llm = llm
+        self.projector = projector
+        self.routed = routed
+        self.items: Tensor
+        self.register_buffer("items", items)
+
+    def embed(self, input_ids: Tensor, slot_items: Tensor, users: Tensor, hybrid: bool) -> Tensor:
+        """Token embeddings with filled slots, [b, t, width].
+
+        Args:
+            input_ids: int64 [b, t].
+            slot_items: int64 [b, t], see `fill_slots`.
+            users: float [b, d], standardised user representations.
+            hybrid: False leaves the placeholder's own embedding in the slots.
+        """
+        embeds = self.llm.get_input_embeddings()(input_ids)
+        if not hybrid:
+            return embeds
+        return fill_slots(embeds, slot_items, self.items, users, self.projector)
+
+    def routing(self, users: Tensor) -> dict[str, Tensor]:
+        """The keyword that routes the adapter, if it has one."""
+        return {"routing_embeds": users} if self.routed else {}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        slot_items: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        users: Tensor,
+        hybrid: bool,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch of `TrainingCollator`.
+
+        On a text-only batch the projector is not part of the graph: its gradient stays None, which
+        an optimiser skips altogether, weight decay and momentum included. So it is frozen there.
+        """
+        embeds = self.embed(input_ids, slot_items, users, hybrid)
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, **self.routing(users)}
+        return {"loss": answer_loss(self.llm, inputs, attention_mask, labels, num_items_in_batch)}
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write adapter, gate and projector, as safetensors."""
+        adapter = get_peft_model_state_dict(self.llm, save_embedding_layers=False)
+        write_tensors(folder / ADAPTER, adapter)
+        write_tensors(folder / PROJECTOR, self.projector.state_dict())
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Read what `save_checkpoint` wrote."""
+        set_peft_model_state_dict(self.llm, read_tensors(folder / ADAPTER))
+        self.projector.load_state_dict(read_tensors(folder / PROJECTOR))
+
+    def trainable_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
+        """What is trained, as `adapter`, `gate` and `projector`: name -> parameter each."""
+        groups: dict[str, dict[str, nn.Parameter]] = {"adapter": {}, "gate": {}, "projector": {}}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[_group(name)][name] = parameter
+        return groups
+
+
+def _group(name: str) -> str:
+    if name.startswith("projector."):
+        return "projector"
+    return "gate" if "ilora_gate" in name else "adapter"

@@ -1,0 +1,57 @@
+"""A causal language model and its tokenizer, by Hugging Face name or by path."""
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from recipes.experiment import Precision
+
+
+def load_language_model(
+    name_or_path: str, precision: Precision
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a frozen language model. Code from its repository is never run.
+
+    Args:
+        name_or_path: Repository on the Hugging Face hub, or a folder of `save_pretrained`.
+        precision: `bf16` loads the weights as bfloat16; adapters stay in float32.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"adapt.llm={name_or_path!r} could not be loaded: give a Hugging Face causal LM by "
+            f"name or path, or `stand-in`. {error}"
+        ) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        # Which token pads is of no consequence: the attention mask and the labels hide it.
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+@torch.no_grad()
+def token_embeddings(model: PreTrainedModel, count: int = 1024) -> Tensor:
+    """Embeddings of tokens spread over the vocabulary, [at most `count`, width]."""
+    layer = model.get_input_embeddings()
+    vocabulary = layer.get_parameter("weight").shape[0]
+    ids = torch.arange(0, vocabulary, -(-vocabulary // count), device=model.device)
+    return layer(ids)  # through the layer: some models scale what it holds
+
+
+def best_device() -> torch.device:
+    """The accelerator, where there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found

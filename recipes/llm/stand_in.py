@@ -1,0 +1,177 @@
+"""The stand-in: a small Llama made on the spot, where no real language model is at hand.
+
+It is no language model. It knows one thing, the format: a prompt is answered by one of the
+candidates' titles, copied in full, then eos. It is taught on made-up prompts whose history and
+candidates are titles drawn uniformly from the catalogue, so it has never seen who chose what, nor
+what is popular. The answer is a uniformly random candidate, and for speed not only one: all
+candidates follow in random order, each closed by eos, and each is a lesson. (With one answer a
+prompt such a small model learns the catalogue by heart long before it learns to copy.)
+
+So it holds no preference that an adapter could inherit, beyond a liking for titles that are easy
+to write. Results with it say that a pipeline works, and how methods compare on this toy; they say
+nothing about Llama-2-7B.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
+
+from recipes.artifacts import write_json
+from recipes.data.ragged import PADDING
+from recipes.experiment import StandInConfig
+from recipes.llm.stand_in_tokenizer import new_tokenizer
+from recipes.llm.training import Samples, answer_loss, train_resumably, training_arguments
+from recipes.prompting.collator import TrainingCollator
+from recipes.prompting.encoding import encode_answers, encode_prompts
+from recipes.prompting.special_tokens import required_id
+
+
+class FormatTrainer(Trainer):
+    """Trains the whole model on the answers."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Mean cross entropy of the batch's answer tokens; slots keep their placeholder."""
+        ids = {"input_ids": inputs["input_ids"]}
+        return answer_loss(model, ids, inputs["attention_mask"], inputs["labels"])
+
+
+def make_stand_in(
+    config: StandInConfig,
+    titles: Sequence[str],
+    *,
+    prompt_history: int,
+    num_candidates: int,
+    folder: Path,
+    checkpoints: Path,
+    logging_steps: int,
+    save_steps: int,
+) -> None:
+    """Make, train and save a stand-in.
+
+    Args:
+        config: Sizes and steps.
+        titles: By item id.
+        prompt_history: Items of a history at most.
+        num_candidates: Candidates of a prompt.
+        folder: Gets `config.json`, `model.safetensors`, the tokenizer's files, `stand_in.json` and
+            `loss.json`.
+        checkpoints: From which an interrupted training resumes; removed at the end.
+        logging_steps: Steps between logged losses.
+        save_steps: Steps between checkpoints.
+    """
+    tokenizer = new_tokenizer(titles, config.vocab_size)
+    lessons = make_lessons(
+        config, titles, tokenizer, prompt_history=prompt_history, num_candidates=num_candidates
+    )
+    torch.manual_seed(config.seed)
+    model = _new_model(config, tokenizer, lessons)
+    trainer = FormatTrainer(
+        model=model,
+        args=training_arguments(
+            checkpoints,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            save_steps=save_steps,
+            logging_steps=logging_steps,
+        ),
+        data_collator=lessons,  # type: ignore[arg-type]  # it takes sample numbers, not dicts
+        train_dataset=Samples(len(lessons.rows)),
+    )
+    losses = train_resumably(trainer, "stand-in")
+    model.cpu().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "loss.json", losses)
+    write_json(
+        folder / "stand_in.json",
+        {
+            "stand_in": True,
+            "meaning": "A small Llama that was taught the format of the prompts only, on random "
+            "titles with random answers. It stands in for a real language model.",
+            "parameters": model.num_parameters(),
+            "vocabulary": len(tokenizer),
+        },
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def make_lessons(
+    config: StandInConfig,
+    titles: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    prompt_history: int,
+    num_candidates: int,
+) -> TrainingCollator:
+    """All prompts and answers of the training; see the module's docstring."""
+    random = np.random.default_rng(config.seed)
+    count = config.max_steps * config.batch_size
+    candidates = _distinct(random, count, len(titles), num_candidates)
+    histories = random.integers(len(titles), size=(count, prompt_history))
+    lengths = random.integers(1, prompt_history + 1, size=count)
+    histories[np.arange(prompt_history) < prompt_history - lengths[:, None]] = PADDING
+    answers = encode_answers(tokenizer, titles)
+    orders = random.permuted(candidates, axis=1)
+    return TrainingCollator(
+        prompts=encode_prompts(tokenizer, titles, histories, candidates),
+        answers=answers.take(orders.ravel()).regrouped(np.full(count, num_candidates)),
+        rows=np.arange(count),
+        targets=np.arange(count),
+        pad_id=required_id(tokenizer, "pad"),
+    )
+
+
+def _distinct(
+    random: np.random.Generator, count: int, num_items: int, num_candidates: int
+) -> NDArray[np.int64]:
+    """`count` rows of `num_candidates` different items each."""
+    if num_items < 4 * num_candidates:
+        keys = random.random((count, num_items), dtype=np.float32)
+        return keys.argsort(axis=1)[:, :num_candidates]
+    drawn = random.integers(num_items, size=(count, num_candidates))
+    while len(repeated := _rows_with_repeats(drawn)):
+        drawn[repeated] = random.integers(num_items, size=(len(repeated), num_candidates))
+    return drawn
+
+
+def _rows_with_repeats(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    ordered = np.sort(rows, axis=1)
+    return (ordered[:, 1:] == ordered[:, :-1]).any(axis=1).nonzero()[0]
+
+
+def _new_model(
+    config: StandInConfig, tokenizer: PreTrainedTokenizerFast, lessons: TrainingCollator
+) -> LlamaForCausalLM:
+    longest = lessons.prompts.input_ids.lengths.max() + lessons.answers.lengths.max()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            max_position_embeddings=2 * int(longest),
+            # Llama's 0.02 suits a width of thousands; at this one it delays copying for long.
+            initializer_range=config.hidden_size**-0.5,
+            # The vector that reads a token also writes it, so copying needs no second vocabulary.
+            tie_word_embeddings=True,
+            bos_token_id=required_id(tokenizer, "bos"),
+            eos_token_id=required_id(tokenizer, "eos"),
+            pad_token_id=required_id(tokenizer, "pad"),
+        )
+    )

@@ -1,0 +1,155 @@
+"""What the trainings here share: the Trainer's arguments, the loss, the bar, and how to resume."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments
+
+from recipes.experiment import Precision
+from recipes.llm.checkpoints import last_complete_checkpoint
+from recipes.prompting.collator import IGNORED
+
+WARM_UP = 0.05
+"""Share of the steps over which the learning rate rises (paper: 5 %)."""
+
+
+class Samples(Dataset[int]):
+    """The numbers 0 .. count-1; the collator knows what they stand for."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def training_arguments(
+    checkpoints: Path,
+    *,
+    max_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    save_steps: int,
+    logging_steps: int,
+    gradient_accumulation_steps: int = 1,
+    precision: Precision = "fp32",
+    report_to: list[str] | None = None,
+) -> TrainingArguments:
+    """AdamW, linear warm-up, then cosine; no evaluation; the newest checkpoint is kept.
+
+    `checkpoints` is their folder, `batch_size` the prompts of an optimiser step on one device; the
+    other arguments are those of `AdaptConfig`.
+    """
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=max_steps,
+        per_device_train_batch_size=batch_size // gradient_accumulation_steps,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=WARM_UP,
+        seed=seed,
+        data_seed=seed,
+        bf16=precision == "bf16",
+        save_steps=save_steps,
+        save_total_limit=1,
+        logging_steps=logging_steps,
+        report_to=report_to or "none",
+        remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+
+
+def answer_loss(
+    llm: nn.Module,
+    inputs: dict[str, Any],
+    attention_mask: Tensor,
+    labels: Tensor,
+    total: Tensor | int | None = None,
+) -> Tensor:
+    """Cross entropy of the answers.
+
+    Positions count from each prompt's first token, as `generate` counts them, so padding on the
+    left does not shift a model with absolute positions. The head sees only the positions whose
+    next token is a target.
+
+    Args:
+        llm: A causal language model, with or without an adapter.
+        inputs: Its `input_ids` or `inputs_embeds`, and further keywords such as `routing_embeds`.
+        attention_mask: int64 [b, t].
+        labels: int64 [b, a], targets of the last a positions, -100 where there is none.
+        total: Divide by this many targets (those of a whole accumulated batch) instead of by the
+            batch's own.
+    """
+    width = labels.shape[1]
+    optional = {
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+        "logits_to_keep": width + 1,
+    }
+    accepted = {name: value for name, value in optional.items() if _accepts(llm, name)}
+    outputs = llm(attention_mask=attention_mask, use_cache=False, **inputs, **accepted)
+    # [b, a, vocabulary]: the logits that predict the last a positions
+    logits = outputs.logits[:, -width - 1 : -1].float()
+    count = (labels != IGNORED).sum() if total is None else total
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss / count
+
+
+def _accepts(llm: nn.Module, name: str) -> bool:
+    base = llm if isinstance(llm, PreTrainedModel) else llm.get_base_model()  # type: ignore[operator]
+    return name in inspect.signature(base.forward).parameters
+
+
+class LossOnBar(ProgressCallback):
+    """The Trainer's progress bar, with a label and the loss on it instead of printed below it."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.label)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+
+def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
+    """Train, from the last complete checkpoint if there is one.
+
+    Returns:
+        The loss curve: `{"step": ..., "loss": ...}`, each the mean since the one before.
+    """
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossOnBar(label))
+    found = last_complete_checkpoint(Path(str(trainer.args.output_dir)))
+    if found is None:
+        trainer.train()
+    else:
+        checkpoint, state = found
+        print(f"[{label}] resuming from {checkpoint.name}", flush=True)
+        if state.global_step < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+        else:  # interrupted after the last step: the Trainer would take one more
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+    return [
+        {"step": entry["step"], "loss": entry["loss"]}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]

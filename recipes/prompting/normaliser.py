@@ -1,0 +1,57 @@
+"""Standardisation of the recommender's vectors before a language model reads them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recipes.artifacts import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Per-dimension mean and standard deviation, float32 [d] each; saved beside an adapter.
+
+    Item embeddings are standardised over the catalogue, user representations over the training
+    split: a gate and a projector should not have to find the scale of a recommender's vectors.
+    """
+
+    item_mean: Tensor
+    item_std: Tensor
+    user_mean: Tensor
+    user_std: Tensor
+
+    @classmethod
+    def fit(cls, items: Tensor, train_users: Tensor) -> "Normaliser":
+        """Take the statistics.
+
+        Args:
+            items: float32 [num_items, d].
+            train_users: float32 [rows, d], of the training split only.
+
+        Raises:
+            ValueError: A tensor holds NaN or infinity.
+        """
+        return cls(*_statistics("items", items), *_statistics("train_users", train_users))
+
+    def items(self, embeddings: Tensor) -> Tensor:
+        return (embeddings - self.item_mean) / self.item_std
+
+    def users(self, representations: Tensor) -> Tensor:
+        return (representations - self.user_mean) / self.user_std
+
+    def save(self, path: Path) -> None:
+        write_tensors(path, vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Normaliser":
+        return cls(**read_tensors(path))
+
+
+def _statistics(name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    if not torch.isfinite(vectors).all():
+        raise ValueError(f"{name} holds NaN or infinity: the recommender's training has diverged")
+    std, mean = torch.std_mean(vectors.float(), dim=0, correction=0)
+    # A constant dimension carries nothing: it becomes 0, not a division by 0.
+    return mean, torch.where(std > 1e-6, std, torch.ones_like(std))

@@ -1,0 +1,470 @@
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.artifacts import read_tensors, run_stage, write_tensors
+from recipes.data.prepare import prepare
+from recipes.data.tables import PreparedData
+from recipes.experiment import AdaptConfig, PrepareConfig, StandInConfig, SyntheticConfig
+from recipes.llm.adapt import adapt, adapter_folder, check_config
+from recipes.llm.adapted import AdaptedModel, load_adapted
+from recipes.llm.adapter_trainer import AdapterTrainer, parameter_groups
+from recipes.llm.hybrid_model import HybridModel
+from recipes.prompting.collator import TrainingCollator
+from recipes.prompting.encoding import encode_answers, encode_prompts
+from recipes.prompting.projector import Projector
+
+CONFIG = AdaptConfig(
+    methods=["lora", "ilora", "lora-user-slot"],
+    prompt_history=2,
+    max_steps=6,
+    batch_size=8,
+    save_steps=2,
+    logging_steps=1,
+    stand_in=StandInConfig(
+        hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128, max_steps=2, batch_size=4
+    ),
+)
+WIDTH = 64
+
+
+def prepared_run(run: Path) -> Path:
+    """The stages before `adapt`: a small world, and random vectors as its recommender."""
+    config = PrepareConfig(num_candidates=5, synthetic=SyntheticConfig(num_users=40))
+    record = prepare(config, run / "prepare")
+    data = PreparedData.load(run / "prepare")
+
+    def work() -> None:
+        torch.manual_seed(0)
+        rows = {name: torch.randn(len(split), WIDTH) for name, split in data.splits.items()}
+        write_tensors(run / "recommender" / "representations.safetensors", rows)
+        items = {"embeddings": torch.randn(data.num_items, WIDTH)}
+        write_tensors(run / "recommender" / "items.safetensors", items)
+
+    run_stage("recommender", run / "recommender", {}, {"prepare": record}, work)
+    return run
+
+
+@pytest.fixture(scope="module")
+def batches() -> dict[str, list]:
+    """Targets and widths of the batches of each training, as the collator made them."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, batches) -> Path:
+    """A finished stage."""
+    run = prepared_run(tmp_path_factory.mktemp("run"))
+    with pytest.MonkeyPatch.context() as patch:
+        original = AdapterTrainer.compute_loss
+
+        def spying(self, model, inputs, *args, **kwargs):
+            key = f"{self.hybrid_model.llm.peft_config['default'].peft_type}"
+            key += str(bool((inputs["slot_items"] == -2).any()))
+            seen = (inputs["users"][:, 0].tolist(), bool(self.hybrid_steps[self.state.global_step]))
+            batches.setdefault(key, []).append(seen)
+            return original(self, model, inputs, *args, **kwargs)
+
+        patch.setattr(AdapterTrainer, "compute_loss", spying)
+        adapt(CONFIG, run, seeds=1)
+    return run
+
+
+def copied(run: Path, to: Path) -> Path:
+    """The run with its stand-in but without adapters."""
+    shutil.copytree(run, to)
+    for method in CONFIG.methods:
+        shutil.rmtree(adapter_folder(to, method, 0))
+    (to / "adapt" / "record.json").unlink()
+    return to
+
+
+def weights(run: Path, method: str = "ilora", seed: int = 0) -> dict[str, torch.Tensor]:
+    folder = adapter_folder(run, method, seed)
+    adapter = read_tensors(folder / "adapter" / "adapter_model.safetensors")
+    return adapter | read_tensors(folder / "projector.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_methods_of_a_seed_see_the_same_batches_and_curriculum(run, batches):
+    assert len(batches) == 3
+    first, *others = batches.values()
+    assert len(first) == 6 and all(other == first for other in others)
+    assert {hybrid for _, hybrid in first} == {True, False}
+
+
+def test_another_seed_has_another_order_and_curriculum(run, tmp_path, monkeypatch):
+    seen = {0: [], 1: []}
+    original = AdapterTrainer.compute_loss
+
+    def spying(self, model, inputs, *args, **kwargs):
+        seen[self.args.seed].append(inputs["users"][:, 0].tolist())
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(AdapterTrainer, "compute_loss", spying)
+    adapt(replace(CONFIG, methods=["lora"]), copied(run, tmp_path / "again"), seeds=2)
+    assert len(seen[0]) == len(seen[1]) == 6
+    assert all(one != other for one, other in zip(seen[0], seen[1], strict=True))
+
+
+def test_methods_have_equally_many_trained_parameters(run):
+    counts = {
+        method: json.loads((adapter_folder(run, method, 0) / "parameters.json").read_text())
+        for method in CONFIG.methods
+    }
+    assert counts["lora"] == counts["lora-user-slot"]
+    assert counts["ilora"]["adapter"] == counts["lora"]["adapter"]
+    assert counts["ilora"]["projector"] == counts["lora"]["projector"] == 2 * (64 * 64 + 64)
+    assert counts["ilora"]["gate"] == 4 * 64 and counts["lora"]["gate"] == 0
+    assert counts["ilora"]["total"] < 1.01 * counts["lora"]["total"]
+
+
+def test_a_finished_adapter_is_safetensors_and_json_without_checkpoints(run):
+    for method in CONFIG.methods:
+        folder = adapter_folder(run, method, 0)
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert files == {
+            "adapter/README.md",
+            "adapter/adapter_config.json",
+            "adapter/adapter_model.safetensors",
+            "loss.json",
+            "normaliser.safetensors",
+            "parameters.json",
+            "projector.safetensors",
+            "record.json",
+        }
+    curve = json.loads((adapter_folder(run, "ilora", 0) / "loss.json").read_text())
+    assert [entry["step"] for entry in curve] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_changes_every_trained_tensor(run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdapterTrainer, "create_optimizer", no_learning)
+        untrained = copied(run, tmp_path / "untrained")
+        adapt(CONFIG, untrained, seeds=1)
+    before, after = weights(untrained), weights(run)
+    assert [name for name in after if torch.equal(after[name], before[name])] == []
+
+
+def no_learning(self: AdapterTrainer, model: object = None) -> torch.optim.Optimizer:
+    self.optimizer = torch.optim.SGD(self.hybrid_model.projector.parameters(), lr=0.0)
+    return self.optimizer
+
+
+@pytest.mark.parametrize("failing_step", [3, 5])
+def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, failing_step):
+    again = copied(run, tmp_path / "again")
+    with monkeypatch.context() as patch:
+        original = AdapterTrainer.training_step
+
+        def failing(self, *args, **kwargs):
+            if self.state.global_step == failing_step:
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        patch.setattr(AdapterTrainer, "training_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(replace(CONFIG, methods=["ilora"]), again, seeds=1)
+    saved = [path.name for path in adapter_folder(again, "ilora", 0).glob("*/checkpoint-*")]
+    assert saved == [f"checkpoint-{failing_step - 1}"]
+    pickles = {path.name for path in again.rglob("*") if path.suffix in (".bin", ".pt", ".pth")}
+    assert pickles <= {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    adapt(replace(CONFIG, methods=["ilora"]), again, seeds=1)
+    assert_same(weights(again), weights(run))
+    loss = "loss.json"
+    folders = adapter_folder(again, "ilora", 0), adapter_folder(run, "ilora", 0)
+    assert (folders[0] / loss).read_text() == (folders[1] / loss).read_text()
+
+
+def test_a_run_interrupted_after_its_last_step_takes_no_further_one(run, tmp_path, monkeypatch):
+    again = copied(run, tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.llm.train_adapter._save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(replace(CONFIG, methods=["lora"]), again, seeds=1)
+    adapt(replace(CONFIG, methods=["lora"]), again, seeds=1)
+    assert_same(weights(again, "lora"), weights(run, "lora"))
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_another_method_or_seed_leaves_finished_adapters_alone(run, tmp_path):
+    again = copied(run, tmp_path / "again")
+    adapt(replace(CONFIG, methods=["lora"]), again, seeds=1)
+    record = adapter_folder(again, "lora", 0) / "record.json"
+    before = record.stat().st_mtime_ns
+    adapt(replace(CONFIG, methods=["lora", "ilora"]), again, seeds=2)
+    assert record.stat().st_mtime_ns == before
+    assert_same(weights(again, "ilora"), weights(run, "ilora"))
+    assert not torch.equal(
+        weights(again, "lora", 1)["first.weight"], weights(again, "lora", 0)["first.weight"]
+    )
+
+
+def test_micro_batches_add_up_to_the_same_step(run, tmp_path):
+    runs = [copied(run, tmp_path / name) for name in ("whole", "halves")]
+    for folder, steps in zip(runs, (1, 2), strict=True):
+        changes = {"methods": ["lora"], "lora_dropout": 0.0, "gradient_accumulation_steps": steps}
+        adapt(replace(CONFIG, **changes), folder, seeds=1)
+    whole, halves = (weights(folder, "lora") for folder in runs)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, halves[name], atol=1e-4, rtol=1e-3)
+
+
+def test_bf16_trains_with_float32_adapters(run, tmp_path):
+    again = copied(run, tmp_path / "again")
+    adapt(replace(CONFIG, methods=["ilora"], precision="bf16", max_steps=2), again, seeds=1)
+    assert {tensor.dtype for tensor in weights(again).values()} == {torch.float32}
+    inputs = load_adapted(again, "ilora", 0).prompt_inputs("test", [0, 1])
+    assert inputs.inputs_embeds.dtype == torch.bfloat16
+
+
+# ------------------------------------------------------------------ the trained model
+
+
+@pytest.fixture(scope="module", params=CONFIG.methods)
+def adapted(run, request) -> AdaptedModel:
+    return load_adapted(run, request.param, 0)
+
+
+def routing(adapted: AdaptedModel, inputs) -> dict[str, torch.Tensor]:
+    return {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
+
+
+ROWS = [1, 7, 8]
+
+
+def test_prompt_inputs_are_padded_on_the_left(adapted):
+    inputs = adapted.prompt_inputs("test", [0, 1, 2, 3])
+    mask = inputs.attention_mask
+    assert inputs.inputs_embeds.shape == (*mask.shape, 64)
+    assert mask[:, -1].all() and not mask.all()
+    assert (mask.diff(dim=1) >= 0).all()
+
+
+def test_rows_do_not_depend_on_their_batch(adapted):
+    inputs = adapted.prompt_inputs("test", ROWS)
+    with torch.no_grad():
+        together = adapted.model(
+            inputs_embeds=inputs.inputs_embeds,
+            attention_mask=inputs.attention_mask,
+            **routing(adapted, inputs),
+        ).logits[:, -1]
+        for line, row in enumerate(ROWS):
+            alone = adapted.prompt_inputs("test", [row])
+            logits = adapted.model(
+                inputs_embeds=alone.inputs_embeds,
+                attention_mask=alone.attention_mask,
+                **routing(adapted, alone),
+            ).logits[0, -1]
+            torch.testing.assert_close(together[line], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_it_generates_from_its_prompts(adapted):
+    inputs = adapted.prompt_inputs("val", ROWS)
+    output = adapted.model.generate(
+        inputs_embeds=inputs.inputs_embeds,
+        attention_mask=inputs.attention_mask,
+        max_new_tokens=3,
+        do_sample=False,
+        **routing(adapted, inputs),
+    )
+    assert output.shape[0] == 3 and output.shape[1] <= 3
+
+
+def test_only_ilora_is_routed(run):
+    ilora, lora = load_adapted(run, "ilora", 0), load_adapted(run, "lora", 0)
+    z = ilora.routing_embeds("test", ROWS)
+    assert z is not None and z.shape == (3, WIDTH)
+    assert torch.equal(z, ilora.prompt_inputs("test", ROWS).routing_embeds)
+    gates = ilora.gate_weights("test", ROWS)
+    assert gates is not None and gates.shape == (3, 4)
+    torch.testing.assert_close(gates.sum(dim=1), torch.ones(3))
+    assert lora.routing_embeds("test", ROWS) is None and lora.gate_weights("test", ROWS) is None
+
+
+def test_user_representations_are_standardised_on_the_training_split(run):
+    z = load_adapted(run, "ilora", 0).routing_embeds("train", range(30))
+    raw = read_tensors(run / "recommender" / "representations.safetensors")["train"]
+    wanted = (raw - raw.mean(dim=0)) / raw.std(dim=0, correction=0)
+    torch.testing.assert_close(z, wanted[:30], atol=1e-5, rtol=1e-4)
+
+
+def test_the_user_slot_holds_the_projected_user(run):
+    control, plain = load_adapted(run, "lora-user-slot", 0), load_adapted(run, "lora", 0)
+    one = control.prompt_inputs("test", [5]).inputs_embeds
+    assert one.shape[1] == plain.prompt_inputs("test", [5]).inputs_embeds.shape[1] + 1
+    users = read_tensors(run / "recommender" / "representations.safetensors")
+    z = (users["test"][5] - users["train"].mean(0)) / users["train"].std(0, correction=0)
+    cue = len(control.tokenizer("Next:", add_special_tokens=False)["input_ids"])
+    with torch.no_grad():
+        torch.testing.assert_close(one[0, -cue - 1], control.hybrid.projector(z))
+
+
+def test_answers_are_the_titles(adapted, run):
+    titles = PreparedData.load(run / "prepare").titles
+    assert len(adapted.answer_ids) == len(titles)
+    for ids, title in zip(adapted.answer_ids, titles, strict=True):
+        assert ids[-1] == adapted.tokenizer.eos_token_id
+        assert adapted.tokenizer.decode(ids[:-1]).strip() == title
+
+
+# ------------------------------------------------------------------ what is trained, and how
+
+
+def test_a_text_only_batch_gives_the_projector_no_gradient_at_all(adapted):
+    model = HybridModel(adapted.model, Projector(WIDTH, 64), torch.randn(40, WIDTH), False)
+    model.routed = adapted.hybrid.routed
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8]]),
+        "slot_items": torch.tensor([[-1, 3, -2, -1]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.int64),
+        "labels": torch.tensor([[8]]),
+        "users": torch.randn(1, WIDTH),
+    }
+    adapters = [p for n, p in model.named_parameters() if "lora_" in n]
+    for parameter in adapters:
+        parameter.requires_grad_(True)
+    model(**batch, hybrid=False)["loss"].backward()
+    assert all(parameter.grad is None for parameter in model.projector.parameters())
+    model(**batch, hybrid=True)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.projector.parameters())
+    for parameter in adapters:
+        parameter.requires_grad_(False).grad = None
+
+
+def test_each_sample_is_routed_by_its_own_user(run):
+    model = load_adapted(run, "ilora", 0).hybrid
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "ilora_gate" in name:
+                parameter.normal_()
+        batch = {
+            "input_ids": torch.randint(5, 50, (3, 6)),
+            "slot_items": torch.tensor([[-1, 3, -1, -1, -1, -1]] * 3),
+            "attention_mask": torch.ones(3, 6, dtype=torch.int64),
+            "labels": torch.randint(5, 50, (3, 2)),
+            "users": torch.randn(3, WIDTH),
+        }
+        together = model(**batch, hybrid=True)["loss"]
+        alone = [
+            model(**{name: tensor[i : i + 1] for name, tensor in batch.items()}, hybrid=True)[
+                "loss"
+            ]
+            for i in range(3)
+        ]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+
+
+def test_parameter_groups_have_their_own_rates_and_decay(run):
+    model = load_adapted(run, "ilora", 0).hybrid.requires_grad_(True)
+    model.llm.get_base_model().requires_grad_(False)
+    config = replace(CONFIG, learning_rate=0.1, weight_decay=0.01, gate_learning_rate_scale=0.5)
+    groups = {
+        (group["lr"], group["weight_decay"]): len(group["params"])
+        for group in parameter_groups(model, config)
+    }
+    assert groups[0.1, 0.01] == 4  # the projector
+    assert groups[0.05, 0.01] == 1  # the gate
+
+
+# ------------------------------------------------------------------ user errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 6}, "adapt.rank=6 is not divisible by adapt.num_experts=4"),
+        ({"prompt_history": 0}, "adapt.prompt_history=0 must be at least 1"),
+        ({"max_steps": 0}, "adapt.max_steps=0 must be at least 1"),
+        ({"gradient_accumulation_steps": 3}, "adapt.batch_size=8 counts the prompts"),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adapt(replace(CONFIG, **changes), tmp_path, seeds=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(ValueError, match="seeds=0 must be at least 1"):
+        check_config(CONFIG, seeds=0)
+
+
+def test_a_missing_stage_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run `python -m recipes prepare` first"):
+        adapt(CONFIG, tmp_path, seeds=1)
+
+
+def test_an_untrained_adapter_is_named(run):
+    with pytest.raises(FileNotFoundError, match=r"lora-seed9.*`python -m recipes adapt`"):
+        load_adapted(run, "lora", 9)
+
+
+def test_a_min_history_that_leaves_nothing_is_refused(run, tmp_path):
+    again = copied(run, tmp_path / "again")
+    with pytest.raises(ValueError, match=r"adapt.min_history=99 leaves no training window"):
+        adapt(replace(CONFIG, min_history=99), again, seeds=1)
+
+
+def test_prompts_longer_than_the_model_are_refused(run, tmp_path):
+    again = copied(run, tmp_path / "again")
+    long = replace(CONFIG, prompt_history=10, llm=str(run / "adapt" / "stand-in"))
+    config = json.loads((run / "adapt" / "stand-in" / "config.json").read_text())
+    assert config["max_position_embeddings"] > 40
+    short = tmp_path / "short"
+    shutil.copytree(run / "adapt" / "stand-in", short)
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    with pytest.raises(ValueError, match=r"has 40 positions: lower adapt.prompt_history=10"):
+        adapt(replace(long, llm=str(short)), again, seeds=1)
+
+
+def test_stages_made_anew_make_an_adapter_stale(run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    prepare(
+        PrepareConfig(num_candidates=4, synthetic=SyntheticConfig(num_users=40)), again / "prepare"
+    )
+    with pytest.raises(ValueError, match=r"prepare has changed since .*recipes recommender` again"):
+        adapt(CONFIG, again, seeds=1)
+    with pytest.raises(ValueError, match=r"prepare has changed since .*recipes adapt` again"):
+        load_adapted(again, "lora", 0)
+
+
+def test_the_record_holds_the_whole_configuration(run):
+    record = json.loads((run / "adapt" / "record.json").read_text())
+    assert record["config"] == {**asdict(CONFIG), "seeds": 1}
+    assert json.loads((run / "adapt" / "stand-in" / "record.json").read_text())["config"][
+        "stand_in"
+    ]
+
+
+def test_the_collator_hands_out_the_users_of_its_rows(run):
+    data = PreparedData.load(run / "prepare")
+    split = data.split("train")
+    rows = np.flatnonzero(split.history_lengths >= CONFIG.min_history)
+    tokenizer = load_adapted(run, "lora", 0).tokenizer
+    users = torch.arange(len(split), dtype=torch.float32)[:, None]
+    collator = TrainingCollator(
+        encode_prompts(tokenizer, data.titles, split.histories[:, -2:], split.candidates),
+        encode_answers(tokenizer, data.titles),
+        rows,
+        split.targets[rows],
+        0,
+        users,
+    )
+    assert collator([4, 2])["users"].flatten().tolist() == [rows[4], rows[2]]

@@ -1,0 +1,157 @@
+"""The command line in real processes: a whole small run, its resumption, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes.__main__ import experiment_file, parse_experiment, shipped_names
+
+TINY = """
+name: tiny
+prepare: {dataset: synthetic, protocol: chronological, synthetic: {num_users: 80}}
+recommender: {hidden_size: 16, max_epochs: 2, batch_size: 64}
+adapt:
+  methods: [lora, ilora]
+  prompt_history: 1
+  max_steps: 12
+  batch_size: 4
+  save_steps: 4
+  logging_steps: 2
+  stand_in: {hidden_size: 16, intermediate_size: 16, num_layers: 1, num_heads: 2, max_steps: 4}
+evaluate: {bootstrap_samples: 100, max_new_tokens: 4}
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "recipes", *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def figures(folder: Path) -> object:
+    return json.loads((folder / "evaluate" / "metrics.json").read_text())
+
+
+def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run("run", str(tiny), "--out", str(whole))
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        command("run", str(tiny), "--out", str(killed)),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(killed.glob("adapt/lora-seed0/checkpoints-*/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "adapt" / "record.json").exists()
+    resumed = run("run", str(tiny), "--out", str(killed))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "[prepare] already done" in resumed.stdout
+    assert figures(killed) == figures(whole)
+
+    again = run("run", str(tiny), "--out", str(whole))
+    stages = ("prepare", "recommender", "adapt", "evaluate")
+    assert all(f"[{stage}] already done" in again.stdout for stage in stages)
+    names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+    assert names >= {
+        "prepare/interactions.parquet",
+        "prepare/items.parquet",
+        "prepare/examples.parquet",
+        "prepare/candidates.parquet",
+        "prepare/manifest.json",
+        "adapt/ilora-seed0/adapter/adapter_model.safetensors",
+        "predictions.parquet",
+        "results.json",
+        "report.md",
+        "plots/loss.png",
+        "plots/gates.png",
+        "plots/hit_ratio.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nothing"], "EXPERIMENT='nothing' is neither a shipped experiment (demo, lastfm)"),
+        (["run", "demo", "--adapt.max_steps", "many"], "adapt.max_steps"),
+        (["run", "demo", "--adapt.max_stepz", "1"], "adapt.max_stepz"),
+        (["run", "demo", "--prepare.dataset", "netflix"], "prepare.dataset"),
+        (["evaluate", "demo", "--out", "{empty}"], "run `python -m recipes"),
+        (
+            ["prepare", "lastfm", "--source", "{empty}", "--out", "{empty}/o"],
+            "artists.dat is missing",
+        ),
+        (
+            ["run", "demo", "--evaluate.bootstrap_samples", "5", "--out", "{empty}/o"],
+            "at least 100",
+        ),
+        (["run", "demo", "--evaluate.ks", "[30]", "--out", "{empty}/o"], "ks holds [30]"),
+        (["run", "demo", "--adapt.num_experts", "3", "--out", "{empty}/o"], "num_experts"),
+        (["dance", "demo"], "usage: python -m recipes COMMAND"),
+        ([], "usage: python -m recipes COMMAND"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_message_and_status_2(arguments, message, tmp_path) -> None:
+    done = run(*(argument.format(empty=tmp_path) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_prepare_takes_a_dataset_and_a_folder_for_its_tables(tmp_path) -> None:
+    done = run("prepare", "synthetic", "--out", str(tmp_path), "--synthetic.num_users", "40")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("*.parquet")} == {
+        "interactions.parquet",
+        "items.parquet",
+        "examples.parquet",
+        "candidates.parquet",
+    }
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_experiment_parses_and_every_field_can_be_overridden(name) -> None:
+    assert experiment_file(name).is_file()
+    experiment = parse_experiment(
+        name, ["--source=raw", "--llm", "gpt2", "--adapt.stand_in.max_steps", "7", "--seeds", "3"]
+    )
+    assert experiment.name == name
+    assert experiment.prepare.source == "raw" and experiment.adapt.llm == "gpt2"
+    assert experiment.adapt.stand_in.max_steps == 7 and experiment.seeds == 3
+
+
+@pytest.mark.slow
+def test_the_demo_shows_ilora_ahead_of_lora_with_intervals_that_do_not_overlap(tmp_path) -> None:
+    done = run("run", "demo", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    for metric in ("HitRatio@1 (generation, of total", "HitRatio@1 (ranking"):
+        by_method = {
+            entry["method"]: entry
+            for entry in results["metrics"]
+            if entry["label"].startswith(metric)
+        }
+        assert by_method["ilora"]["low"] > by_method["lora"]["high"]
+    trained = results["trainable_parameters"]
+    assert abs(trained["ilora"]["total"] / trained["lora"]["total"] - 1) < 0.01
