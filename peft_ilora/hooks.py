@@ -6,6 +6,7 @@ installed here hangs on this one model object and is taken off again by `remove`
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peft_ilora.routing import Routing, RoutingState, check_rows, for_forward
+from peft_ilora.config import ILoRAConfig
+from peft_ilora.layer import missing_routing_error
+from peft_ilora.routing import (
+    Owner,
+    Routing,
+    RoutingState,
+    check_rows,
+    check_width,
+    checked_embeds,
+    for_forward,
+)
 
 KEYWORD = "routing_embeds"
-_CHECKPOINT = "_gradient_checkpointing_func"
+GENERATE = "generate"
 _INPUTS = (
     "input_ids",
     "inputs_embeds",
@@ -34,37 +45,36 @@ class RoutingHooks:
     Args:
         model: The base model.
         state: Its routing.
-        accept: Checks routing embeddings and returns them, or None where no adapter is enabled.
-        check_missing: Raises where the active adapters need a routing.
+        routed: The configurations of the active adapters, by name; none where they are disabled.
     """
 
     def __init__(
         self,
         model: nn.Module,
         state: RoutingState,
-        accept: Callable[[Any], Tensor | None],
-        check_missing: Callable[[], None],
+        routed: Callable[[], dict[str, ILoRAConfig]],
     ) -> None:
         self.model = model
         self.state = state
-        self.accept = accept
-        self.check_missing = check_missing
+        self.routed = routed
+        self.own_generate = vars(model).get(GENERATE)
         self.handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.before_forward, prepend=True, with_kwargs=True),
             model.register_forward_hook(self.after_forward, always_call=True),
         ]
         if hasattr(model, "generate"):
-            vars(model)["generate"] = RoutedGenerate(self)
+            vars(model)[GENERATE] = RoutedGenerate(self)
 
     def remove(self) -> None:
         """Take everything off the base model again."""
         for handle in self.handles:
             handle.remove()
-        vars(self.model).pop("generate", None)
-        for module in self.model.modules():
-            function = vars(module).get(_CHECKPOINT)
+        vars(self.model).pop(GENERATE, None)
+        if self.own_generate is not None:
+            vars(self.model)[GENERATE] = self.own_generate
+        for module, name, function in _checkpoint_functions(self.model):
             if isinstance(function, RoutedCheckpoint):
-                setattr(module, _CHECKPOINT, function.function)
+                setattr(module, name, function.function)
 
     def before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -73,15 +83,15 @@ class RoutingHooks:
         self.state.drop_aborted_forward()
         kwargs = dict(kwargs)
         routing = self.routing_for(kwargs.pop(KEYWORD, None), "forward")
-        inputs = _model_inputs(args, kwargs)
-        if routing is not None:
-            if inputs:
-                check_rows(routing, inputs[0].shape[0])
-            routing = for_forward(routing, frozenset(t.shape[1] for t in inputs if t.dim() > 1))
-        else:
-            self.check_missing()
-        if model.training and torch.is_grad_enabled():
-            self._bind_checkpoints()
+        configs = self.routed()
+        if routing is not None and configs:
+            check_width(routing.embeds, configs)
+            routing = for_forward(routing, _model_inputs(args, kwargs))
+        for name, config in configs.items():
+            if routing is None and config.missing_routing == "error":
+                raise missing_routing_error(name)
+        if torch.is_grad_enabled():
+            self.bind_checkpoints(model)
         self.state.open_forward(routing)
         return args, kwargs
 
@@ -89,8 +99,8 @@ class RoutingHooks:
         """Unbind; also after an exception."""
         self.state.close_forward()
 
-    def routing_for(self, routing_embeds: Any, owner: str) -> Routing | None:
-        """The routing of a call with this keyword.
+    def routing_for(self, routing_embeds: Any, owner: Owner) -> Routing | None:
+        """The routing of a call with this keyword; None where no adapter would read it.
 
         Raises:
             ValueError: A keyword inside `model.routing`, where two routings would compete.
@@ -102,14 +112,22 @@ class RoutingHooks:
             raise ValueError(
                 "routing_embeds was passed inside `with model.routing(...)`: use one of the two"
             )
-        embeds = self.accept(routing_embeds)
-        return None if embeds is None else Routing(embeds, owner, scales={})  # type: ignore[arg-type]
+        configs = self.routed()
+        if not configs:
+            return None
+        return Routing(checked_embeds(routing_embeds, configs), owner, scales={})
 
-    def _bind_checkpoints(self) -> None:
-        for module in self.model.modules():
-            function = vars(module).get(_CHECKPOINT)
-            if function is not None and not isinstance(function, RoutedCheckpoint):
-                setattr(module, _CHECKPOINT, RoutedCheckpoint(function, self.state))
+    def bind_checkpoints(self, model: nn.Module) -> None:
+        """Let every checkpointed block of a model, or of a replica, remember its routing."""
+        for module, name, function in _checkpoint_functions(model):
+            if not isinstance(function, RoutedCheckpoint):
+                setattr(module, name, RoutedCheckpoint(function, self.state))
+
+
+def is_routed(model: nn.Module) -> bool:
+    """Whether a base model has its hooks already."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return any(isinstance(owner, RoutingHooks) for owner in owners)
 
 
 class RoutedGenerate:
@@ -121,7 +139,7 @@ class RoutedGenerate:
     def __call__(self, *args: Any, routing_embeds: Any = None, **kwargs: Any) -> Any:
         """Generate under one routing; rows that transformers repeats share their routing row."""
         state, model = self.hooks.state, self.hooks.model
-        generate = partial(type(model).generate, model)  # type: ignore[attr-defined]
+        generate = self.hooks.own_generate or partial(type(model).generate, model)  # type: ignore[attr-defined]
         state.drop_aborted_forward()
         routing = self.hooks.routing_for(routing_embeds, "generate")
         if routing is None:
@@ -147,17 +165,36 @@ class RoutedCheckpoint:
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Checkpoint `block(*args)`."""
         routing = self.state.current
-        if routing is None:
-            return self.function(block, *args, **kwargs)
         run = partial(_run_bound, self.state, routing, block)
-        return self.function(run, routing.embeds, *args, **kwargs)
+        embeds = None if routing is None else routing.embeds
+        return self.function(run, embeds, *args, **kwargs)
 
 
 def _run_bound(
-    state: RoutingState, routing: Routing, block: Callable[..., Any], embeds: Tensor, *args: Any
+    state: RoutingState,
+    routing: Routing | None,
+    block: Callable[..., Any],
+    embeds: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    with state.bound(Routing(embeds, routing.owner, routing.lengths)):
-        return block(*args)
+    if routing is not None and embeds is not None:
+        routing = replace(routing, embeds=embeds, scales=None)
+    with state.bound(routing):
+        return block(*args, **kwargs)
+
+
+def _checkpoint_functions(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """(module, attribute, function) of what checkpoints blocks: transformers' way, and torch's
+    `CheckpointWrapper`, which FSDP and accelerate apply.
+    """
+    found = []
+    for module in model.modules():
+        wrapper = type(module).__name__ == "CheckpointWrapper"
+        name = "checkpoint_fn" if wrapper else "_gradient_checkpointing_func"
+        if name in vars(module):
+            found.append((module, name, vars(module)[name]))
+    return found
 
 
 def _model_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

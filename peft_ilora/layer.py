@@ -119,7 +119,10 @@ def missing_routing_error(adapter: str) -> ValueError:
         f"routing_embeds is missing: adapter {adapter!r} mixes its experts by instance. Pass "
         "model(..., routing_embeds=z) or model.generate(..., routing_embeds=z), or run inside "
         "`with model.routing(z):`, with z of shape [batch, routing_dim]; "
-        "ILoRAConfig(missing_routing='uniform') mixes evenly instead"
+        "ILoRAConfig(missing_routing='uniform') mixes evenly instead. (transformers' Trainer drops "
+        "the column unless TrainingArguments(remove_unused_columns=False); a block that calls "
+        "torch.utils.checkpoint by itself recomputes without routing: use the model's "
+        "gradient_checkpointing_enable())"
     )
 
 
@@ -146,23 +149,35 @@ def routed_layer(layer: nn.Module, name: str) -> LoraLayer:
     return layer
 
 
-def check_target(name: str, module: nn.Module) -> None:
+def check_target(name: str, model: nn.Module) -> None:
     """Refuse a target that the gated update does not cover, before anything is replaced.
+
+    Args:
+        name: Of the targeted module.
+        model: The base model.
 
     Raises:
         TypeError: Not a linear layer.
-        ValueError: A linear layer inside a list of experts, whose input is no batch of instances.
+        ValueError: A linear layer whose input is no batch of instances, or whose weight is read
+            past the layer.
     """
-    kind = type(module).__name__
-    unsupported = (nn.Embedding, nn.MultiheadAttention, nn.modules.conv._ConvNd)
-    if isinstance(module, unsupported):
+    module = model.get_submodule(name)
+    if isinstance(module, (nn.Embedding, nn.MultiheadAttention, nn.modules.conv._ConvNd)):
         raise TypeError(
-            f"target module {name!r} is a {kind}; iLoRA adapts linear layers (torch.nn.Linear, "
-            "transformers Conv1D and their quantised forms): take it out of target_modules"
+            f"target module {name!r} is a {type(module).__name__}; iLoRA adapts linear layers "
+            "(torch.nn.Linear, transformers Conv1D and their quantised forms): take it out of "
+            "target_modules"
         )
     parts = name.split(".")
-    if any(part == "experts" and parts[i + 1].isdigit() for i, part in enumerate(parts[:-1])):
+    if "experts" in parts[:-1]:
         raise ValueError(
             f"target module {name!r} lies in a mixture of experts: it sees gathered tokens, not a "
             "batch of instances. Add exclude_modules=r'.*\\.experts\\..*' or target attention only"
+        )
+    parent = model.get_submodule(".".join(parts[:-1]))
+    if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+        raise ValueError(
+            f"target module {name!r} lies in a torch {type(parent).__name__}, whose fast path "
+            "reads weights past the layer, so the adapter would do nothing: take it out of "
+            "target_modules"
         )

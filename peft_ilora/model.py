@@ -8,17 +8,17 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.gate import Gate
-from peft_ilora.hooks import RoutingHooks
+from peft_ilora.hooks import RoutingHooks, is_routed
 from peft_ilora.instance import AdaptedLayer, as_plain_lora, instance_b
 from peft_ilora.layer import (
     GatedUpdate,
     check_target,
     merge_error,
-    missing_routing_error,
     routed_layer,
 )
 from peft_ilora.peft_type import PREFIX
@@ -60,6 +60,11 @@ class ILoRAModel(LoraModel):
     ) -> None:
         """Add an adapter: its gate, its layers, and once for the model the routing hooks."""
         first = GATES not in self._modules
+        if first and is_routed(model):
+            raise ValueError(
+                f"this {type(model).__name__} carries an iLoRA adapter already: call unload() on "
+                "the PeftModel that wraps it, or add_adapter(...) for a second one"
+            )
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
             self.routing_state = RoutingState()
@@ -80,18 +85,18 @@ class ILoRAModel(LoraModel):
             self._gates[name].requires_grad_(requires_grad)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         if first:
-            self.routing_hooks = RoutingHooks(
-                model, self.routing_state, self._accepted, self._check_missing
-            )
+            self.routing_hooks = RoutingHooks(model, self.routing_state, self._routed_adapters)
 
     def _prepare_model(self, peft_config: LoraConfig, model: nn.Module) -> None:
         # Called before the first layer is replaced: the place to refuse.
         super()._prepare_model(peft_config, model)
         for name, module in model.named_modules():
-            if not isinstance(module, LoraLayer) and self._check_target_module_exists(
-                peft_config, name
-            ):
-                check_target(name, module)
+            if isinstance(module, LoraLayer):
+                continue
+            if self._check_target_module_exists(peft_config, name):
+                leaf = name.rpartition(".")[-1]
+                _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
+                check_target(name, model)
 
     def _create_and_replace(
         self,
@@ -144,6 +149,7 @@ class ILoRAModel(LoraModel):
             )
         configs = {name: self._config(name) for name in self.active_adapters}
         embeds = checked_embeds(routing_embeds, configs)
+        self.routing_hooks.bind_checkpoints(self.model)
         with self.routing_state.bound(Routing(embeds, "context")):
             yield
 
@@ -168,17 +174,6 @@ class ILoRAModel(LoraModel):
             return self._shared_gate(name)(embeds)
         return {layer.name: layer.update.gate(embeds) for layer in self._layers(name)}
 
-    def _accepted(self, routing_embeds: Any) -> Tensor | None:
-        """Check a call's keyword; None where no adapter is enabled, so that nothing reads it."""
-        if not self._routed_adapters():
-            return None
-        return checked_embeds(routing_embeds, self._routed_adapters())
-
-    def _check_missing(self) -> None:
-        for name, config in self._routed_adapters().items():
-            if config.missing_routing == "error":
-                raise missing_routing_error(name)
-
     def _routed_adapters(self) -> dict[str, ILoRAConfig]:
         layer = next((m for m in self.model.modules() if isinstance(m, LoraLayer)), None)
         if layer is None or layer.disable_adapters:
@@ -191,8 +186,9 @@ class ILoRAModel(LoraModel):
         return config
 
     def _known_adapter(self, adapter_name: str | None) -> str:
-        name = self.active_adapters[0] if adapter_name is None else adapter_name
-        if name not in self.peft_config:
+        active = next(iter(self.active_adapters), None)
+        name = active if adapter_name is None else adapter_name
+        if name is None or name not in self.peft_config:
             raise ValueError(
                 f"adapter_name={name!r} does not exist; there are {sorted(self.peft_config)}"
             )
@@ -256,10 +252,12 @@ class ILoRAModel(LoraModel):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter with its gate."""
+        active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
         if adapter_name in self._gates:
             del self._gates[adapter_name]
-        self._train_gates(trainable=True)
+        if list(self.active_adapters) != active:
+            self._train_gates(trainable=True)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
         # PEFT calls this on every module that has it, also after loading into meta tensors.

@@ -30,6 +30,9 @@ class Routing:
     """Who bound it: `model.routing`, `generate`, or a forward's keyword."""
     lengths: frozenset[int] = frozenset()
     """Sequence lengths of the running forward; a layer may see batch and sequence flattened."""
+    times: int = 1
+    """Rows of the running forward for each row of `embeds`: `generate` repeats them for beams and
+    returned sequences, neighbours together."""
     scales: dict[tuple[Any, ...], Tensor] | None = field(default=None, compare=False)
     """Rank scales already computed, where neither gradients nor weights can change in between."""
 
@@ -50,9 +53,10 @@ class Routing:
         times, rest = divmod(rows, self.batch)
         if rest:
             return None
-        # `generate` repeats each row for beams and returned sequences, neighbours together.
-        flattened = len(shape) == 2 and times in self.lengths
-        return times if self.owner == "generate" or flattened else None
+        if times == self.times:
+            return times
+        flattened = {length * n for length in self.lengths for n in (1, self.times)}
+        return times if len(shape) == 2 and times in flattened else None
 
     def rank_scale(
         self, gate: Gate, rank: int, scaling: float, x: Tensor, dtype: torch.dtype, name: str
@@ -184,14 +188,29 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
             f"routing_embeds has shape {shape}; pass [batch, routing_dim], one row for each row of "
             "the batch (a single vector: routing_embeds.unsqueeze(0))"
         )
-    for name, config in configs.items():
-        if shape[1] != config.routing_dim:
-            raise ValueError(
-                f"routing_embeds has shape {shape} but adapter {name!r} was made with "
-                f"routing_dim={config.routing_dim}: pass [batch, {config.routing_dim}]"
-            )
+    check_width(routing_embeds, configs)
     _check_finite(routing_embeds)
     return routing_embeds
+
+
+def check_width(embeds: Tensor, configs: dict[str, ILoRAConfig]) -> None:
+    """Check the width of routing embeddings, [batch, routing_dim], against active adapters.
+
+    Raises:
+        ValueError: It fits not all of them.
+    """
+    widths = {name: config.routing_dim for name, config in configs.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(
+            f"the active adapters differ in routing_dim ({widths}), so no routing_embeds fits all: "
+            "activate one of them by set_adapter"
+        )
+    for name, width in widths.items():
+        if embeds.shape[1] != width:
+            raise ValueError(
+                f"routing_embeds has shape {tuple(embeds.shape)} but adapter {name!r} was made "
+                f"with routing_dim={width}: pass [batch, {width}]"
+            )
 
 
 def _check_finite(embeds: Tensor) -> None:
@@ -218,7 +237,18 @@ def check_rows(routing: Routing, rows: int) -> None:
         )
 
 
-def for_forward(routing: Routing, lengths: frozenset[int]) -> Routing:
-    """The routing as the layers of one forward see it."""
+def for_forward(routing: Routing, inputs: list[Tensor]) -> Routing:
+    """The routing as the layers of one forward see it.
+
+    Args:
+        routing: In force.
+        inputs: The forward's tensors, [rows, ...] and [rows, length, ...]; the leading one first.
+
+    Raises:
+        ValueError: The rows do not match the routing's.
+    """
+    rows = inputs[0].shape[0] if inputs else routing.batch
+    check_rows(routing, rows)
+    lengths = frozenset(tensor.shape[1] for tensor in inputs if tensor.dim() > 1)
     scales = routing.scales if routing.owner == "generate" else {}
-    return replace(routing, lengths=lengths, scales=scales)
+    return replace(routing, lengths=lengths, times=rows // routing.batch, scales=scales)

@@ -84,6 +84,44 @@ def test_the_routing_embedding_itself_receives_its_gradient(
     torch.testing.assert_close(seed.grad, expected)
 
 
+@pytest.mark.parametrize("reentrant", MODES)
+def test_a_context_binds_the_inner_model_called_past_the_wrapper(
+    make_adapted, ids, z, reentrant
+) -> None:
+    plain = make_adapted().train()
+    with plain.routing(z):
+        plain.base_model.model.model(ids).last_hidden_state.sum().backward()
+    model = checkpointed(make_adapted, reentrant)
+    with model.routing(z):
+        value = model.base_model.model.model(ids).last_hidden_state.sum()
+    with model.routing(-z):  # another forward's context must not leak into the recomputation
+        value.backward()
+    assert_same(gradients(model), gradients(plain))
+
+
+def test_a_forward_without_routing_recomputes_without_it(make_adapted, ids, z) -> None:
+    model = checkpointed(make_adapted, False, missing_routing="uniform")
+    value = model(input_ids=ids, labels=ids).loss
+    with model.routing(z):
+        value.backward()
+    assert not any("ilora_gate" in name for name in gradients(model))
+
+
+def test_torchs_checkpoint_wrapper_recomputes_under_its_routing(make_adapted, ids, z) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+    )
+
+    plain = make_adapted().train()
+    loss(plain, ids, z).backward()
+    model = make_adapted().train()
+    layer = type(model.base_model.model.model.layers[0])
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, layer))
+    loss(model, ids, z).backward()
+    actual = {n.replace("_checkpoint_wrapped_module.", ""): g for n, g in gradients(model).items()}
+    assert_same(actual, gradients(plain))
+
+
 def test_disabling_checkpointing_and_unloading_leaves_the_model_as_it_was(
     make_adapted, ids, z
 ) -> None:

@@ -103,6 +103,50 @@ def test_deleting_an_adapter_deletes_its_gate(make_adapted, ids, z) -> None:
     assert torch.equal(logits(model, ids, z), expected)
 
 
+def test_deleting_an_inactive_adapter_leaves_a_frozen_gate_frozen(
+    make_adapted, make_llama, tmp_path
+) -> None:
+    make_adapted().save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(make_llama(), tmp_path)
+    model.load_adapter(tmp_path, adapter_name="second")
+    model.delete_adapter("second")
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_after_the_last_adapter_is_gone_the_error_says_so(make_adapted, z) -> None:
+    model = make_adapted()
+    model.base_model.delete_adapter("default")
+    with pytest.raises(ValueError, match="adapter_name=None does not exist; there are"):
+        model.gate_weights(z)
+
+
+def test_a_base_model_is_wrapped_once_and_again_after_unload(make_adapted, ids, z) -> None:
+    model = make_adapted()
+    expected = logits(model, ids, z)
+    config = ILoRAConfig(routing_dim=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    message = r"carries an iLoRA adapter already: call unload\(\)"
+    with pytest.raises(ValueError, match=message), pytest.warns(UserWarning):
+        get_peft_model(model.get_base_model(), config)
+    assert torch.equal(logits(model, ids, z), expected)
+    again = get_peft_model(model.unload(), config).eval()
+    assert logits(again, ids, z).shape == expected.shape
+
+
+def test_a_generate_of_the_users_own_is_called_and_given_back(make_llama, ids, z) -> None:
+    base, calls = make_llama(), []
+
+    def own(*args, **kwargs):
+        calls.append(sorted(kwargs))
+        return type(base).generate(base, *args, **kwargs)
+
+    base.generate = own
+    config = ILoRAConfig(routing_dim=8, target_modules=["q_proj"])
+    model = get_peft_model(base, config)
+    model.generate(input_ids=ids, routing_embeds=z, max_new_tokens=1)
+    assert calls == [["input_ids", "max_new_tokens"]]
+    assert model.unload().generate is own
+
+
 def test_adding_an_adapter_leaves_a_frozen_gate_frozen(make_adapted) -> None:
     model = make_adapted()
     gate(model).requires_grad_(False)
@@ -270,10 +314,13 @@ def test_targets_without_a_batch_of_instances_are_refused_before_any_change(make
     class Moe(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.experts = nn.ModuleList([nn.Linear(2, 2)])
+            self.experts = nn.ModuleDict({"expert_0": nn.Linear(2, 2)})
 
-    with pytest.raises(ValueError, match=r"'experts.0' lies in a mixture of experts"):
-        get_peft_model(Moe(), ILoRAConfig(target_modules=["0"]))
+    with pytest.raises(ValueError, match=r"'experts.expert_0' lies in a mixture of experts"):
+        get_peft_model(Moe(), ILoRAConfig(target_modules=["expert_0"]))
+    encoder = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 4))
+    with pytest.raises(ValueError, match="fast path reads weights past the layer"):
+        get_peft_model(encoder, ILoRAConfig(target_modules=["linear1"]))
 
 
 def test_mixed_batches_weighted_adapters_mixed_models_and_injection_are_refused(

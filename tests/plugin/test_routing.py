@@ -261,6 +261,30 @@ def test_flattened_inputs_follow_their_row_and_foreign_ones_are_refused(z) -> No
         gathers(x, routing_embeds=z)
 
 
+def test_rows_that_only_happen_to_be_a_multiple_are_refused() -> None:
+    from peft_ilora.routing import Routing
+
+    # Two instances, beams of three, five tokens: what a layer may see, and what it may not.
+    routing = Routing(torch.zeros(2, 8), "generate", lengths=frozenset({5}), times=3)
+    assert routing.repeats(torch.Size([6, 5, 4])) == 3
+    assert routing.repeats(torch.Size([2, 5, 4])) == 1  # an encoder's unrepeated rows
+    assert routing.repeats(torch.Size([30, 4])) == 15  # batch and sequence flattened
+    assert routing.repeats(torch.Size([4, 7, 4])) is None  # four images of two instances
+    assert routing.repeats(torch.Size([8, 4])) is None  # gathered tokens
+    assert routing.repeats(torch.Size([7, 4])) is None
+
+
+def test_switching_adapters_inside_a_context_rechecks_the_width(llama, ids, z) -> None:
+    llama.add_adapter("wide", ILoRAConfig(routing_dim=5, target_modules=["q_proj"]))
+    with llama.routing(z):
+        llama.set_adapter("wide")
+        with pytest.raises(ValueError, match="adapter 'wide' was made with routing_dim=5"):
+            llama(input_ids=ids)
+    llama.base_model.set_adapter(["default", "wide"])
+    with pytest.raises(ValueError, match="active adapters differ in routing_dim"):
+        llama(input_ids=ids, routing_embeds=z)
+
+
 def test_two_threads_each_see_their_own_routing(llama, ids, z) -> None:
     expected = {sign: llama(input_ids=ids, routing_embeds=sign * z).logits for sign in (1, -1)}
     barrier, wrong = threading.Barrier(2), []
