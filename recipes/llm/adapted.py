@@ -17,7 +17,12 @@ from recipes.data.tables import PreparedData
 from recipes.experiment import AdaptConfig, Method
 from recipes.llm.adapt import adapter_folder, check_inputs, llm_path
 from recipes.llm.hybrid_model import PROJECTOR, HybridModel
-from recipes.llm.language_model import best_device, load_language_model, token_embeddings
+from recipes.llm.language_model import (
+    best_device,
+    load_language_model,
+    peft_wrapping,
+    token_embeddings,
+)
 from recipes.llm.methods import has_user_slot, uses_routing
 from recipes.llm.train_adapter import ADAPTER_FOLDER, NORMALISER
 from recipes.prompting.collator import prompt_batch
@@ -128,7 +133,8 @@ def load_adapted(run: Path, method: Method, seed: int) -> AdaptedModel:
     known = {field.name for field in fields(AdaptConfig)} & record.config.keys()
     config = AdaptConfig(**{name: record.config[name] for name in known})
     llm, tokenizer = load_language_model(llm_path(config, run), config.precision)
-    model = PeftModel.from_pretrained(llm, str(folder / ADAPTER_FOLDER))
+    with peft_wrapping():
+        model = PeftModel.from_pretrained(llm, str(folder / ADAPTER_FOLDER))
 
     representations = Representations.load(run / "recommender")
     normaliser = Normaliser.load(folder / NORMALISER)

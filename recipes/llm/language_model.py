@@ -1,5 +1,9 @@
 """A causal language model and its tokenizer, by Hugging Face name or by path."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -49,6 +53,17 @@ def token_embeddings(model: PreTrainedModel, count: int = 1024) -> Tensor:
     vocabulary = layer.get_parameter("weight").shape[0]
     ids = torch.arange(0, vocabulary, -(-vocabulary // count), device=model.device)
     return layer(ids)  # through the layer: some models scale what it holds
+
+
+@contextmanager
+def peft_wrapping() -> Iterator[None]:
+    """Wrap a model with PEFT without the warning that transformers has for PEFT's authors.
+
+    peft 0.21 reads `is_gradient_checkpointing`, which transformers 5 has renamed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def best_device() -> torch.device:

@@ -20,7 +20,7 @@ from recipes.data.tables import PreparedData
 from recipes.experiment import AdaptConfig, Method
 from recipes.llm.adapter_trainer import AdapterTrainer
 from recipes.llm.hybrid_model import PROJECTOR, HybridModel
-from recipes.llm.language_model import load_language_model, token_embeddings
+from recipes.llm.language_model import load_language_model, peft_wrapping, token_embeddings
 from recipes.llm.methods import has_user_slot, peft_config, uses_routing
 from recipes.llm.training import train_resumably, training_arguments
 from recipes.prompting.collator import TrainingCollator
@@ -102,7 +102,8 @@ def _new_model(
     items = inputs.normaliser.items(inputs.representations.items)
     projector = new_projector(items, token_embeddings(base), seed)
     torch.manual_seed(seed)
-    llm = get_peft_model(base, peft_config(method, config, routing_dim=items.shape[1]))
+    with peft_wrapping():
+        llm = get_peft_model(base, peft_config(method, config, routing_dim=items.shape[1]))
     assert isinstance(llm, PeftModel)
     return HybridModel(llm, projector, items, routed=uses_routing(method))
 
