@@ -116,11 +116,8 @@ class RoutingState:
     def __init__(self) -> None:
         self._threads = _Threads()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "RoutingState":
-        return RoutingState()  # a copied model starts unbound
-
     def __reduce__(self) -> tuple[type["RoutingState"], tuple[()]]:
-        return RoutingState, ()
+        return RoutingState, ()  # a copied model starts unbound
 
     @property
     def _stack(self) -> list[_Frame]:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 
 import pytest
 import torch
@@ -181,16 +180,15 @@ def test_a_half_precision_base_keeps_adapter_and_gate_in_float32(make_llama, ids
     model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
 
 
-def test_deepcopy_and_pickle_keep_routing_of_copies_apart(make_adapted, ids, z) -> None:
+def test_a_deep_copy_has_a_gate_and_a_routing_of_its_own(make_adapted, ids, z) -> None:
     model = make_adapted()
     expected = logits(model, ids, z)
-    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        gate(clone).project.weight.data.zero_()
-        assert not torch.allclose(logits(clone, ids, z), expected)
-        uniform = clone.generate(input_ids=ids, routing_embeds=z, max_new_tokens=2)
-        assert uniform.shape == (3, 9)
-        with model.routing(z), pytest.raises(ValueError, match="missing"):
-            clone(input_ids=ids)
+    clone = copy.deepcopy(model)
+    gate(clone).project.weight.data.zero_()
+    assert not torch.allclose(logits(clone, ids, z), expected)
+    assert clone.generate(input_ids=ids, routing_embeds=z, max_new_tokens=2).shape == (3, 9)
+    with model.routing(z), pytest.raises(ValueError, match="missing"):
+        clone(input_ids=ids)
     assert torch.equal(logits(model, ids, z), expected)
 
 
