@@ -185,8 +185,9 @@ def _bar(axes: Axes, centre: float, entry: Mapping[str, Any], label: str, colour
         axes.scatter(
             seeds, [centre] * len(seeds), s=22, facecolors="white", edgecolors="black", zorder=3
         )
+    rightmost = max([high, *seeds])
     axes.annotate(
-        f"{value:.3f}", (high, centre), xytext=(6, 0), textcoords="offset points", va="center"
+        f"{value:.3f}", (rightmost, centre), xytext=(7, 0), textcoords="offset points", va="center"
     )
 
 
