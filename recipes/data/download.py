@@ -39,7 +39,7 @@ def download(url: str, md5: str, marker: str, cache: Path | None = None) -> Path
     except OSError as error:
         raise FileNotFoundError(
             f"{url} cannot be downloaded ({error}). Without a network, fetch it elsewhere, unzip "
-            "it and pass its folder as --prepare.source"
+            "it and pass its folder as --source"
         ) from error
     for name in names:
         if Path(name).name == marker:

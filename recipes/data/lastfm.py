@@ -75,7 +75,7 @@ def _existing(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: unzip {LASTFM_URL} and pass the folder that holds {name} as "
-            "--prepare.source, or leave the option out to download it"
+            "--source, or leave the option out to download it"
         )
     return path
 

@@ -146,12 +146,8 @@ def test_the_demo_shows_ilora_ahead_of_lora_with_intervals_that_do_not_overlap(t
     done = run("run", "demo", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
-    for metric in ("HitRatio@1 (generation, of total", "HitRatio@1 (ranking"):
-        by_method = {
-            entry["method"]: entry
-            for entry in results["metrics"]
-            if entry["label"].startswith(metric)
-        }
+    for key in ("hit_ratio@1/generation/total", "hit_ratio@1/ranking"):
+        by_method = {entry["method"]: entry for entry in results["metrics"] if entry["key"] == key}
         assert by_method["ilora"]["low"] > by_method["lora"]["high"]
     trained = results["trainable_parameters"]
     assert abs(trained["ilora"]["total"] / trained["lora"]["total"] - 1) < 0.01
