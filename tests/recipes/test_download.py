@@ -73,5 +73,5 @@ def test_without_a_network_the_error_names_the_way_out(
     site: tuple[str, Path], tmp_path: Path, path: str | None
 ) -> None:
     url = f"{site[0]}/{path}" if path else "http://127.0.0.1:9/data.zip"
-    with pytest.raises(FileNotFoundError, match=r"data\.zip cannot be .*--prepare\.source"):
+    with pytest.raises(FileNotFoundError, match=r"data\.zip cannot be .*--source"):
         download(url, "0" * 32, MARKER, tmp_path / "cache")

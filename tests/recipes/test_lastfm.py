@@ -131,7 +131,7 @@ def test_line_ends_do_not_matter(raw: Path) -> None:
 @pytest.mark.parametrize("name", [lastfm.ARTISTS, lastfm.TAGGINGS])
 def test_a_missing_or_renamed_file_is_named_with_the_remedy(raw: Path, name: str) -> None:
     (raw / name).rename(raw / f"{name}.txt")
-    with pytest.raises(FileNotFoundError, match=rf"{name} is missing.*--prepare\.source"):
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing.*--source"):
         read(raw, "llara")
 
 

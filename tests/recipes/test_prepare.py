@@ -164,7 +164,7 @@ def test_more_candidates_than_the_catalogue_has_are_refused(tmp_path: Path) -> N
 
 def test_a_source_without_the_raw_files_is_refused(tmp_path: Path) -> None:
     config = replace(CONFIG, dataset="lastfm", source=str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*--prepare\.source"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*--source"):
         prepare(config, tmp_path / "prepare")
 
 
