@@ -107,6 +107,14 @@ def test_a_forward_without_routing_raises_before_anything_runs(llama, ids, z) ->
     assert not ran
 
 
+def test_the_inner_model_called_past_the_wrapper_raises_too(llama, ids, z) -> None:
+    inner = llama.base_model.model.model
+    with pytest.raises(ValueError, match=MISSING):
+        inner(ids)
+    with llama.routing(z):
+        assert inner(ids).last_hidden_state.shape == (3, 7, 32)
+
+
 def test_nothing_is_left_behind_by_a_context_or_by_an_exception(llama, ids, z) -> None:
     with llama.routing(z):
         llama(input_ids=ids)
