@@ -35,7 +35,7 @@ class PrepareConfig:
     """Which dataset; `synthetic` needs no files."""
 
     protocol: Protocol = "llara"
-    """`llara` reproduces LLaRA's published files row for row; `chronological` is the sound one."""
+    """`llara` follows the published rebuild of LLaRA's files; `chronological` is the sound one."""
 
     source: str | None = None
     """Folder with the official raw files; None downloads them (checksum, cache)."""

@@ -8,7 +8,7 @@ by the order within a user alone:
 3. item_id numbers the artists in order of first appearance.
 4. Users are ranked by the earliest date among their pairs' first rows; ties keep file order.
 
-`llara`: a user's order is file order, which reproduces LLaRA's published files row for row. File
+`llara`: a user's order is file order, as in LLaRA's published files (whose counts it equals). File
 order is ascending artist id, NOT time. Hence a leak: the target's artist id always exceeds every
 artist id of the history. "The candidate with the smallest artist id above the last item's" scores
 HR@1 .319 without learning anything; the paper's SASRec has .2233. What is measured is file order.
