@@ -9,8 +9,10 @@ from peft import LoraConfig
 
 from peft_ilora.peft_type import peft_type
 
-Gate = Literal["linear", "mlp"]
+Gate = Literal["linear", "mlp", "hard"]
+GateInput = Literal["routing", "token", "prompt"]
 GateScope = Literal["shared", "per_module"]
+GateInit = Literal["default", "zeros"]
 ScalingRank = Literal["expert", "total"]
 MissingRouting = Literal["error", "uniform"]
 
@@ -34,6 +36,10 @@ _REFUSED = {
     "layer_replication": "it is untested with routing",
 }
 _INITS = (True, False, "gaussian")
+_FIELDS_OF_THEIR_OWN = {
+    "top_k": "; top-k selection is a field of its own: top_k=2",
+    "noisy": "; noise is a field of its own: noise_std=1.0",
+}
 
 
 @dataclass
@@ -41,8 +47,9 @@ class ILoRAConfig(LoraConfig):
     """Configuration of an instance-wise LoRA (arXiv 2408.10159, Section 3).
 
     The update of an instance with routing embedding z is
-    `dW(z) = scaling * sum_k w_k(z) B_k A_k` with `w(z) = softmax(gate(z))`. Fields that are not
-    listed here are LoraConfig's and keep their meaning; those without a meaning here are refused.
+    `dW(z) = scaling * sum_k w_k(z) B_k A_k` with `w(z) = softmax(gate(z) / temperature)`. Fields
+    that are not listed here are LoraConfig's and keep their meaning; those without a meaning here
+    are refused.
 
     Raises:
         ValueError: A field has an impossible value, or LoRA's option cannot be combined with
@@ -59,15 +66,49 @@ class ILoRAConfig(LoraConfig):
     )
     num_experts: int = field(default=4, metadata={"help": "Experts K."})
     routing_dim: int = field(default=64, metadata={"help": "Width of a routing embedding."})
+    expert_ranks: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Unequal ranks, one for each expert; takes the place of `r`, which then counts "
+            "as their mean."
+        },
+    )
     gate: Gate = field(
         default="linear",
         metadata={
-            "help": "`linear`: softmax(W z), bias-free (the paper). `mlp`: one hidden layer."
+            "help": "`linear`: softmax(W z), bias-free (the paper). `mlp`: one hidden layer. "
+            "`hard`: routing_embeds are expert ids, int64 [batch]; nothing is learned."
+        },
+    )
+    gate_input: GateInput = field(
+        default="routing",
+        metadata={
+            "help": "What the gate reads. `routing`: routing_embeds (the paper). `token`: each "
+            "token's hidden state at the layer. `prompt`: the mean input embedding of the prompt; "
+            "routing_dim is then the model's embedding width. The last two need no routing_embeds."
         },
     )
     gate_scope: GateScope = field(
         default="shared",
         metadata={"help": "`shared`: one gate for all layers (the paper). `per_module`: one each."},
+    )
+    gate_init: GateInit = field(
+        default="default",
+        metadata={
+            "help": "`default`: torch's for nn.Linear (the paper's code). `zeros`: training starts "
+            "as plain LoRA, all experts equal."
+        },
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Divides the gate's logits: below 1 sharper, above softer."}
+    )
+    top_k: int | None = field(
+        default=None,
+        metadata={"help": "Keep each row's k largest weights, renormalised; None: all of them."},
+    )
+    noise_std: float = field(
+        default=0.0,
+        metadata={"help": "Gaussian noise on the gate's logits, in training only (noisy gating)."},
     )
     scaling_rank: ScalingRank = field(
         default="expert",
@@ -84,31 +125,78 @@ class ILoRAConfig(LoraConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
-        self._check_positive("num_experts", "r", "routing_dim")
+        for name in ("num_experts", "r", "routing_dim"):
+            self._check_positive_int(name, getattr(self, name))
         self._check_choice("gate", Gate)
+        self._check_choice("gate_input", GateInput)
         self._check_choice("gate_scope", GateScope)
+        self._check_choice("gate_init", GateInit)
         self._check_choice("scaling_rank", ScalingRank)
         self._check_choice("missing_routing", MissingRouting)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout={self.lora_dropout} must lie in [0, 1)")
-        for pattern, rank in (self.rank_pattern or {}).items():
-            if not isinstance(rank, int) or rank < 1:
-                raise ValueError(
-                    f"rank_pattern[{pattern!r}]={rank!r} must be a positive int: "
-                    "the rank of each expert"
-                )
+        self._check_gate()
+        self._check_ranks()
         self._refuse_options()
 
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a positive int")
+    @staticmethod
+    def _check_positive_int(name: str, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive int")
 
     def _check_choice(self, name: str, choices: object) -> None:
-        if getattr(self, name) not in get_args(choices):
+        value = getattr(self, name)
+        if value not in get_args(choices):
             allowed = ", ".join(map(repr, get_args(choices)))
-            raise ValueError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
+            hint = _FIELDS_OF_THEIR_OWN.get(value, "") if isinstance(value, str) else ""
+            raise ValueError(f"{name}={value!r} must be one of {allowed}{hint}")
+
+    def _check_gate(self) -> None:
+        if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature!r} must be a positive number")
+        if not _is_number(self.noise_std) or not 0 <= self.noise_std < math.inf:
+            raise ValueError(f"noise_std={self.noise_std!r} must be a number >= 0")
+        if self.top_k is not None:
+            self._check_positive_int("top_k", self.top_k)
+            if self.top_k > self.num_experts:
+                raise ValueError(
+                    f"top_k={self.top_k} must not exceed num_experts={self.num_experts}"
+                )
+        if self.gate == "hard" and self.gate_input != "routing":
+            raise ValueError(
+                f"gate='hard' takes given expert ids, so gate_input={self.gate_input!r} has "
+                "nothing to read: use gate_input='routing'"
+            )
+        if self.gate == "hard" and (self.top_k, self.noise_std, self.temperature) != (None, 0, 1):
+            raise ValueError(
+                "gate='hard' picks one expert by its id: top_k, noise_std and temperature must "
+                "keep their defaults"
+            )
+        if self.gate_input == "token" and self.gate_scope == "shared":
+            raise ValueError(
+                "gate_input='token' reads each layer's own input, whose width differs from layer "
+                "to layer, so gate_scope='shared' is impossible: use gate_scope='per_module'"
+            )
+
+    def _check_ranks(self) -> None:
+        for pattern, rank in (self.rank_pattern or {}).items():
+            self._check_positive_int(f"rank_pattern[{pattern!r}]", rank)
+        if self.expert_ranks is None:
+            return
+        if not isinstance(self.expert_ranks, (list, tuple)):
+            raise ValueError(f"expert_ranks={self.expert_ranks!r} must be a list of positive ints")
+        self.expert_ranks = list(self.expert_ranks)
+        for index, rank in enumerate(self.expert_ranks):
+            self._check_positive_int(f"expert_ranks[{index}]", rank)
+        if len(self.expert_ranks) != self.num_experts:
+            raise ValueError(
+                f"expert_ranks={self.expert_ranks} has {len(self.expert_ranks)} entries but "
+                f"num_experts={self.num_experts}: give one rank for each expert"
+            )
+        if self.rank_pattern:
+            raise ValueError(
+                "expert_ranks and rank_pattern cannot be combined: both set the ranks of a layer"
+            )
 
     def _refuse_options(self) -> None:
         for name, reason in _REFUSED.items():
@@ -124,11 +212,26 @@ class ILoRAConfig(LoraConfig):
                 f"Use one of {', '.join(map(repr, _INITS))}."
             )
 
+    @property
+    def total_rank(self) -> int:
+        """Width of the rank coordinates of a layer: the rank of the plain LoRA of an instance."""
+        return sum(self.expert_ranks or [self.r] * self.num_experts)
+
+    def ranks(self, total: int) -> tuple[int, ...]:
+        """The experts' ranks in a layer.
+
+        Args:
+            total: The layer's total rank, which `rank_pattern` may set.
+        """
+        if self.expert_ranks is not None:
+            return tuple(self.expert_ranks)
+        return (total // self.num_experts,) * self.num_experts
+
     def alpha_for_total_rank(self, alpha: float) -> float:
         """The alpha that, over the total rank, gives the scaling that `alpha` stands for.
 
         LoRA's layers divide alpha by the total rank (by its root under rsLoRA); with
-        `scaling_rank="expert"` the rank of one expert is meant.
+        `scaling_rank="expert"` the mean rank of an expert is meant.
         """
         if self.scaling_rank == "total":
             return alpha
@@ -138,14 +241,14 @@ class ILoRAConfig(LoraConfig):
         """The plain LoRA that this adapter is for one instance, its gate folded into B.
 
         Returns:
-            A LoraConfig with `r = num_experts * r` and an alpha of the same scaling.
+            A LoraConfig with `r = total_rank` and an alpha of the same scaling.
         """
         inherited = {
             spec.name: copy.deepcopy(getattr(self, spec.name))
             for spec in fields(LoraConfig)
             if spec.init and spec.name != "peft_type"
         }
-        inherited["r"] = self.num_experts * self.r
+        inherited["r"] = self.total_rank
         inherited["lora_alpha"] = self.alpha_for_total_rank(self.lora_alpha)
         inherited["rank_pattern"] = {
             name: self.num_experts * rank for name, rank in (self.rank_pattern or {}).items()
@@ -155,3 +258,7 @@ class ILoRAConfig(LoraConfig):
             for name, alpha in (self.alpha_pattern or {}).items()
         }
         return LoraConfig(**inherited)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from peft_ilora.saving import GATES, lora_key
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_NOTHING = ("none", None, [], {})
 
 
 def export_lora(
@@ -34,8 +35,8 @@ def export_lora(
 
     Raises:
         TypeError: `model` has no iLoRA adapter.
-        ValueError: Not exactly one instance; trained biases or `modules_to_save`, which a served
-            LoRA cannot carry.
+        ValueError: Not exactly one instance; tokens are routed; trained biases, tokens or
+            `modules_to_save`, which a served LoRA cannot carry.
     """
     tuner = getattr(model, "base_model", None)
     if not isinstance(tuner, ILoRAModel):
@@ -45,15 +46,16 @@ def export_lora(
         )
     name = adapter_name or tuner.active_adapters[0]
     config, folded = tuner.plain_lora(routing_embeds, name)
-    if config.bias != "none" or config.modules_to_save:
+    extras = ("bias", "modules_to_save", "trainable_token_indices")
+    trained = {key: getattr(config, key) for key in extras if getattr(config, key) not in _NOTHING}
+    if trained:
         raise ValueError(
-            f"adapter {name!r} also trains bias={config.bias!r}, modules_to_save="
-            f"{config.modules_to_save}: a plain LoRA for serving cannot carry them"
+            f"adapter {name!r} also trains {trained}: a plain LoRA for serving cannot carry them"
         )
     saved = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     tensors = {lora_key(key): value for key, value in saved.items() if f"{GATES}." not in key}
     for key, weight in folded.items():
-        tensors[f"base_model.model.{key}.lora_B.weight"] = weight
+        tensors[f"base_model.model.{key}"] = weight
     config.inference_mode = True
     _write(
         Path(folder),

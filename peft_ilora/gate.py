@@ -1,4 +1,4 @@
-"""The gate: routing embedding -> expert weights."""
+"""The gate: what it reads -> expert weights."""
 
 import torch
 from torch import Tensor, nn
@@ -7,42 +7,80 @@ from peft_ilora.config import ILoRAConfig
 
 
 class Gate(nn.Module):
-    """`w(z) = softmax(project(z))`, non-negative, summing to one over experts.
+    """`w(z) = softmax(project(z) / temperature)`, non-negative, summing to one over experts.
 
     `linear` is the paper's bias-free `W_g z` (arXiv 2408.10159, Eq. 8); `mlp` puts one hidden layer
-    of width `routing_dim` with GELU in front.
+    of the input's width with GELU in front. With `top_k` the softmax runs over the k largest logits
+    of a row, so the kept weights are renormalised and only they get gradients (Shazeer et al.,
+    arXiv 1701.06538, Eq. 3 to 5, with noise of a constant standard deviation).
 
     Args:
-        config: Read for `gate`, `routing_dim` and `num_experts`.
+        config: Read for `gate` and what belongs to it.
+        width: Of what the gate reads.
     """
 
-    def __init__(self, config: ILoRAConfig) -> None:
+    def __init__(self, config: ILoRAConfig, width: int) -> None:
         super().__init__()
-        self.num_experts = config.num_experts
-        self.routing_dim = config.routing_dim
-        out = nn.Linear(config.routing_dim, config.num_experts, bias=False)
+        self.temperature = config.temperature
+        self.top_k = config.top_k
+        self.noise_std = config.noise_std
+        out = nn.Linear(width, config.num_experts, bias=False)
+        if config.gate_init == "zeros":
+            nn.init.zeros_(out.weight)
         if config.gate == "linear":
             self.project: nn.Module = out
         else:
-            hidden = nn.Linear(config.routing_dim, config.routing_dim)
-            self.project = nn.Sequential(hidden, nn.GELU(), out)
+            self.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), out)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the gate lies."""
-        return next(self.parameters()).device
-
-    def forward(self, routing_embeds: Tensor) -> Tensor:
+    def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
         """Expert weights.
 
         Args:
-            routing_embeds: [batch, routing_dim], floating point, on any device.
+            z: [..., width], floating point, on any device.
+            noise: [..., num_experts], standard normal, drawn by the caller; None: without noise.
 
         Returns:
-            [batch, num_experts] on the gate's device; float32 where the gate is of half precision.
+            [..., num_experts] on the gate's device; float32 where the gate is of half precision.
         """
         weight = next(self.parameters())
-        logits = self.project(routing_embeds.to(weight.device, weight.dtype))
+        logits = self.project(z.to(weight.device, weight.dtype))
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        if noise is not None:
+            logits = logits + self.noise_std * noise.to(logits.device, logits.dtype)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            kept = logits.topk(self.top_k, dim=-1).indices
+            dropped = torch.ones_like(logits, dtype=torch.bool).scatter(-1, kept, False)
+            logits = logits.masked_fill(dropped, -torch.inf)
         return torch.softmax(logits, dim=-1)
+
+
+class HardGate(nn.Module):
+    """The expert that is named: a given assignment of instances, of clusters for instance."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+
+    def forward(self, expert: Tensor, noise: None = None) -> Tensor:
+        """Expert weights.
+
+        Args:
+            expert: [batch], int64.
+            noise: Never given: nothing is learned.
+
+        Returns:
+            [batch, num_experts], float32, one-hot.
+        """
+        return nn.functional.one_hot(expert, self.num_experts).float()
+
+
+def make_gate(config: ILoRAConfig, width: int) -> Gate | HardGate:
+    """A configuration's gate.
+
+    Args:
+        config: The adapter's.
+        width: Of what the gate reads.
+    """
+    return HardGate(config.num_experts) if config.gate == "hard" else Gate(config, width)

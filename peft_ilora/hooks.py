@@ -14,17 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from peft_ilora.checks import check_fits, check_rows, checked_embeds
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.layer import missing_routing_error
-from peft_ilora.routing import (
-    Owner,
-    Routing,
-    RoutingState,
-    check_rows,
-    check_width,
-    checked_embeds,
-    for_forward,
-)
+from peft_ilora.errors import missing_routing_error
+from peft_ilora.prompt import continues_a_sequence, prompt_embeds
+from peft_ilora.routing import Owner, Routing, RoutingState, for_forward
 
 KEYWORD = "routing_embeds"
 GENERATE = "generate"
@@ -45,7 +39,9 @@ class RoutingHooks:
     Args:
         model: The base model.
         state: Its routing.
-        routed: The configurations of the active adapters, by name; none where they are disabled.
+        routed: The configurations of the adapters that read a routing now, by name; none where they
+            are disabled.
+        check_readable: Raises where a routing would be ignored that the caller means to be read.
     """
 
     def __init__(
@@ -53,10 +49,12 @@ class RoutingHooks:
         model: nn.Module,
         state: RoutingState,
         routed: Callable[[], dict[str, ILoRAConfig]],
+        check_readable: Callable[[], None],
     ) -> None:
         self.model = model
         self.state = state
         self.routed = routed
+        self.check_readable = check_readable
         self.own_generate = vars(model).get(GENERATE)
         self.handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.before_forward, prepend=True, with_kwargs=True),
@@ -79,14 +77,18 @@ class RoutingHooks:
     def before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Bind the forward's routing: its keyword, or what is already in force."""
+        """Bind the forward's routing: its keyword, what is already in force, or the prompt's."""
         self.state.drop_aborted_forward()
         kwargs = dict(kwargs)
         routing = self.routing_for(kwargs.pop(KEYWORD, None), "forward")
         configs = self.routed()
+        if routing is None and _reads_prompt(configs):
+            routing = self.prompt_routing(model, args, kwargs, "forward")
         if routing is not None and configs:
-            check_width(routing.embeds, configs)
-            routing = for_forward(routing, _model_inputs(args, kwargs))
+            check_fits(routing.embeds, configs)
+            inputs = _model_inputs(args, kwargs)
+            check_rows(routing, inputs[0].shape[0] if inputs else routing.batch)
+            routing = for_forward(routing, inputs, model.training, configs)
         for name, config in configs.items():
             if routing is None and config.missing_routing == "error":
                 raise missing_routing_error(name)
@@ -103,7 +105,8 @@ class RoutingHooks:
         """The routing of a call with this keyword; None where no adapter would read it.
 
         Raises:
-            ValueError: A keyword inside `model.routing`, where two routings would compete.
+            ValueError: A keyword inside `model.routing`, where two routings would compete, or one
+                that the adapters do not read.
         """
         current = self.state.current
         if routing_embeds is None:
@@ -112,10 +115,35 @@ class RoutingHooks:
             raise ValueError(
                 "routing_embeds was passed inside `with model.routing(...)`: use one of the two"
             )
+        self.check_readable()
         configs = self.routed()
         if not configs:
             return None
         return Routing(checked_embeds(routing_embeds, configs), owner, scales={})
+
+    def prompt_routing(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], owner: Owner
+    ) -> Routing:
+        """The routing that a call's own prompt gives.
+
+        Raises:
+            ValueError: The call does not hold the whole prompt.
+        """
+        if continues_a_sequence(kwargs):
+            raise ValueError(
+                "gate_input='prompt' needs the whole prompt, but this forward continues a sequence "
+                "(past_key_values): use model.generate, or run inside "
+                "`with model.routing(model.prompt_embeds(input_ids, attention_mask)):`"
+            )
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        embeds = prompt_embeds(
+            model,
+            ids,
+            kwargs.get("inputs_embeds"),
+            kwargs.get("attention_mask"),
+            kwargs.get("labels"),
+        )
+        return Routing(embeds, owner, scales={})
 
     def bind_checkpoints(self, model: nn.Module) -> None:
         """Let every checkpointed block of a model, or of a replica, remember its routing."""
@@ -142,6 +170,8 @@ class RoutedGenerate:
         generate = self.hooks.own_generate or partial(type(model).generate, model)  # type: ignore[attr-defined]
         state.drop_aborted_forward()
         routing = self.hooks.routing_for(routing_embeds, "generate")
+        if routing is None and _reads_prompt(self.hooks.routed()):
+            routing = self.hooks.prompt_routing(model, args, kwargs, "generate")
         if routing is None:
             return generate(*args, **kwargs)
         prompts = [kwargs.get("inputs"), *_model_inputs(args, kwargs)]
@@ -195,6 +225,10 @@ def _checkpoint_functions(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
         if name in vars(module):
             found.append((module, name, vars(module)[name]))
     return found
+
+
+def _reads_prompt(configs: dict[str, ILoRAConfig]) -> bool:
+    return any(config.gate_input == "prompt" for config in configs.values())
 
 
 def _model_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -1,14 +1,14 @@
 """One instance of an adapter: its gate folded into B, which makes it a plain LoRA. Exact."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
-from peft_ilora.layer import GatedUpdate
+from peft_ilora.update import GatedUpdate, up_projection
 
 
 @dataclass(frozen=True)
@@ -22,66 +22,51 @@ class AdaptedLayer:
     update: GatedUpdate
 
     @property
-    def lora_b(self) -> nn.Linear:
-        """Linear(num_experts * r, out)."""
-        module = self.layer.lora_B[self.adapter]
-        assert isinstance(module, nn.Linear)
-        return module
+    def b(self) -> Tensor:
+        """[out, sum of ranks, ...]"""
+        return up_projection(self.layer, self.adapter)
 
-
-def folded_b(weight: Tensor, expert_weights: Tensor) -> Tensor:
-    """B with an instance's expert weights folded into its columns.
-
-    Args:
-        weight: [out, num_experts * rank]
-        expert_weights: [num_experts]
-    """
-    rank = weight.shape[1] // expert_weights.shape[0]
-    columns = expert_weights.to(weight.device, weight.dtype).repeat_interleave(rank)
-    return weight * columns
+    def folded_b(self, weights: Tensor) -> Tensor:
+        """B with expert weights, [num_experts], folded into its columns."""
+        return self.update.coordinates.fold(self.b, weights)
 
 
 @torch.no_grad()
-def instance_b(layers: Sequence[AdaptedLayer], routing_embeds: Tensor) -> dict[str, Tensor]:
-    """B of each layer for one instance, by layer name.
+def expert_weights(layers: Sequence[AdaptedLayer], routing: Tensor | None) -> dict[str, Tensor]:
+    """Expert weights of one instance, [num_experts], by layer name.
 
     Args:
         layers: An adapter's.
-        routing_embeds: [1, routing_dim]
+        routing: [1, routing_dim] (hard gate: [1]); None: all experts alike.
 
     Raises:
-        ValueError: Not exactly one row.
+        ValueError: Not exactly one instance.
     """
-    if routing_embeds.shape[0] != 1:
+    if routing is None:
+        counts = {layer.name: layer.update.coordinates.num_experts for layer in layers}
+        return {name: torch.full((count,), 1 / count) for name, count in counts.items()}
+    if routing.shape[0] != 1:
         raise ValueError(
-            f"routing_embeds has {routing_embeds.shape[0]} rows; a plain LoRA holds one instance: "
-            "pass [1, routing_dim], for instance routing_embeds[i : i + 1]"
+            f"routing_embeds has {routing.shape[0]} rows; a plain LoRA holds one instance: "
+            "pass one row, for instance routing_embeds[i : i + 1]"
         )
-    return {
-        layer.name: folded_b(layer.lora_b.weight, layer.update.gate(routing_embeds)[0])
-        for layer in layers
-    }
+    return {layer.name: layer.update.gate(routing)[0] for layer in layers}
 
 
 @contextmanager
 def as_plain_lora(
     layers: Sequence[AdaptedLayer], weights: dict[tuple[str, str], Tensor]
 ) -> Iterator[None]:
-    """Let layers be plain LoRAs with these B for the block; undone if the block fails.
+    """Let layers be plain LoRAs with these expert weights for the block.
 
     Args:
         layers: Of one adapter or several.
-        weights: B by (adapter, layer name), from `instance_b`.
+        weights: [num_experts] by (adapter, layer name).
     """
-    before = [layer.lora_b.weight for layer in layers]
-    for layer in layers:
-        del layer.layer.lora_variant[layer.adapter]
-        folded = weights[layer.adapter, layer.name]
-        layer.lora_b.weight = nn.Parameter(folded, requires_grad=False)
-    try:
+    with ExitStack() as folds:
+        for layer in layers:
+            chosen = weights[layer.adapter, layer.name]
+            folds.enter_context(layer.update.folded(layer.layer, layer.adapter, chosen))
+            del layer.layer.lora_variant[layer.adapter]
+            folds.callback(layer.layer.lora_variant.__setitem__, layer.adapter, layer.update)
         yield
-    except BaseException:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.layer.lora_variant[layer.adapter] = layer.update
-            layer.lora_b.weight = weight
-        raise

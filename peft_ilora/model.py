@@ -1,32 +1,32 @@
-"""ILoRAModel: injects gated layers, holds the shared gates, and gives the routing its interface."""
+"""ILoRAModel: injects gated layers and gives the routing its interface."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
-from peft.tuners.lora import LoraModel
+from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import Tensor, nn
 
+from peft_ilora.checks import check_fits, checked_embeds
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.gate import Gate
+from peft_ilora.coordinates import Coordinates
+from peft_ilora.gate import make_gate
+from peft_ilora.gates import own_gate, trains
 from peft_ilora.hooks import RoutingHooks, is_routed
-from peft_ilora.instance import AdaptedLayer, as_plain_lora, instance_b
-from peft_ilora.layer import (
-    GatedUpdate,
-    check_target,
-    merge_error,
-    routed_layer,
-)
+from peft_ilora.merging import MergeableLoraModel
 from peft_ilora.peft_type import PREFIX
-from peft_ilora.routing import Routing, RoutingState, checked_embeds
-from peft_ilora.saving import GATES, check_loaded_keys, checkpoint_key
+from peft_ilora.prompt import check_prompt_width, prompt_embeds
+from peft_ilora.routing import Routing, RoutingState
+from peft_ilora.saving import GATES
+from peft_ilora.statistics import Statistics, entropy, load_balancing, statistics
+from peft_ilora.targets import MIXING, UPDATES, check_target, routed_layer
 
 
-class ILoRAModel(LoraModel):
+class ILoRAModel(MergeableLoraModel):
     """LoRA layers whose rank coordinates a gate scales per instance.
 
     Usually made by `get_peft_model(model, ILoRAConfig(...))`, whose PeftModel forwards `routing`,
@@ -69,10 +69,10 @@ class ILoRAModel(LoraModel):
             self.add_module(GATES, nn.ModuleDict())
             self.routing_state = RoutingState()
         config = self._config(adapter_name)
-        others = {name: _requires_grad(gate) for name, gate in self._gates.items()}
+        others = {name: trains(gate) for name, gate in self._gates.items()}
         if config.gate_scope == "shared":
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
-                self._gates[adapter_name] = Gate(config)
+                self._gates[adapter_name] = make_gate(config, config.routing_dim)
         try:
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
@@ -85,18 +85,22 @@ class ILoRAModel(LoraModel):
             self._gates[name].requires_grad_(requires_grad)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         if first:
-            self.routing_hooks = RoutingHooks(model, self.routing_state, self._routed_adapters)
+            self.routing_hooks = RoutingHooks(
+                model, self.routing_state, self._routed_adapters, self._check_readable
+            )
 
     def _prepare_model(self, peft_config: LoraConfig, model: nn.Module) -> None:
         # Called before the first layer is replaced: the place to refuse.
         super()._prepare_model(peft_config, model)
+        assert isinstance(peft_config, ILoRAConfig)
+        if peft_config.gate_input == "prompt":
+            check_prompt_width(model, peft_config.routing_dim)
         for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                continue
             if self._check_target_module_exists(peft_config, name):
-                leaf = name.rpartition(".")[-1]
-                _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
-                check_target(name, model)
+                if not isinstance(module, LoraLayer):
+                    leaf = name.rpartition(".")[-1]
+                    _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
+                check_target(name, model, peft_config)
 
     def _create_and_replace(
         self,
@@ -123,9 +127,15 @@ class ILoRAModel(LoraModel):
         if lora_config.gate_scope == "shared":
             gate = self._shared_gate(adapter_name)
         else:
-            gate = _own_gate(layer, adapter_name, lora_config)
-        layer.lora_variant[adapter_name] = GatedUpdate(
-            gate, self.routing_state, lora_config, current_key
+            gate = own_gate(layer, adapter_name, lora_config)
+        groups = getattr(layer.get_base_layer(), "groups", 1)
+        assert isinstance(groups, int)
+        layer.lora_variant[adapter_name] = UPDATES[type(layer).__name__](
+            gate,
+            self.routing_state,
+            lora_config,
+            Coordinates(lora_config.ranks(layer.r[adapter_name]), groups),
+            current_key,
         )
 
     # ---------------------------------------------------------------- routing
@@ -135,23 +145,110 @@ class ILoRAModel(LoraModel):
         """Route every forward and `generate` of the block, for code that cannot pass the keyword.
 
         Args:
-            routing_embeds: [batch, routing_dim], floating point.
+            routing_embeds: [batch, routing_dim], floating point; with `gate="hard"` expert ids,
+                [batch], int64.
 
         Raises:
             RuntimeError: Inside another `routing` block, where two routings would compete.
-            TypeError: Not a float tensor.
-            ValueError: Wrong shape, NaN or infinity.
+            TypeError: Not a tensor of that dtype.
+            ValueError: Wrong shape, NaN or infinity, no such expert; no adapter would read it.
         """
         self.routing_state.drop_aborted_forward()
         if self.routing_state.current is not None:
             raise RuntimeError(
                 "model.routing(...) is already open in this thread: close it before opening another"
             )
+        self._check_readable()
         configs = {name: self._config(name) for name in self.active_adapters}
-        embeds = checked_embeds(routing_embeds, configs)
+        readers = {name: config for name, config in configs.items() if config.gate_input != "token"}
+        embeds = checked_embeds(routing_embeds, readers)
         self.routing_hooks.bind_checkpoints(self.model)
         with self.routing_state.bound(Routing(embeds, "context")):
             yield
+
+    def prompt_embeds(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """What an adapter with `gate_input="prompt"` reads: the mean input embedding of prompts.
+
+        Args:
+            input_ids: [batch, length], int64.
+            attention_mask: [batch, length]; without it every token counts.
+            labels: [batch, length]; a token with a label of its own (not -100) is no prompt.
+            inputs_embeds: [batch, length, width], in place of `input_ids`.
+
+        Returns:
+            [batch, width], to be passed as `routing_embeds`, to `export_lora` for instance.
+
+        Raises:
+            ValueError: Neither ids nor embeddings, or a row without a prompt token.
+        """
+        return prompt_embeds(self.model, input_ids, inputs_embeds, attention_mask, labels)
+
+    def _routed_adapters(self) -> dict[str, ILoRAConfig]:
+        """The adapters that read a routing now."""
+        layer = self._any_layer()
+        if layer is None or layer.disable_adapters or layer.merged:
+            return {}
+        mixed = self.routing_state.adapter_names
+        names = self.active_adapters if mixed is None else sorted(set(mixed) - {"__base__"})
+        configs = {name: self._config(name) for name in names}
+        return {name: config for name, config in configs.items() if config.gate_input != "token"}
+
+    def _check_readable(self) -> None:
+        layer = self._any_layer()
+        if layer is None or layer.disable_adapters:
+            return
+        if layer.merged:
+            raise ValueError(
+                f"routing_embeds was passed but the adapters {layer.merged_adapters} are merged "
+                "into the base weights, one instance for all: call unmerge_adapter() first"
+            )
+        if all(self._config(name).gate_input == "token" for name in self.active_adapters):
+            raise ValueError(
+                "routing_embeds was passed but the active adapters route tokens by their hidden "
+                "state (gate_input='token'): leave it out"
+            )
+
+    def _any_layer(self) -> LoraLayer | None:
+        return next((m for m in self.model.modules() if isinstance(m, LoraLayer)), None)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        if names is not None:
+            self._check_mixing(names)
+        with self.routing_state.mixed(names):
+            try:
+                with super()._enable_peft_forward_hooks(*args, **kwargs):
+                    yield
+            except BaseException:
+                self._remove_mixing_hooks()  # PEFT leaves them behind
+                raise
+
+    def _check_mixing(self, adapter_names: list[str]) -> None:
+        for name in sorted(set(adapter_names) & set(self.peft_config)):
+            for layer in self._layers(name):
+                kind = type(layer.layer).__name__
+                if kind not in MIXING:
+                    raise ValueError(
+                        f"adapter_names: adapter {name!r} adapts {layer.name}, a {kind}, and PEFT "
+                        "mixes batches in such layers past the gate: call set_adapter between "
+                        "forwards, or adapt linear layers only"
+                    )
+
+    def _remove_mixing_hooks(self) -> None:
+        for module in self.modules():
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, partial) and "adapter_names" in hook.keywords:
+                    del module._forward_pre_hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    # ---------------------------------------------------------------- inspection
 
     def gate_weights(
         self, routing_embeds: Tensor, adapter_name: str | None = None
@@ -159,223 +256,93 @@ class ILoRAModel(LoraModel):
         """Expert weights of instances, for inspection.
 
         Args:
-            routing_embeds: [batch, routing_dim], floating point.
+            routing_embeds: [batch, routing_dim], floating point; with `gate="hard"` expert ids.
             adapter_name: Which adapter; by default the active one.
 
         Returns:
             [batch, num_experts]; with `gate_scope="per_module"` one for each module name.
 
         Raises:
-            ValueError: Unknown adapter, wrong shape, NaN or infinity.
+            ValueError: Unknown adapter, wrong shape, NaN or infinity; tokens are routed.
         """
         name = self._known_adapter(adapter_name)
-        embeds = checked_embeds(routing_embeds, {name: self._config(name)})
+        config = self._config(name)
+        if config.gate_input == "token":
+            raise ValueError(
+                f"adapter {name!r} routes tokens by their hidden state (gate_input='token'), which "
+                "only a forward knows: run one and call routing_statistics()"
+            )
+        embeds = checked_embeds(routing_embeds, {name: config})
         if name in self._gates:
             return self._shared_gate(name)(embeds)
         return {layer.name: layer.update.gate(embeds) for layer in self._layers(name)}
 
-    def _routed_adapters(self) -> dict[str, ILoRAConfig]:
-        layer = next((m for m in self.model.modules() if isinstance(m, LoraLayer)), None)
-        if layer is None or layer.disable_adapters:
-            return {}
-        return {name: self._config(name) for name in self.active_adapters}
-
-    def _config(self, adapter_name: str) -> ILoRAConfig:
-        config = self.peft_config[adapter_name]
-        assert isinstance(config, ILoRAConfig)
-        return config
-
-    def _known_adapter(self, adapter_name: str | None) -> str:
-        active = next(iter(self.active_adapters), None)
-        name = active if adapter_name is None else adapter_name
-        if name is None or name not in self.peft_config:
-            raise ValueError(
-                f"adapter_name={name!r} does not exist; there are {sorted(self.peft_config)}"
-            )
-        return name
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "adapter_names cannot be combined with iLoRA: one adapter already mixes per row by "
-                "its routing_embeds; to compare adapters, call set_adapter between forwards"
-            )
-        with super()._enable_peft_forward_hooks(*args, **kwargs):
-            yield
-
-    # ---------------------------------------------------------------- the gate as a parameter
-
-    @property
-    def _gates(self) -> nn.ModuleDict:
-        """The shared gates, by adapter."""
-        gates = self._modules[GATES]
-        assert isinstance(gates, nn.ModuleDict)
-        return gates
-
-    def _shared_gate(self, adapter_name: str) -> Gate:
-        gate = self._gates[adapter_name]
-        assert isinstance(gate, Gate)
-        return gate
-
-    def _layers(self, adapter_name: str) -> list[AdaptedLayer]:
-        found = []
-        for name, module in self.model.named_modules():
-            if isinstance(module, LoraLayer):
-                update = module.lora_variant.get(adapter_name)
-                if isinstance(update, GatedUpdate):
-                    found.append(AdaptedLayer(name, adapter_name, module, update))
-        return found
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters; their gates become trainable unless `inference_mode`."""
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self._train_gates(trainable=not inference_mode)
-
-    def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        super()._enable_adapter_layers(enabled)
-        self._train_gates(trainable=enabled)
-
-    def _train_gates(self, trainable: bool) -> None:
-        for name, gate in self._gates.items():
-            gate.requires_grad_(trainable and name in self.active_adapters)
-
-    def set_requires_grad(
-        self, adapter_names: str | Sequence[str], requires_grad: bool = True
-    ) -> None:
-        """Train or freeze adapters together with their gates."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        for name in names:
-            if name in self._gates:
-                self._gates[name].requires_grad_(requires_grad)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter with its gate."""
-        active = list(self.active_adapters)
-        super().delete_adapter(adapter_name)
-        if adapter_name in self._gates:
-            del self._gates[adapter_name]
-        if list(self.active_adapters) != active:
-            self._train_gates(trainable=True)
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
-        # PEFT calls this on every module that has it, also after loading into meta tensors.
-        layers = self._layers(adapter_name)
-        if adapter_name not in self._gates or not layers:
-            return
-        gate, device = self._shared_gate(adapter_name), layers[0].lora_b.weight.device
-        if device.type != "meta" and gate.device.type != "meta":
-            gate.to(device)
-
-    # ---------------------------------------------------------------- saving and loading
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        own = checkpoint_key(key, adapter_name)
-        return super()._remove_adapter_name_from_key(key, adapter_name) if own is None else own
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls,
-        model: nn.Module,
-        config: PeftConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        keys = (checkpoint_key(key, adapter_name) for key in model.state_dict())
-        check_loaded_keys((key for key in keys if key is not None), state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-    # ---------------------------------------------------------------- merging
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-        routing_embeds: Tensor | None = None,
-    ) -> nn.Module:
-        """Merge the adapter as it is for ONE instance into the base model.
+    def routing_statistics(
+        self, adapter_name: str | None = None
+    ) -> Statistics | dict[str, Statistics]:
+        """What the experts did in this thread's last forward, in plain numbers.
 
         Args:
-            progressbar: Show a progress bar.
-            safe_merge: Check the merged weights for NaN.
-            adapter_names: Adapters to merge; by default the active ones.
-            routing_embeds: The instance, [1, routing_dim].
-
-        Returns:
-            The base model, unwrapped.
-
-        Raises:
-            ValueError: No instance, or more than one.
-        """
-        names = list(adapter_names or self.active_adapters)
-        if routing_embeds is None:
-            raise merge_error(names[0])
-        self._check_merge_allowed()
-        layers, weights = [], {}
-        for name in names:
-            layers += self._layers(name)
-            for key, weight in self._instance_b(routing_embeds, name).items():
-                weights[name, key] = weight
-        with as_plain_lora(layers, weights):
-            merged = super().merge_and_unload(progressbar, safe_merge, names)
-        self.routing_hooks.remove()
-        return merged
-
-    def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = False
-    ) -> NoReturn:
-        """Refuse: a merge needs an instance and, with it, unloads (`merge_and_unload`)."""
-        raise merge_error((adapter_names or self.active_adapters)[0])
-
-    def unload(self) -> nn.Module:
-        """Take adapters and routing off the base model."""
-        model = super().unload()
-        self.routing_hooks.remove()
-        return model
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: combining experts of several gates has no meaning."""
-        raise ValueError(
-            "add_weighted_adapter cannot combine iLoRA adapters, whose weights depend on the "
-            "instance: export one instance of each with peft_ilora.export_lora and combine those"
-        )
-
-    def _instance_b(self, routing_embeds: Tensor, adapter_name: str) -> dict[str, Tensor]:
-        name = self._known_adapter(adapter_name)
-        embeds = checked_embeds(routing_embeds, {name: self._config(name)})
-        return instance_b(self._layers(name), embeds)
-
-    def plain_lora(
-        self, routing_embeds: Tensor, adapter_name: str | None = None
-    ) -> tuple[LoraConfig, dict[str, Tensor]]:
-        """The plain LoRA that an adapter is for one instance; exact.
-
-        Args:
-            routing_embeds: The instance, [1, routing_dim].
             adapter_name: Which adapter; by default the active one.
 
         Returns:
-            Its configuration, and B of each layer, [out, num_experts * r], by layer name.
+            `rows` (tokens, where these are routed; padding counts), `utilisation` (mean weight of
+            each expert), `chosen` (share of rows in which an expert weighs most), `entropy` and
+            `max_entropy` (nats); with `gate_scope="per_module"` such figures for each module name.
+
+        Raises:
+            ValueError: Unknown adapter, or no forward has been routed yet.
+        """
+        weights = self._last_weights(self._known_adapter(adapter_name))
+        if isinstance(weights, Tensor):
+            return statistics(weights)
+        return {name: statistics(rows) for name, rows in weights.items()}
+
+    def routing_losses(self, adapter_name: str | None = None) -> dict[str, Tensor]:
+        """Terms that a trainer may add to its loss, of this thread's last forward.
+
+        Args:
+            adapter_name: Which adapter; by default the active one.
+
+        Returns:
+            `load_balancing` (1 where the load is even, up to num_experts) and `entropy` (nats), two
+            scalars with gradients to the gate, averaged over modules. Add a positive multiple of
+            the first to even the load out, of the second to sharpen the gate (negative: soften).
+
+        Raises:
+            ValueError: Unknown adapter, or no forward has been routed yet with gradients.
         """
         name = self._known_adapter(adapter_name)
-        return self._config(name).to_lora_config(), self._instance_b(routing_embeds, name)
+        found = self._last_weights(name)
+        weights = [found] if isinstance(found, Tensor) else list(found.values())
+        if self._config(name).gate_input == "token" and not weights[0].requires_grad:
+            raise ValueError(
+                "the last forward ran without gradients, so it gives no routing losses: run one "
+                "in training; under gradient checkpointing only with use_reentrant=False"
+            )
+        top_k = self._config(name).top_k or 1
+        terms = {
+            "load_balancing": [load_balancing(rows, top_k) for rows in weights],
+            "entropy": [entropy(rows) for rows in weights],
+        }
+        return {key: torch.stack(values).mean() for key, values in terms.items()}
 
-
-def _own_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> Gate:
-    """Give a layer a gate of its own, as one more adapter module that PEFT manages."""
-    assert isinstance(layer, nn.Module)
-    if not hasattr(layer, GATES):
-        layer.add_module(GATES, nn.ModuleDict())
-        layer.adapter_layer_names = (*layer.adapter_layer_names, GATES)
-    weight = layer.lora_A[adapter_name].weight
-    assert isinstance(weight, Tensor)
-    gate = Gate(config).to(weight.device)
-    getattr(layer, GATES)[adapter_name] = gate
-    return gate
-
-
-def _requires_grad(gate: nn.Module) -> bool:
-    return next(gate.parameters()).requires_grad
+    def _last_weights(self, name: str) -> Tensor | dict[str, Tensor]:
+        """[rows, num_experts] of the last forward; of each module where gates are per module."""
+        config, routing = self._config(name), self.routing_state.last
+        if config.gate_input == "token":
+            seen = {layer.name: layer.update.token_weights for layer in self._layers(name)}
+            found = {key: rows.flatten(0, -2) for key, rows in seen.items() if rows is not None}
+            if found:
+                return found
+        elif routing is not None:
+            check_fits(routing.embeds, {name: config})
+            noise = routing.noise.get(name)
+            if name in self._gates:
+                return self._shared_gate(name)(routing.embeds, noise)
+            return {
+                layer.name: layer.update.gate(routing.embeds, noise) for layer in self._layers(name)
+            }
+        raise ValueError(
+            f"adapter {name!r} has routed no forward yet in this thread: run the model first"
+        )

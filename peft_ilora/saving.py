@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 GATES = "ilora_gate"
-_LORA_KEY = re.compile(r"\.lora_(A|B)\.")
+_LORA_KEY = re.compile(r"\.lora_(embedding_)?(A|B)(\.|$)")
 
 
 def checkpoint_key(key: str, adapter_name: str) -> str | None:
@@ -24,6 +24,10 @@ def checkpoint_key(key: str, adapter_name: str) -> str | None:
     head, gate, tail = key.rpartition(f"{GATES}.{adapter_name}.")
     if gate:
         return f"{head}{GATES}.{tail}"
+    if key.endswith(f".{adapter_name}"):  # an embedding's matrices are bare parameters
+        head = key[: -len(adapter_name) - 1]
+        match = re.search(r"\.lora_embedding_([AB])$", head)
+        return f"{head[: match.start()]}.ilora_embedding_{match[1]}" if match else None
     head, adapter, tail = key.rpartition(f".{adapter_name}.")
     if adapter and (match := re.search(r"\.lora_([AB])$", head)):
         return f"{head[: match.start()]}.ilora_{match[1]}.{tail}"
@@ -32,7 +36,7 @@ def checkpoint_key(key: str, adapter_name: str) -> str | None:
 
 def lora_key(key: str) -> str:
     """The plain LoRA key of a saved one: `...ilora_A.weight` -> `...lora_A.weight`."""
-    return re.sub(r"\.ilora_([AB])\.", r".lora_\1.", key)
+    return re.sub(r"\.ilora_((embedding_)?[AB])(\.|$)", r".lora_\1\3", key)
 
 
 def check_loaded_keys(expected: Iterable[str], found: Iterable[str]) -> None:

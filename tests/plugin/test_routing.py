@@ -186,7 +186,7 @@ def test_one_nan_row_is_named(llama, ids, z) -> None:
 
 
 def test_off_the_cpu_the_finite_check_does_not_read_the_answer_back(monkeypatch) -> None:
-    from peft_ilora.routing import checked_embeds
+    from peft_ilora.checks import checked_embeds
 
     asserted = []
     monkeypatch.setattr(torch, "_assert_async", lambda flag, message: asserted.append(flag.device))
@@ -270,16 +270,16 @@ def test_flattened_inputs_follow_their_row_and_foreign_ones_are_refused(z) -> No
 
 
 def test_rows_that_only_happen_to_be_a_multiple_are_refused() -> None:
-    from peft_ilora.routing import Routing
+    from peft_ilora.routing import Routing, Rows
 
     # Two instances, beams of three, five tokens: what a layer may see, and what it may not.
     routing = Routing(torch.zeros(2, 8), "generate", lengths=frozenset({5}), times=3)
-    assert routing.repeats(torch.Size([6, 5, 4])) == 3
-    assert routing.repeats(torch.Size([2, 5, 4])) == 1  # an encoder's unrepeated rows
-    assert routing.repeats(torch.Size([30, 4])) == 15  # batch and sequence flattened
-    assert routing.repeats(torch.Size([4, 7, 4])) is None  # four images of two instances
-    assert routing.repeats(torch.Size([8, 4])) is None  # gathered tokens
-    assert routing.repeats(torch.Size([7, 4])) is None
+    assert routing.repeats(Rows(6, flattened=False)) == 3
+    assert routing.repeats(Rows(2, flattened=False)) == 1  # an encoder's unrepeated rows
+    assert routing.repeats(Rows(30, flattened=True)) == 15  # batch and sequence flattened
+    assert routing.repeats(Rows(4, flattened=False)) is None  # four images of two instances
+    assert routing.repeats(Rows(8, flattened=True)) is None  # gathered tokens
+    assert routing.repeats(Rows(7, flattened=True)) is None
 
 
 def test_switching_adapters_inside_a_context_rechecks_the_width(llama, ids, z) -> None:

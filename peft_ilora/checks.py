@@ -1,0 +1,151 @@
+"""Checks of a routing before anything runs: its type, its shape, its values, its rows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_ilora.config import ILoRAConfig
+from peft_ilora.routing import Routing
+
+
+def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tensor:
+    """Validate routing embeddings before anything runs.
+
+    Args:
+        routing_embeds: Should be [batch, routing_dim], floating point and finite; with
+            `gate="hard"` [batch], int64, expert ids.
+        configs: Of the adapters that read it, by adapter name.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        TypeError: Not a tensor, or of the wrong dtype.
+        ValueError: Wrong number of dimensions, wrong width, empty, NaN or infinite, no such expert.
+            Off the CPU the checks of values run on the device, without waiting for it, and show as
+            a RuntimeError.
+    """
+    hard = _is_hard(configs)
+    wanted = "an int64 tensor of shape [batch]" if hard else "a float tensor [batch, routing_dim]"
+    if not isinstance(routing_embeds, Tensor):
+        raise TypeError(f"routing_embeds is a {type(routing_embeds).__name__}; pass {wanted}")
+    if hard:
+        _check_assignment(routing_embeds, configs)
+    else:
+        _check_vectors(routing_embeds, configs)
+    return routing_embeds
+
+
+def check_fits(embeds: Tensor, configs: dict[str, ILoRAConfig]) -> None:
+    """Check a routing's kind and width against active adapters, which may have changed.
+
+    Args:
+        embeds: [batch, routing_dim] or [batch].
+        configs: Of the adapters that read it.
+
+    Raises:
+        TypeError: Vectors for expert ids, or the reverse.
+        ValueError: It fits not all of them.
+    """
+    if _is_hard(configs):
+        _check_integer(embeds)
+        return
+    _check_float(embeds)
+    widths = {name: config.routing_dim for name, config in configs.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(
+            f"the active adapters differ in routing_dim ({widths}), so no routing_embeds fits all: "
+            "activate one of them by set_adapter"
+        )
+    for name, width in widths.items():
+        if embeds.shape[1] != width:
+            raise ValueError(
+                f"routing_embeds has shape {tuple(embeds.shape)} but adapter {name!r} was made "
+                f"with routing_dim={width}: pass [batch, {width}]"
+            )
+
+
+def check_rows(routing: Routing, rows: int) -> None:
+    """Check the batch size of a model's input against the routing.
+
+    Raises:
+        ValueError: They do not match.
+    """
+    expands = routing.owner == "generate" and rows % routing.batch == 0
+    if rows != routing.batch and not expands:
+        raise ValueError(
+            f"routing_embeds has {routing.batch} rows but the model's input has {rows}: "
+            "give one routing row for each input row"
+        )
+
+
+def _is_hard(configs: dict[str, ILoRAConfig]) -> bool:
+    kinds = {name: config.gate == "hard" for name, config in configs.items()}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(
+            f"the active adapters {sorted(kinds)} mix gate='hard', which takes expert ids, with "
+            "gates that take vectors, so no routing_embeds fits all: activate one by set_adapter"
+        )
+    return any(kinds.values())
+
+
+def _check_float(embeds: Tensor) -> None:
+    if not embeds.is_floating_point():
+        raise TypeError(
+            f"routing_embeds has dtype {embeds.dtype}; pass a float tensor, for instance "
+            "routing_embeds.float()"
+        )
+
+
+def _check_integer(expert: Tensor) -> None:
+    if expert.dtype != torch.int64:
+        raise TypeError(
+            f"routing_embeds has dtype {expert.dtype} but gate='hard' takes expert ids: pass an "
+            "int64 tensor of shape [batch], for instance weights.argmax(dim=-1)"
+        )
+
+
+def _check_vectors(embeds: Tensor, configs: dict[str, ILoRAConfig]) -> None:
+    _check_float(embeds)
+    shape = tuple(embeds.shape)
+    if len(shape) != 2 or shape[0] == 0:
+        raise ValueError(
+            f"routing_embeds has shape {shape}; pass [batch, routing_dim], one row for each row of "
+            "the batch (a single vector: routing_embeds.unsqueeze(0))"
+        )
+    check_fits(embeds, configs)
+    finite = torch.isfinite(embeds)
+    if _checks_on_device(embeds):
+        _assert_on_device(finite.all(), "routing_embeds contains NaN or infinity")
+    elif not finite.all():
+        rows = (~finite).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(f"routing_embeds contains NaN or infinity in rows {rows[:10]}")
+
+
+def _check_assignment(expert: Tensor, configs: dict[str, ILoRAConfig]) -> None:
+    _check_integer(expert)
+    if expert.dim() != 1 or expert.shape[0] == 0:
+        raise ValueError(
+            f"routing_embeds has shape {tuple(expert.shape)}; with gate='hard' pass [batch], one "
+            "expert id for each row of the batch"
+        )
+    experts = min(config.num_experts for config in configs.values())
+    known = (expert >= 0) & (expert < experts)
+    if _checks_on_device(expert):
+        _assert_on_device(known.all(), f"routing_embeds names experts outside of 0..{experts - 1}")
+    elif not known.all():
+        rows = (~known).nonzero().flatten().tolist()
+        raise ValueError(
+            f"routing_embeds names expert {int(expert[rows[0]])} in row {rows[0]}, but there are "
+            f"{experts}: pass ids in 0..{experts - 1}"
+        )
+
+
+def _checks_on_device(tensor: Tensor) -> bool:
+    # Reading the answer would make the CPU wait for the device, or break a compiled graph.
+    return tensor.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _assert_on_device(holds: Tensor, message: str) -> None:
+    torch._assert_async(holds, message)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,24 @@
+"""Errors that more than one place raises."""
+
+
+def missing_routing_error(adapter: str) -> ValueError:
+    """The error of a forward without routing."""
+    return ValueError(
+        f"routing_embeds is missing: adapter {adapter!r} mixes its experts by instance. Pass "
+        "model(..., routing_embeds=z) or model.generate(..., routing_embeds=z), or run inside "
+        "`with model.routing(z):`, with z of shape [batch, routing_dim] (gate='hard': expert ids, "
+        "[batch]); ILoRAConfig(missing_routing='uniform') mixes evenly instead. (transformers' "
+        "Trainer drops the column unless remove_unused_columns=False or the mixin "
+        "peft_ilora.RoutingColumns keeps it; a block that calls torch.utils.checkpoint by itself "
+        "recomputes without routing: use the model's gradient_checkpointing_enable())"
+    )
+
+
+def merge_error(adapter: str) -> ValueError:
+    """The error of a merge that names no instance."""
+    return ValueError(
+        f"adapter {adapter!r} has a weight of its own for each instance, so it cannot be merged as "
+        "it is: call model.merge_and_unload(routing_embeds=z) or model.merge_adapter("
+        "routing_embeds=z) with one instance's z of shape [1, routing_dim], or "
+        "peft_ilora.export_lora(model, z, folder) for a plain LoRA"
+    )

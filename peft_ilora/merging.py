@@ -1,0 +1,160 @@
+"""Merging: an adapter as it is for one instance, or evenly mixed, goes into the base weights."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from peft_ilora.checks import checked_embeds
+from peft_ilora.errors import merge_error
+from peft_ilora.gates import GatedLoraModel
+from peft_ilora.hooks import RoutingHooks
+from peft_ilora.instance import AdaptedLayer, as_plain_lora, expert_weights
+
+
+class MergeableLoraModel(GatedLoraModel):
+    """A GatedLoraModel that merges one instance."""
+
+    routing_hooks: RoutingHooks
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        routing_embeds: Tensor | None = None,
+    ) -> nn.Module:
+        """Merge adapters as they are for ONE instance and return the base model.
+
+        Args:
+            progressbar: Show a progress bar.
+            safe_merge: Check the merged weights for NaN.
+            adapter_names: Adapters to merge; by default the active ones.
+            routing_embeds: The instance, [1, routing_dim]. May be left out under
+                `missing_routing="uniform"`, which merges the even mixture.
+
+        Returns:
+            The base model, unwrapped.
+
+        Raises:
+            ValueError: No instance, or more than one.
+        """
+        self._check_merge_allowed()
+        names = list(adapter_names or self.active_adapters)
+        layers, weights = self._instance(self._unmerged(names), routing_embeds)
+        with as_plain_lora(layers, weights):
+            merged = super().merge_and_unload(progressbar, safe_merge, names)
+        self.routing_hooks.remove()
+        return merged
+
+    def merge_adapter(
+        self,
+        adapter_names: list[str] | None = None,
+        safe_merge: bool = False,
+        routing_embeds: Tensor | None = None,
+    ) -> None:
+        """Merge adapters as they are for ONE instance, until `unmerge_adapter`.
+
+        Args:
+            adapter_names: Adapters to merge; by default the active ones.
+            safe_merge: Check the merged weights for NaN.
+            routing_embeds: The instance, [1, routing_dim]. May be left out under
+                `missing_routing="uniform"`, which merges the even mixture.
+
+        Raises:
+            ValueError: No instance, more than one, or a back end that cannot take it back.
+        """
+        names = self._unmerged(adapter_names or self.active_adapters)
+        layers, weights = self._instance(names, routing_embeds)
+        for layer in layers:
+            _check_unmerge(layer)
+        merged_before = any(layer.layer.merged for layer in layers)
+        for layer in layers:
+            layer.update.merged_weights = weights[layer.adapter, layer.name]
+        try:
+            super().merge_adapter(adapter_names, safe_merge)
+        except BaseException:
+            if not merged_before:
+                _unmerge(layers)
+            raise
+
+    def unload(self) -> nn.Module:
+        """Take adapters and routing off the base model."""
+        model = super().unload()
+        self.routing_hooks.remove()
+        return model
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: combining experts of several gates has no meaning."""
+        raise ValueError(
+            "add_weighted_adapter cannot combine iLoRA adapters, whose weights depend on the "
+            "instance: export one instance of each with peft_ilora.export_lora and combine those"
+        )
+
+    def plain_lora(
+        self, routing_embeds: Tensor, adapter_name: str | None = None
+    ) -> tuple[LoraConfig, dict[str, Tensor]]:
+        """The plain LoRA that an adapter is for one instance; exact.
+
+        Args:
+            routing_embeds: The instance, [1, routing_dim].
+            adapter_name: Which adapter; by default the active one.
+
+        Returns:
+            Its configuration, and B of each layer, [out, total rank, ...], by its name in the
+            model: `...q_proj.lora_B.weight`.
+        """
+        name = self._known_adapter(adapter_name)
+        layers, weights = self._instance([name], routing_embeds)
+        folded = {}
+        for layer in layers:
+            embedding = name in layer.layer.lora_embedding_B
+            key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
+            folded[key] = layer.folded_b(weights[name, layer.name])
+        return self._config(name).to_lora_config(), folded
+
+    def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:
+        names = [self._known_adapter(name) for name in adapter_names]
+        return [
+            name
+            for name in names
+            if not any(name in layer.layer.merged_adapters for layer in self._layers(name))
+        ]
+
+    def _instance(
+        self, adapter_names: Sequence[str], routing_embeds: Tensor | None
+    ) -> tuple[list[AdaptedLayer], dict[tuple[str, str], Tensor]]:
+        """The layers of adapters, and their expert weights by (adapter, layer name)."""
+        layers, weights = [], {}
+        for name in adapter_names:
+            config = self._config(name)
+            if config.gate_input == "token":
+                raise ValueError(
+                    f"adapter {name!r} routes tokens (gate_input='token'), so no instance of it "
+                    "is a plain LoRA: it can be neither merged nor exported"
+                )
+            if routing_embeds is not None:
+                checked_embeds(routing_embeds, {name: config})
+            elif config.missing_routing == "error":
+                raise merge_error(name)
+            adapted = self._layers(name)
+            layers += adapted
+            for layer_name, chosen in expert_weights(adapted, routing_embeds).items():
+                weights[name, layer_name] = chosen
+        return layers, weights
+
+
+def _check_unmerge(layer: AdaptedLayer) -> None:
+    if type(layer.layer).__name__ == "TorchaoLoraLinear":
+        raise ValueError(
+            f"{layer.name} has a torchao weight, for which PEFT's unmerge would bypass the gate: "
+            "use merge_and_unload(routing_embeds=z), or export_lora"
+        )
+
+
+def _unmerge(layers: Sequence[AdaptedLayer]) -> None:
+    for layer in layers:
+        if isinstance(layer.layer, BaseTunerLayer) and layer.layer.merged:
+            layer.layer.unmerge()

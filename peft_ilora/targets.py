@@ -1,0 +1,98 @@
+"""Which layers can be routed: PEFT's back ends that ask for the update, and targets it may have."""
+
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
+
+from peft_ilora.config import ILoRAConfig
+from peft_ilora.update import GatedConv, GatedEmbedding, GatedLinear, GatedUpdate
+
+UPDATES: dict[str, type[GatedUpdate]] = {
+    "Linear": GatedLinear,
+    "Linear8bitLt": GatedLinear,
+    "Linear4bit": GatedLinear,
+    "GPTQLoraLinear": GatedLinear,
+    "HqqLoraLinear": GatedLinear,
+    "TorchaoLoraLinear": GatedLinear,
+    "Embedding": GatedEmbedding,
+    "Conv1d": GatedConv,
+    "Conv2d": GatedConv,
+    "Conv3d": GatedConv,
+}
+"""The update of each of PEFT's LoRA layers that consults `lora_variant`, by class name; any other
+layer would silently run ungated."""
+MIXING = frozenset({"Linear", "Linear8bitLt", "Linear4bit", "TorchaoLoraLinear"})
+"""Those that consult it for a mixed batch too."""
+
+
+def routed_layer(layer: nn.Module, name: str) -> LoraLayer:
+    """Return the LoRA layer that PEFT made, if it lets a variant compute the update.
+
+    Raises:
+        TypeError: It would run the experts without their gate.
+    """
+    if not isinstance(layer, LoraLayer) or type(layer).__name__ not in UPDATES:
+        raise TypeError(
+            f"target module {name!r} became a {type(layer).__name__}, a back end that would bypass "
+            f"the gate; supported are {', '.join(sorted(UPDATES))}"
+        )
+    return layer
+
+
+def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
+    """Refuse a target that the gated update does not cover, before anything is replaced.
+
+    Args:
+        name: Of the targeted module.
+        model: The base model.
+        config: The adapter's.
+
+    Raises:
+        TypeError: A kind of layer that cannot be routed.
+        ValueError: A layer whose input is no batch of instances, or whose weight is read past the
+            layer; a convolution whose groups do not divide the ranks.
+    """
+    module = model.get_submodule(name)
+    if isinstance(module, LoraLayer):
+        module = module.get_base_layer()
+    if isinstance(module, nn.MultiheadAttention):
+        raise TypeError(
+            f"target module {name!r} is a torch MultiheadAttention, for which LoRA merges its "
+            "weights in every forward, one weight for the whole batch: take it out of "
+            "target_modules, or use an attention made of linear layers"
+        )
+    linear = not isinstance(module, (nn.Embedding, nn.modules.conv._ConvNd))
+    if config.gate_input == "token" and not linear:
+        raise TypeError(
+            f"target module {name!r} is a {type(module).__name__}, whose input holds no hidden "
+            "state of a token; with gate_input='token' target linear layers only"
+        )
+    if isinstance(module, nn.modules.conv._ConvNd):
+        _check_groups(name, module, config)
+    _check_surroundings(name, model, config)
+
+
+def _check_groups(name: str, module: nn.modules.conv._ConvNd, config: ILoRAConfig) -> None:
+    ranks = [*(config.expert_ranks or [config.r]), *(config.rank_pattern or {}).values()]
+    if any(rank % module.groups for rank in ranks):
+        raise ValueError(
+            f"target module {name!r} is a convolution of groups={module.groups}, which must divide "
+            f"the rank of each expert, but these are {sorted(set(ranks))}: choose a multiple or "
+            "take the module out of target_modules"
+        )
+
+
+def _check_surroundings(name: str, model: nn.Module, config: ILoRAConfig) -> None:
+    parts = name.split(".")
+    if "experts" in parts[:-1] and config.gate_input != "token":
+        raise ValueError(
+            f"target module {name!r} lies in a mixture of experts: it sees gathered tokens, not a "
+            "batch of instances. Add exclude_modules=r'.*\\.experts\\..*', target attention only, "
+            "or route tokens (gate_input='token')"
+        )
+    parent = model.get_submodule(".".join(parts[:-1]))
+    if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+        raise ValueError(
+            f"target module {name!r} lies in a torch {type(parent).__name__}, whose fast path "
+            "reads weights past the layer, so the adapter would do nothing: take it out of "
+            "target_modules"
+        )
