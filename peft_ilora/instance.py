@@ -30,6 +30,10 @@ class AdaptedLayer:
         """B with expert weights, [num_experts], folded into its columns."""
         return self.update.coordinates.fold(self.b, weights)
 
+    def delta_weight(self, weights: Tensor) -> Tensor:
+        """What merging with expert weights, [num_experts], adds to the base weight."""
+        return self.update.delta_weight(self.layer, self.adapter, weights)
+
 
 @torch.no_grad()
 def expert_weights(layers: Sequence[AdaptedLayer], routing: Tensor | None) -> dict[str, Tensor]:

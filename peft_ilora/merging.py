@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from peft_ilora.checks import checked_embeds
@@ -39,11 +40,14 @@ class MergeableLoraModel(GatedLoraModel):
             The base model, unwrapped.
 
         Raises:
-            ValueError: No instance, or more than one.
+            ValueError: No instance, or more than one; with `safe_merge` NaN or infinity, which is
+                found before anything is merged.
         """
         self._check_merge_allowed()
         names = list(adapter_names or self.active_adapters)
         layers, weights = self._instance(self._unmerged(names), routing_embeds)
+        if safe_merge:
+            _check_finite(layers, weights)
         with as_plain_lora(layers, weights):
             merged = super().merge_and_unload(progressbar, safe_merge, names)
         self.routing_hooks.remove()
@@ -64,21 +68,18 @@ class MergeableLoraModel(GatedLoraModel):
                 `missing_routing="uniform"`, which merges the even mixture.
 
         Raises:
-            ValueError: No instance, more than one, or a back end that cannot take it back.
+            ValueError: No instance, more than one, or a back end that cannot take it back; with
+                `safe_merge` NaN or infinity, found before anything is merged.
         """
         names = self._unmerged(adapter_names or self.active_adapters)
         layers, weights = self._instance(names, routing_embeds)
         for layer in layers:
             _check_unmerge(layer)
-        merged_before = any(layer.layer.merged for layer in layers)
+        if safe_merge:
+            _check_finite(layers, weights)
         for layer in layers:
             layer.update.merged_weights = weights[layer.adapter, layer.name]
-        try:
-            super().merge_adapter(adapter_names, safe_merge)
-        except BaseException:
-            if not merged_before:
-                _unmerge(layers)
-            raise
+        super().merge_adapter(adapter_names, safe_merge)
 
     def unload(self) -> nn.Module:
         """Take adapters and routing off the base model."""
@@ -154,7 +155,13 @@ def _check_unmerge(layer: AdaptedLayer) -> None:
         )
 
 
-def _unmerge(layers: Sequence[AdaptedLayer]) -> None:
+def _check_finite(layers: Sequence[AdaptedLayer], weights: dict[tuple[str, str], Tensor]) -> None:
+    """Look at every merged weight before the first is changed."""
     for layer in layers:
-        if isinstance(layer.layer, BaseTunerLayer) and layer.layer.merged:
-            layer.layer.unmerge()
+        base = dequantize_module_weight(layer.layer.get_base_layer())
+        delta = layer.delta_weight(weights[layer.adapter, layer.name])
+        if not torch.isfinite(base + delta.to(base.dtype)).all():
+            raise ValueError(
+                f"NaNs detected in the merged weights of {layer.name}: adapter {layer.adapter!r} "
+                "or the base weight seems to be broken; nothing has been merged"
+            )

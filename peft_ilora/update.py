@@ -151,10 +151,20 @@ class GatedUpdate(LoraVariant):
     def _delta_weight(self, module: LoraLayer, adapter: str) -> Tensor:
         if self.merged_weights is None:
             raise merge_error(adapter)
-        with self.folded(module, adapter, self.merged_weights):
+        return self.delta_weight(module, adapter, self.merged_weights)
+
+    def delta_weight(self, module: LoraLayer, adapter: str, weights: Tensor) -> Tensor:
+        """`scaling * sum_k w_k B_k A_k`, in the layout of the base weight.
+
+        Args:
+            module: The LoRA layer.
+            adapter: Name of the adapter.
+            weights: [num_experts]
+        """
+        with self.folded(module, adapter, weights):
             delta = module.get_delta_weight(adapter)  # type: ignore[operator]
-            assert isinstance(delta, Tensor)
-            return delta
+        assert isinstance(delta, Tensor)
+        return delta
 
     @contextmanager
     def folded(self, module: LoraLayer, adapter: str, weights: Tensor) -> Iterator[None]:
