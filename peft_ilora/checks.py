@@ -22,14 +22,22 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
 
     Raises:
         TypeError: Not a tensor, or of the wrong dtype.
-        ValueError: Wrong number of dimensions, wrong width, empty, NaN or infinite, no such expert.
+        ValueError: On the meta device, of a wrong shape, empty, NaN or infinite, no such expert.
             Off the CPU the checks of values run on the device, without waiting for it, and show as
             a RuntimeError.
     """
     hard = _is_hard(configs)
     wanted = "an int64 tensor of shape [batch]" if hard else "a float tensor [batch, routing_dim]"
     if not isinstance(routing_embeds, Tensor):
-        raise TypeError(f"routing_embeds is a {type(routing_embeds).__name__}; pass {wanted}")
+        raise TypeError(
+            f"routing_embeds is a {type(routing_embeds).__name__}; pass {wanted}, for instance "
+            "torch.as_tensor(z)"
+        )
+    if routing_embeds.is_meta:
+        raise ValueError(
+            "routing_embeds is on the meta device, where tensors have no values: build it on a "
+            "real device, the model's for instance"
+        )
     if hard:
         _check_assignment(routing_embeds, configs)
     else:

@@ -33,7 +33,6 @@ _REFUSED = {
     "eva_config": "EVA redistributes ranks, which are split into experts here",
     "corda_config": "CorDA subtracts an ungated update from the base weight",
     "lora_ga_config": "LoRA-GA subtracts an ungated update from the base weight",
-    "layer_replication": "it is untested with routing",
 }
 _INITS = (True, False, "gaussian")
 _FIELDS_OF_THEIR_OWN = {

@@ -71,6 +71,7 @@ class MergeableLoraModel(GatedLoraModel):
             ValueError: No instance, more than one, or a back end that cannot take it back; with
                 `safe_merge` NaN or infinity, found before anything is merged.
         """
+        self._check_merge_allowed()
         names = self._unmerged(adapter_names or self.active_adapters)
         layers, weights = self._instance(names, routing_embeds)
         for layer in layers:
@@ -80,6 +81,15 @@ class MergeableLoraModel(GatedLoraModel):
         for layer in layers:
             layer.update.merged_weights = weights[layer.adapter, layer.name]
         super().merge_adapter(adapter_names, safe_merge)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for name in self.peft_config:
+            if self._config(name).layer_replication:
+                raise ValueError(
+                    f"adapter {name!r} replicates layers, which share their base weights, so it "
+                    "cannot be merged into them: use peft_ilora.export_lora(model, z, folder)"
+                )
 
     def unload(self) -> nn.Module:
         """Take adapters and routing off the base model."""

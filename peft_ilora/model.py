@@ -41,7 +41,7 @@ class ILoRAModel(MergeableLoraModel):
 
     Raises:
         TypeError: A targeted module is no linear layer, or its back end would bypass the gate.
-        ValueError: A targeted module does not see a batch of instances.
+        ValueError: A targeted module does not see a batch of instances; `model` is wrapped already.
     """
 
     prefix = PREFIX
@@ -49,6 +49,21 @@ class ILoRAModel(MergeableLoraModel):
     uses_shared_state = True
 
     # ---------------------------------------------------------------- injection
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: ILoRAConfig | dict[str, ILoRAConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        if is_routed(model):
+            raise ValueError(
+                f"this {type(model).__name__} carries an iLoRA adapter already: call unload() on "
+                "the PeftModel that wraps it, or add_adapter(...) for a second one"
+            )
+        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
 
     def inject_adapter(
         self,
@@ -60,11 +75,6 @@ class ILoRAModel(MergeableLoraModel):
     ) -> None:
         """Add an adapter: its gate, its layers, and once for the model the routing hooks."""
         first = GATES not in self._modules
-        if first and is_routed(model):
-            raise ValueError(
-                f"this {type(model).__name__} carries an iLoRA adapter already: call unload() on "
-                "the PeftModel that wraps it, or add_adapter(...) for a second one"
-            )
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
             self.routing_state = RoutingState()

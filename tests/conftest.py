@@ -1,5 +1,38 @@
-"""One torch thread: tiny tensors gain nothing from two, and lose much where cores are shared."""
+"""One torch thread, and the options around the README's support matrix."""
 
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
-torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))
+import support_matrix
+
+torch.set_num_threads(1)  # tiny tensors gain nothing from two, and lose much on shared cores
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("support matrix")
+    group.addoption(
+        "--support-matrix", action="store_true", help="write README.md's support matrix"
+    )
+    group.addoption("--support-check", action="store_true", help="hold README.md's against it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--support-matrix") or config.getoption("--support-check"):
+        config.pluginmanager.register(support_matrix.SupportMatrix(), "support-matrix")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    plugin = session.config.pluginmanager.get_plugin("support-matrix")
+    if plugin is None:
+        return
+    if session.config.getoption("--support-matrix"):
+        support_matrix.write(plugin.found)
+    elif support_matrix.table(plugin.found) == support_matrix.readme_table():
+        print("\nthe README's support matrix is current")
+    else:
+        print("\nthe README's support matrix is out of date: run pytest --support-matrix")
+        session.exitstatus = 1

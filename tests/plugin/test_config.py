@@ -23,7 +23,6 @@ from peft_ilora import ILoRAConfig
         ({"use_dora": True}, "use_dora=True cannot be used with iLoRA: DoRA"),
         ({"lora_bias": True}, "lora_bias=True cannot be used with iLoRA: a bias on B"),
         ({"target_parameters": ["w"]}, "target_parameters=.* needs a module"),
-        ({"layer_replication": [(0, 1)]}, "layer_replication=.* untested"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' cannot be used with iLoRA"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora' cannot be used with iLoRA"),
     ],

@@ -223,6 +223,25 @@ def test_layers_to_transform_exclude_and_rank_pattern_choose_layers(make_llama) 
 # -------------------------------------------------------------------- merging and export
 
 
+@pytest.mark.support("Adapter lifecycle", "layer_replication", "works")
+def test_replicated_layers_have_adapters_of_their_own(
+    make_adapted, make_llama, ids, z, tmp_path
+) -> None:
+    model = make_adapted(layer_replication=[(0, 2), (1, 2)])
+    assert len(model.get_base_model().model.layers) == 3
+    expected = logits(model, ids, z)
+    rows = [logits(model, ids[i, None], z[i, None]) for i in range(3)]
+    torch.testing.assert_close(torch.cat(rows), expected, rtol=1e-4, atol=1e-5)
+    for folder, loaded in (("ilora", expected), ("lora", expected[:1])):
+        if folder == "ilora":
+            model.save_pretrained(tmp_path / folder)
+        else:
+            export_lora(model, z[:1], tmp_path / folder)
+        again = PeftModel.from_pretrained(make_llama(), tmp_path / folder)
+        got = logits(again, ids, z) if folder == "ilora" else again(input_ids=ids[:1]).logits
+        torch.testing.assert_close(got, loaded, rtol=1e-4, atol=1e-5)
+
+
 def test_merging_without_an_instance_refuses_and_names_the_remedy(llama, ids, z) -> None:
     expected = logits(llama, ids, z)
     for merge in (llama.merge_and_unload, llama.merge_adapter):

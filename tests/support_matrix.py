@@ -1,0 +1,103 @@
+"""The README's support matrix, written from what the tests show.
+
+A test that shows that something works, or is refused with a message, carries
+`@pytest.mark.support(area, item, state)`. `pytest --support-matrix` writes the table into README.md
+from the outcomes of the run: an item has its state when all of its tests passed, and counts as
+untested when one was skipped.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+START, END = "<!-- support matrix: pytest --support-matrix -->", "<!-- end of support matrix -->"
+AREAS = (
+    "Model families",
+    "Layer types",
+    "Task types",
+    "Quantised bases",
+    "Precision and compilation",
+    "Adapter lifecycle",
+    "Gates",
+    "Several devices",
+    "Trainer and TRL",
+    "Versions",
+)
+STATES = ("works", "refused", "untested")
+UNTESTED = (
+    ("Several devices", "GPUs"),
+    ("Several devices", "DeepSpeed ZeRO-2 and ZeRO-3 (configs shipped)"),
+    ("Several devices", "nn.DataParallel"),
+    ("Several devices", "tensor parallelism"),
+)
+"""What nobody has run here."""
+Matrix = dict[tuple[str, str], str]
+
+
+def marks(item: pytest.Item) -> Iterable[tuple[str, str, str]]:
+    """The (area, item, state) of a test.
+
+    Raises:
+        ValueError: An unknown area or state.
+    """
+    for mark in item.iter_markers("support"):
+        area, name, state = mark.args
+        if area not in AREAS or state not in STATES[:2]:
+            raise ValueError(f"{item.nodeid}: support{mark.args} is no known area and state")
+        yield area, name, state
+
+
+class SupportMatrix:
+    """Collects the outcomes of a run."""
+
+    def __init__(self) -> None:
+        self.found: Matrix = dict.fromkeys(UNTESTED, "untested")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Every marked item, as its tests claim."""
+        for item in session.items:
+            for area, name, state in marks(item):
+                before = self.found.setdefault((area, name), state)
+                if before != state:
+                    raise ValueError(f"{area}: {name} is claimed {before} and {state}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]):
+        """A test that did not pass takes its items' state away."""
+        report = yield
+        if not report.passed:
+            for area, name, _ in marks(item):
+                self.found[area, name] = "untested"
+        return report
+
+
+def table(matrix: Matrix) -> str:
+    """The matrix as Markdown: a row for each area, items by state."""
+    lines = [f"| | {' | '.join(STATES)} |", "|---|---|---|---|"]
+    for area in AREAS:
+        cells = [
+            ", ".join(
+                sorted(
+                    (n for (a, n), s in matrix.items() if (a, s) == (area, state)), key=str.lower
+                )
+            )
+            for state in STATES
+        ]
+        if any(cells):
+            lines.append(f"| {area} | {' | '.join(cell or '–' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def write(matrix: Matrix) -> None:
+    """Put the table into README.md."""
+    text = README.read_text(encoding="utf-8")
+    head, rest = text.split(START)
+    _, tail = rest.split(END)
+    README.write_text(f"{head}{START}\n{table(matrix)}\n{END}{tail}", encoding="utf-8")
+
+
+def readme_table() -> str:
+    """The table that README.md holds."""
+    return README.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
