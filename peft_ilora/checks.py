@@ -22,7 +22,7 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
 
     Raises:
         TypeError: Not a tensor, or of the wrong dtype.
-        ValueError: On the meta device, of a wrong shape, empty, NaN or infinite, no such expert.
+        ValueError: Of a wrong shape, empty, NaN or infinite, no such expert.
             Off the CPU the checks of values run on the device, without waiting for it, and show as
             a RuntimeError.
     """
@@ -32,11 +32,6 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
         raise TypeError(
             f"routing_embeds is a {type(routing_embeds).__name__}; pass {wanted}, for instance "
             "torch.as_tensor(z)"
-        )
-    if routing_embeds.is_meta:
-        raise ValueError(
-            "routing_embeds is on the meta device, where tensors have no values: build it on a "
-            "real device, the model's for instance"
         )
     if hard:
         _check_assignment(routing_embeds, configs)

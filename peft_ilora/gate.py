@@ -41,8 +41,16 @@ class Gate(nn.Module):
 
         Returns:
             [..., num_experts] on the gate's device; float32 where the gate is of half precision.
+
+        Raises:
+            ValueError: `z` is on the meta device and the gate is not.
         """
         weight = next(self.parameters())
+        if z.is_meta and not weight.is_meta:
+            raise ValueError(
+                "routing_embeds is on the meta device, where tensors have no values: build it on a "
+                "real device, the model's for instance"
+            )
         logits = self.project(z.to(weight.device, weight.dtype))
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

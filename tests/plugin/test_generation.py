@@ -24,6 +24,7 @@ def one_by_one(model, ids, z, **options) -> torch.Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.support("Adapter lifecycle", "generate (greedy, beams, samples, KV cache)", "works")
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
 @pytest.mark.parametrize(
     "options",
@@ -65,6 +66,7 @@ def test_greedy_decoding_with_the_cache_equals_full_forwards(llama, ids, z) -> N
     assert torch.equal(generated, so_far)
 
 
+@pytest.mark.support("Adapter lifecycle", "generate (greedy, beams, samples, KV cache)", "works")
 def test_returned_samples_of_a_row_follow_that_rows_routing(llama, ids, z) -> None:
     settings = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": NEW}
     torch.manual_seed(5)

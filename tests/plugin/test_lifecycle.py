@@ -42,6 +42,7 @@ def test_an_optimiser_step_trains_experts_and_gate(make_adapted, ids, z) -> None
     assert any("ilora_gate" in n for n in changed)
 
 
+@pytest.mark.support("Adapter lifecycle", "save and load", "works")
 @pytest.mark.parametrize("scope", ["shared", "per_module"])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
@@ -67,6 +68,7 @@ def test_saved_keys_are_our_own_and_hold_the_gate_once(make_adapted, tmp_path) -
     assert not any(".lora_" in key or "default" in key for key in keys)
 
 
+@pytest.mark.support("Adapter lifecycle", "load under another name", "works")
 def test_load_adapter_under_another_name_and_switching(make_adapted, ids, z, tmp_path) -> None:
     model, other = make_adapted(), make_adapted(num_experts=2, r=3, gate="mlp")
     other.save_pretrained(tmp_path)
@@ -92,6 +94,7 @@ def test_adapters_of_different_routing_width_are_told_apart(make_adapted, ids, z
     model(input_ids=ids, routing_embeds=torch.zeros(3, 11))
 
 
+@pytest.mark.support("Adapter lifecycle", "add, set, delete", "works")
 def test_deleting_an_adapter_deletes_its_gate(make_adapted, ids, z) -> None:
     model = make_adapted()
     expected = logits(model, ids, z)
@@ -119,6 +122,7 @@ def test_after_the_last_adapter_is_gone_the_error_says_so(make_adapted, z) -> No
         model.gate_weights(z)
 
 
+@pytest.mark.support("Adapter lifecycle", "unload", "works")
 def test_a_base_model_is_wrapped_once_and_again_after_unload(make_adapted, ids, z) -> None:
     model = make_adapted()
     expected = logits(model, ids, z)
@@ -153,6 +157,7 @@ def test_adding_an_adapter_leaves_a_frozen_gate_frozen(make_adapted) -> None:
     assert not any(p.requires_grad for p in gate(model).parameters())
 
 
+@pytest.mark.support("Adapter lifecycle", "disable and restore", "works")
 def test_freezing_and_disabling_reach_the_gate(make_adapted) -> None:
     model = make_adapted()
     model.set_requires_grad("default", False)
@@ -180,6 +185,7 @@ def test_a_half_precision_base_keeps_adapter_and_gate_in_float32(make_llama, ids
     model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
 
 
+@pytest.mark.support("Adapter lifecycle", "deep copy", "works")
 def test_a_deep_copy_has_a_gate_and_a_routing_of_its_own(make_adapted, ids, z) -> None:
     model = make_adapted()
     expected = logits(model, ids, z)
@@ -192,6 +198,7 @@ def test_a_deep_copy_has_a_gate_and_a_routing_of_its_own(make_adapted, ids, z) -
     assert torch.equal(logits(model, ids, z), expected)
 
 
+@pytest.mark.support("Adapter lifecycle", "bias and modules_to_save", "works")
 def test_modules_to_save_and_bias_travel_with_the_adapter(make_llama, ids, z, tmp_path) -> None:
     config = ILoRAConfig(
         routing_dim=8, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
@@ -205,6 +212,7 @@ def test_modules_to_save_and_bias_travel_with_the_adapter(make_llama, ids, z, tm
     assert torch.equal(logits(loaded, ids, z), logits(model, ids, z))
 
 
+@pytest.mark.support("Adapter lifecycle", "layers_to_transform, rank_pattern", "works")
 def test_layers_to_transform_exclude_and_rank_pattern_choose_layers(make_llama) -> None:
     model = get_peft_model(
         make_llama(),
@@ -252,6 +260,7 @@ def test_merging_without_an_instance_refuses_and_names_the_remedy(llama, ids, z)
     assert torch.equal(logits(llama, ids, z), expected)
 
 
+@pytest.mark.support("Adapter lifecycle", "merge_and_unload one instance", "works")
 @pytest.mark.parametrize("scope", ["shared", "per_module"])
 def test_merging_one_instance_gives_that_instances_model(make_adapted, ids, z, scope) -> None:
     model = make_adapted(gate_scope=scope)
@@ -262,6 +271,7 @@ def test_merging_one_instance_gives_that_instances_model(make_adapted, ids, z, s
     assert "generate" not in vars(merged) and not merged._forward_pre_hooks
 
 
+@pytest.mark.support("Adapter lifecycle", "export one instance as a plain LoRA", "works")
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
 def test_export_is_an_exact_plain_lora(make_adapted, make_llama, ids, z, tmp_path, options) -> None:
     model = make_adapted(**options)
@@ -327,6 +337,7 @@ def test_targets_without_a_batch_of_instances_are_refused_before_any_change(make
         get_peft_model(encoder, ILoRAConfig(target_modules=["linear1"]))
 
 
+@pytest.mark.support("Adapter lifecycle", "add_weighted_adapter, bare injection", "refused")
 def test_weighted_adapters_mixed_models_and_injection_are_refused(llama, make_llama) -> None:
     with pytest.raises(ValueError, match="add_weighted_adapter cannot combine"):
         llama.add_weighted_adapter(["default"], [1.0], "new")

@@ -40,6 +40,7 @@ def first(output) -> torch.Tensor:
     return output[0]
 
 
+@pytest.mark.support("Adapter lifecycle", "context, for code that passes no keyword", "works")
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
 def test_keyword_and_context_agree_and_rows_differ_by_their_routing(
     make_adapted, ids, z, task_type
@@ -293,6 +294,7 @@ def test_switching_adapters_inside_a_context_rechecks_the_width(llama, ids, z) -
         llama(input_ids=ids, routing_embeds=z)
 
 
+@pytest.mark.support("Adapter lifecycle", "two threads, each with its own routing", "works")
 def test_two_threads_each_see_their_own_routing(llama, ids, z) -> None:
     expected = {sign: llama(input_ids=ids, routing_embeds=sign * z).logits for sign in (1, -1)}
     barrier, wrong = threading.Barrier(2), []
