@@ -51,6 +51,9 @@ class GatedUpdate(LoraVariant):
         self.merged_weights: Tensor | None = None
         """[num_experts] that the adapter is merged with."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"token_weights": None}  # a copy has seen no forward
+
     def forward(  # type: ignore[override]  # PEFT declares it static; it calls it on the instance
         self,
         module: LoraLayer,

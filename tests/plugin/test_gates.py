@@ -284,3 +284,14 @@ def test_a_prompt_gate_says_what_it_cannot_read(make_adapted, make_llama, ids) -
         get_peft_model(
             nn.Sequential(nn.Linear(2, 2)), ILoRAConfig(gate_input="prompt", target_modules=["0"])
         )
+
+
+def test_a_model_is_copied_in_the_middle_of_training(make_adapted, ids) -> None:
+    import copy
+
+    model = make_adapted(gate_input="token", gate_scope="per_module").train()
+    logits = model(input_ids=ids).logits
+    again = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="has routed no forward yet"):
+        again.routing_statistics()
+    assert torch.equal(again(input_ids=ids).logits, logits)
