@@ -22,3 +22,12 @@ def merge_error(adapter: str) -> ValueError:
         "routing_embeds=z) with one instance's z of shape [1, routing_dim], or "
         "peft_ilora.export_lora(model, z, folder) for a plain LoRA"
     )
+
+
+def padded_error(layer: str, found: int, expected: int) -> ValueError:
+    """The error of a layer whose rank something has changed."""
+    return ValueError(
+        f"lora_A of {layer} has rank {found}, but the adapter was made with a total rank of "
+        f"{expected}: prepare_model_for_compiled_hotswap pads it, and hot-swapping is not "
+        "supported with iLoRA. Use load_adapter and set_adapter"
+    )

@@ -153,9 +153,9 @@ class RoutingHooks:
 
 
 def is_routed(model: nn.Module) -> bool:
-    """Whether a base model has its hooks already."""
-    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
-    return any(isinstance(owner, RoutingHooks) for owner in owners)
+    """Whether a model, or one inside of it, has its hooks already."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), RoutingHooks) for hook in hooks)
 
 
 class RoutedGenerate:
@@ -208,6 +208,9 @@ def _run_bound(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
+    if torch.compiler.is_compiling():
+        # A graph recomputes what it has traced, routing included; binding would break the graph.
+        return block(*args, **kwargs)
     if routing is not None and embeds is not None:
         routing = replace(routing, embeds=embeds, scales=None)
     with state.bound(routing):

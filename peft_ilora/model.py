@@ -1,14 +1,18 @@
 """ILoRAModel: injects gated layers and gives the routing its interface."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.tuners.tuners_utils import (
+    _check_lora_target_modules_mamba,
+    _maybe_include_all_linear_layers,
+)
 from torch import Tensor, nn
 
 from peft_ilora.checks import check_fits, checked_embeds
@@ -18,7 +22,6 @@ from peft_ilora.gate import make_gate
 from peft_ilora.gates import own_gate, trains
 from peft_ilora.hooks import RoutingHooks, is_routed
 from peft_ilora.merging import MergeableLoraModel
-from peft_ilora.peft_type import PREFIX
 from peft_ilora.prompt import check_prompt_width, prompt_embeds
 from peft_ilora.routing import Routing, RoutingState
 from peft_ilora.saving import GATES
@@ -44,7 +47,6 @@ class ILoRAModel(MergeableLoraModel):
         ValueError: A targeted module does not see a batch of instances; `model` is wrapped already.
     """
 
-    prefix = PREFIX
     # The shared gate lives here, not in a layer: PEFT then refuses bare injection with a message.
     uses_shared_state = True
 
@@ -53,7 +55,7 @@ class ILoRAModel(MergeableLoraModel):
     def __init__(
         self,
         model: nn.Module,
-        peft_config: ILoRAConfig | dict[str, ILoRAConfig],
+        peft_config: PeftConfig | dict[str, PeftConfig],
         adapter_name: str,
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
@@ -105,8 +107,10 @@ class ILoRAModel(MergeableLoraModel):
         assert isinstance(peft_config, ILoRAConfig)
         if peft_config.gate_input == "prompt":
             check_prompt_width(model, peft_config.routing_dim)
+        # PEFT names what "all-linear" stands for only later.
+        named = _maybe_include_all_linear_layers(copy.copy(peft_config), model)
         for name, module in model.named_modules():
-            if self._check_target_module_exists(peft_config, name):
+            if self._check_target_module_exists(named, name):
                 if not isinstance(module, LoraLayer):
                     leaf = name.rpartition(".")[-1]
                     _check_lora_target_modules_mamba(LoraConfig(), model, leaf)

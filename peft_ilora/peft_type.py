@@ -11,6 +11,7 @@ from peft.utils.peft_types import PeftType
 
 NAME = "ILORA"
 PREFIX = "ilora_"
+"""Of saved keys."""
 SUPPORTED = ((0, 21), (0, 22))
 """PEFT releases whose seams this package knows: from the first, below the second."""
 

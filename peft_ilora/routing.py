@@ -40,7 +40,7 @@ class Routing:
     """[batch, routing_dim], floating point; for a hard gate [batch], int64."""
     owner: Owner
     """Who bound it: `model.routing`, `generate`, or a forward's keyword."""
-    lengths: frozenset[int] = frozenset()
+    lengths: tuple[int, ...] = ()
     """Sequence lengths of the running forward; a layer may see batch and sequence flattened."""
     times: int = 1
     """Rows of the running forward for each row of `embeds`: `generate` repeats them for beams and
@@ -65,8 +65,9 @@ class Routing:
             return None
         if times == self.times:
             return times
-        flattened = {length * n for length in self.lengths for n in (1, self.times)}
-        return times if rows.flattened and times in flattened else None
+        # No set: hashing a symbolic length would compile one graph for each length.
+        flattened = (length * n for length in self.lengths for n in (1, self.times))
+        return times if rows.flattened and any(times == n for n in flattened) else None
 
     def of_rows(self, chosen: Sequence[int], adapter: str) -> "Routing":
         """The routing of some rows: those of one adapter in a mixed batch."""
@@ -200,7 +201,9 @@ def for_forward(
         configs: Of the adapters that read it.
     """
     rows = inputs[0].shape[0] if inputs else routing.batch
-    lengths = frozenset(tensor.shape[1] for tensor in inputs if tensor.dim() > 1)
+    lengths = tuple(tensor.shape[1] for tensor in inputs if tensor.dim() > 1)
+    if any(tensor.shape[0] != rows for tensor in inputs):
+        lengths = ()  # images packed over rows: a flattened input may be theirs
     noise = {
         name: torch.randn(routing.batch, config.num_experts, device=routing.embeds.device)
         for name, config in configs.items()

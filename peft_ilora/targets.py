@@ -20,6 +20,20 @@ UPDATES: dict[str, type[GatedUpdate]] = {
 }
 """The update of each of PEFT's LoRA layers that consults `lora_variant`, by class name; any other
 layer would silently run ungated."""
+_SEQUENCE_FIRST = frozenset({"fsmt", "led", "longformer", "xlnet"})
+"""Models of transformers whose layers see [length, batch, features]."""
+_READ_PAST = {
+    "bamba": {"out_proj"},
+    "falcon_h1": {"out_proj"},
+    "falcon_mamba": {"x_proj", "dt_proj", "out_proj"},
+    "jamba": {"dt_proj"},
+    "mamba": {"x_proj", "dt_proj", "out_proj"},
+    "mamba2": {"out_proj"},
+    "nemotron_h": {"out_proj"},
+    "wavlm": {"q_proj", "k_proj", "v_proj", "out_proj"},
+    "zamba2": {"out_proj"},
+}
+"""Layers whose weight these models read past the layer, always or in a fused kernel."""
 MIXING = frozenset({"Linear", "Linear8bitLt", "Linear4bit", "TorchaoLoraLinear"})
 """Those that consult it for a mixed batch too."""
 
@@ -83,11 +97,25 @@ def _check_groups(name: str, module: nn.modules.conv._ConvNd, config: ILoRAConfi
 
 def _check_surroundings(name: str, model: nn.Module, config: ILoRAConfig) -> None:
     parts = name.split(".")
-    if "experts" in parts[:-1] and config.gate_input != "token":
+    by_row = config.gate_input != "token"
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    if "experts" in parts and by_row:
         raise ValueError(
             f"target module {name!r} lies in a mixture of experts: it sees gathered tokens, not a "
             "batch of instances. Add exclude_modules=r'.*\\.experts\\..*', target attention only, "
             "or route tokens (gate_input='token')"
+        )
+    if model_type in _SEQUENCE_FIRST and by_row:
+        raise ValueError(
+            f"target module {name!r} lies in a {model_type} model, whose layers see the sequence "
+            "before the batch, so a row of their input is no instance: use a batch-first model, "
+            "or route tokens (gate_input='token')"
+        )
+    if parts[-1] in _READ_PAST.get(model_type, ()):
+        raise ValueError(
+            f"target module {name!r} lies in a {model_type} model, which reads its weight past the "
+            "layer, so the adapter would do nothing: take it out of target_modules, or add "
+            f"exclude_modules={sorted(_READ_PAST[model_type])}"
         )
     parent = model.get_submodule(".".join(parts[:-1]))
     if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):

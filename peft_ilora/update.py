@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.coordinates import Coordinates
-from peft_ilora.errors import merge_error, missing_routing_error
+from peft_ilora.errors import merge_error, missing_routing_error, padded_error
 from peft_ilora.gate import Gate, HardGate
 from peft_ilora.routing import RoutingState, Rows
 
@@ -202,6 +202,8 @@ class GatedLinear(GatedUpdate):
         assert isinstance(lora_b, nn.Linear)
         # [batch, ..., sum of ranks]
         hidden = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        if hidden.shape[-1] != sum(self.coordinates.ranks):
+            raise padded_error(self.name, hidden.shape[-1], sum(self.coordinates.ranks))
         rows = Rows(x.shape[0], flattened=x.dim() == 2)
         scale = self.rank_scale(module, active_adapter, x, rows, hidden)
         if isinstance(scale, Tensor) and scale.dim() == 2:

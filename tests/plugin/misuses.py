@@ -22,7 +22,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.utils.hotswap import hotswap_adapter
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -102,6 +102,18 @@ class Experts(nn.Module):
         self.experts = nn.ModuleDict({"expert_0": nn.Linear(2, 2)})
 
 
+def mamba() -> nn.Module:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1))
+
+
+def xlnet() -> nn.Module:
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    return XLNetLMHeadModel(XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=2, d_inner=8))
+
+
 def wrap(base: nn.Module, target: str, **fields: Any) -> PeftModel:
     return get_peft_model(base, ILoRAConfig(target_modules=[target], **fields))
 
@@ -169,6 +181,12 @@ misuse(
 misuse(
     "a base model that is wrapped already", lambda kit: wrap(kit.model.get_base_model(), "q_proj")
 )
+misuse(
+    "a PeftModel, wrapped a second time",
+    lambda kit: get_peft_model(kit.model, ILoRAConfig(target_modules=["q_proj"])),
+)
+misuse("a Mamba's projections", lambda kit: wrap(mamba(), "x_proj"))
+misuse("a sequence-first model", lambda kit: wrap(xlnet(), "layer_1"))
 misuse(
     "`PeftMixedModel`",
     lambda kit: PeftMixedModel(tiny_llama(), ILoRAConfig(target_modules=["q_proj"])),
@@ -298,6 +316,12 @@ def broken_weights(kit: Kit) -> None:
         weight.data = before
 
 
+def hotswap_prepared(kit: Kit) -> None:
+    model = adapted()
+    prepare_model_for_compiled_hotswap(model, target_rank=32)
+    model(input_ids=kit.ids, routing_embeds=kit.z)
+
+
 def no_gradients(kit: Kit) -> None:
     model = adapted(gate_input="token", gate_scope="per_module")
     with torch.no_grad():
@@ -350,6 +374,7 @@ misuse(
 misuse("statistics before a forward", lambda kit: adapted().routing_statistics())
 misuse("routing losses of a forward without gradients", no_gradients)
 misuse("hot-swapping", lambda kit: hotswap_adapter(kit.model, str(kit.saved()), "default"))
+misuse("hot-swapping, prepared", hotswap_prepared)
 misuse(
     "export of a plain LoRA",
     lambda kit: export_lora(get_peft_model(tiny_llama(), LoraConfig()), kit.z[:1], kit.folder),

@@ -53,3 +53,16 @@ def test_the_plugin_imports_nothing_of_the_recipes() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_prefix_is_in_the_name_of_every_adapter_parameter_and_of_no_other(llama) -> None:
+    trainable = {name for name, p in llama.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in llama.named_parameters() if llama.prefix in name}
+
+
+def test_peft_knows_saved_keys_by_a_prefix_that_loras_keys_do_not_have(llama) -> None:
+    from peft import get_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING["ILORA"]
+    assert all(f".{prefix}" in key for key in get_peft_model_state_dict(llama))

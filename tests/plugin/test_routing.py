@@ -274,7 +274,7 @@ def test_rows_that_only_happen_to_be_a_multiple_are_refused() -> None:
     from peft_ilora.routing import Routing, Rows
 
     # Two instances, beams of three, five tokens: what a layer may see, and what it may not.
-    routing = Routing(torch.zeros(2, 8), "generate", lengths=frozenset({5}), times=3)
+    routing = Routing(torch.zeros(2, 8), "generate", lengths=(5,), times=3)
     assert routing.repeats(Rows(6, flattened=False)) == 3
     assert routing.repeats(Rows(2, flattened=False)) == 1  # an encoder's unrepeated rows
     assert routing.repeats(Rows(30, flattened=True)) == 15  # batch and sequence flattened
