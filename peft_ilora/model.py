@@ -27,6 +27,7 @@ from peft_ilora.routing import Routing, RoutingState
 from peft_ilora.saving import GATES
 from peft_ilora.statistics import Statistics, entropy, load_balancing, statistics
 from peft_ilora.targets import MIXING, UPDATES, check_target, routed_layer
+from peft_ilora.update import GatedLinear
 
 
 class ILoRAModel(MergeableLoraModel):
@@ -142,6 +143,8 @@ class ILoRAModel(MergeableLoraModel):
             gate = self._shared_gate(adapter_name)
         else:
             gate = own_gate(layer, adapter_name, lora_config)
+        if UPDATES[type(layer).__name__] is GatedLinear:
+            layer.cast_input_dtype_enabled = False  # the update casts, and keeps no copy
         groups = getattr(layer.get_base_layer(), "groups", 1)
         assert isinstance(groups, int)
         layer.lora_variant[adapter_name] = UPDATES[type(layer).__name__](

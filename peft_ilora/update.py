@@ -18,6 +18,7 @@ from peft_ilora.config import ILoRAConfig
 from peft_ilora.coordinates import Coordinates
 from peft_ilora.errors import merge_error, missing_routing_error, padded_error
 from peft_ilora.gate import Gate, HardGate
+from peft_ilora.product import adapter_weight, gated_product
 from peft_ilora.routing import RoutingState, Rows
 
 
@@ -74,7 +75,7 @@ class GatedUpdate(LoraVariant):
         raise NotImplementedError
 
     def rank_scale(
-        self, module: LoraLayer, adapter: str, x: Tensor, rows: Rows, hidden: Tensor
+        self, module: LoraLayer, adapter: str, x: Tensor, rows: Rows, like: Tensor
     ) -> Tensor | float:
         """What the rank coordinates are multiplied by.
 
@@ -83,7 +84,7 @@ class GatedUpdate(LoraVariant):
             adapter: Name of the adapter.
             x: The layer's input.
             rows: Of `x`.
-            hidden: The rank coordinates; the result takes their dtype and device.
+            like: The result takes its dtype and device.
 
         Returns:
             [rows, sum of ranks], where tokens are routed [..., sum of ranks], or one number.
@@ -93,7 +94,7 @@ class GatedUpdate(LoraVariant):
         """
         scaling = module.scaling[adapter]
         if self.by_token:
-            return self._token_scale(x, scaling, hidden)
+            return self._token_scale(x, scaling, like)
         routing = self.state.current
         if routing is None:
             if self.missing_routing == "error":
@@ -110,9 +111,9 @@ class GatedUpdate(LoraVariant):
                 f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
                 "routing row for each input row, or leave this module out by exclude_modules"
             )
-        return routing.rank_scale(self.gate, adapter, self.coordinates, scaling, times, hidden)
+        return routing.rank_scale(self.gate, adapter, self.coordinates, scaling, times, like)
 
-    def _token_scale(self, x: Tensor, scaling: float, hidden: Tensor) -> Tensor:
+    def _token_scale(self, x: Tensor, scaling: float, like: Tensor) -> Tensor:
         assert isinstance(self.gate, Gate)
         noise = None
         if self.gate.training and self.gate.noise_std > 0:
@@ -120,7 +121,7 @@ class GatedUpdate(LoraVariant):
             noise = torch.randn(shape, device=x.device)
         weights = self.gate(x, noise)
         self.token_weights = weights
-        return self.coordinates.spread((weights * scaling).to(hidden.device, hidden.dtype))
+        return self.coordinates.spread((weights * scaling).to(like.device, like.dtype))
 
     # ---------------------------------------------------------------- merging
 
@@ -198,17 +199,17 @@ class GatedLinear(GatedUpdate):
         result: Tensor,
         **layer_kwargs: Any,
     ) -> Tensor:
-        lora_b = module.lora_B[active_adapter]
-        assert isinstance(lora_b, nn.Linear)
-        # [batch, ..., sum of ranks]
-        hidden = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        if hidden.shape[-1] != sum(self.coordinates.ranks):
-            raise padded_error(self.name, hidden.shape[-1], sum(self.coordinates.ranks))
+        lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        like = adapter_weight(lora_a, x)
+        rank = sum(self.coordinates.ranks)
+        if like is not x and not hasattr(like, "ds_id") and like.shape[0] != rank:
+            raise padded_error(self.name, like.shape[0], rank)
         rows = Rows(x.shape[0], flattened=x.dim() == 2)
-        scale = self.rank_scale(module, active_adapter, x, rows, hidden)
+        scale = self.rank_scale(module, active_adapter, x, rows, like)
         if isinstance(scale, Tensor) and scale.dim() == 2:
-            scale = scale.view(scale.shape[0], *[1] * (hidden.dim() - 2), scale.shape[1])
-        return add_product(result, hidden * scale, lora_b)
+            scale = scale.view(scale.shape[0], *[1] * (x.dim() - 2), rank)
+        dropout = module.lora_dropout[active_adapter]
+        return gated_product(result, x, lora_a, lora_b, dropout, scale)
 
 
 class GatedConv(GatedUpdate):
@@ -251,23 +252,6 @@ class GatedEmbedding(GatedUpdate):
         update = (hidden * scale) @ module.lora_embedding_B[active_adapter].T
         embed_scale = module._get_embed_scale()  # Gemma's embeddings multiply their output
         return result + (update if embed_scale is None else update * embed_scale.to(update.dtype))
-
-
-def add_product(result: Tensor, hidden: Tensor, lora_b: nn.Linear) -> Tensor:
-    """`result + lora_b(hidden)`, in one pass over the output where nothing hooks into `lora_b`.
-
-    Args:
-        result: [..., out]
-        hidden: [..., rank]
-        lora_b: Linear(rank, out) without a bias.
-    """
-    weight = lora_b.weight
-    hooked = lora_b._forward_hooks or lora_b._forward_pre_hooks or hasattr(weight, "ds_id")
-    if hooked or not result.dtype == hidden.dtype == weight.dtype:
-        return result + lora_b(hidden)
-    # [tokens, out] + [tokens, rank] [rank, out]
-    flat = torch.addmm(result.flatten(0, -2), hidden.flatten(0, -2), weight.t())
-    return flat.view(result.shape)
 
 
 def up_projection(module: LoraLayer, adapter: str) -> nn.Parameter:

@@ -1,0 +1,51 @@
+"""Dropout whose mask is drawn again in the backward pass instead of being kept.
+
+`torch.nn.functional.dropout` draws one float for each element and keeps mask and product for the
+backward pass. Here a mask is a seed: 16 random bits decide an element, so drawing is cheap enough
+to be repeated, and nothing of the input's size is kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LEVELS = 2**16
+
+
+@dataclass(frozen=True)
+class DropMask:
+    """A mask of dropped elements.
+
+    The probability is rounded to a multiple of 2**-16; `rescale` is exact for the rounded one, so
+    that the expectation is the input.
+    """
+
+    seed: int
+    threshold: int
+    """An element is dropped when its 16 bits, as a number from 0, lie below."""
+
+    @property
+    def rescale(self) -> float:
+        """What kept elements are to be multiplied by."""
+        return _LEVELS / (_LEVELS - self.threshold)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """`x` with its dropped elements zero, not rescaled; the same elements at every call."""
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]
+        return torch.where((bits >= self.threshold - _LEVELS // 2).view(x.shape), x, 0.0)
+
+
+def draw_mask(p: float) -> DropMask | None:
+    """Draw a mask from torch's CPU generator, which checkpointing restores for recomputation.
+
+    Args:
+        p: Probability that an element is dropped, in [0, 1).
+
+    Returns:
+        None where nothing is dropped.
+    """
+    threshold = min(round(p * _LEVELS), _LEVELS - 1)
+    return DropMask(int(torch.randint(2**62, ())), threshold) if threshold else None

@@ -1,0 +1,182 @@
+"""The fused product against the composed one, and dropout whose mask is drawn twice."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from peft_ilora.dropout import DropMask, draw_mask
+from peft_ilora.product import _GatedProduct, gated_product
+
+
+def operands(
+    dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 4)
+) -> tuple[Tensor, Tensor, nn.Linear, nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    lora_a, lora_b = nn.Linear(5, 2, bias=False), nn.Linear(2, 6, bias=False)
+    scale = torch.rand(shape[0], *[1] * (len(shape) - 1), 2)
+    result, x = torch.randn(*shape, 6), torch.randn(*shape, 5)
+    made = (result, x, lora_a, lora_b, scale)
+    return tuple(part.to(dtype) for part in made)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mask", [None, DropMask(3, 20_000)], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("scale_of", ["rows", "tokens", "constant"])
+def test_gradients_are_those_of_finite_differences_also_the_second_ones(mask, scale_of) -> None:
+    result, x, lora_a, lora_b, scale = operands()
+    scale = {"rows": scale, "tokens": torch.rand(3, 4, 2).double(), "constant": 0.7}[scale_of]
+
+    def product(*tensors: Tensor) -> Tensor:
+        given = tensors if scale_of != "constant" else (*tensors, scale)
+        return _GatedProduct.apply(*given, mask)[0]
+
+    leaves = [result, x, lora_a.weight.detach(), lora_b.weight.detach()]
+    leaves += [scale] if isinstance(scale, Tensor) else []
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(product, leaves)
+    assert torch.autograd.gradgradcheck(product, leaves)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 4)], ids=str)
+def test_the_fused_product_is_the_composed_one(shape) -> None:
+    found = []
+    for hooked in (False, True):  # a hook on A makes it compose
+        result, x, lora_a, lora_b, scale = operands(shape=shape)
+        leaves = [t.requires_grad_() for t in (result, x, scale)]
+        if hooked:
+            lora_a.register_forward_hook(lambda *_: None)
+        out = gated_product(result, x, lora_a, lora_b, nn.Identity(), scale)
+        out.square().sum().backward()
+        found.append([out, *(t.grad for t in (*leaves, lora_a.weight, lora_b.weight))])
+    for fused, composed in zip(*found, strict=True):
+        assert torch.allclose(fused, composed, atol=1e-12)
+
+
+def test_the_fused_product_maps_over_a_batch_of_examples() -> None:
+    result, x, lora_a, lora_b, _ = operands()
+
+    def loss(a: Tensor, row: Tensor, base: Tensor) -> Tensor:
+        return _GatedProduct.apply(base, row, a, lora_b.weight, 0.5, None)[0].square().sum()
+
+    per_example = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
+    got = per_example(lora_a.weight.detach(), x, result)
+    for i in range(3):
+        one = torch.func.grad(loss)(lora_a.weight.detach(), x[i], result[i])
+        assert torch.allclose(got[i], one)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_expectation(p) -> None:
+    torch.manual_seed(0)
+    mask = draw_mask(p)
+    assert mask is not None
+    kept = mask.apply(torch.ones(1000, 1001)) * mask.rescale
+    share = (kept == 0).float().mean().item()
+    assert share == pytest.approx(p, abs=4 * (p * (1 - p) / 1e6) ** 0.5)
+    assert kept.mean().item() == pytest.approx(1, abs=0.005)
+    # neighbours are independent: four share one random word
+    pairs = (kept[:, :-1] == 0) & (kept[:, 1:] == 0)
+    assert pairs.float().mean().item() == pytest.approx(p * p, abs=0.002)
+
+
+def test_a_mask_is_the_same_at_every_call_and_another_at_every_draw() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(7, 9)
+    first, second = draw_mask(0.5), draw_mask(0.5)
+    assert torch.equal(first.apply(x), first.apply(x))
+    assert not torch.equal(first.apply(x), second.apply(x))
+    torch.manual_seed(0)
+    assert draw_mask(0.5) == first
+
+
+def test_nothing_is_drawn_without_dropout_and_something_always_survives() -> None:
+    state = torch.get_rng_state()
+    assert draw_mask(0.0) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert draw_mask(0.9999999).apply(torch.ones(400_000)).any()
+
+
+def test_dropout_acts_in_training_only_and_scales_the_update(make_adapted, ids, z) -> None:
+    model, clean = make_adapted(lora_dropout=0.4), make_adapted()
+    expected = clean(input_ids=ids, routing_embeds=z).logits
+    assert torch.equal(model(input_ids=ids, routing_embeds=z).logits, expected)
+    model.train()
+    torch.manual_seed(0)
+    first = model(input_ids=ids, routing_embeds=z).logits
+    with torch.no_grad():
+        torch.manual_seed(0)
+        again = model(input_ids=ids, routing_embeds=z).logits
+    assert torch.equal(first, again)  # with and without gradients: the same elements
+    assert not torch.allclose(first, expected, atol=1e-4)
+
+
+def kept_bytes(dtype: torch.dtype, dropout: float) -> int:
+    result = torch.randn(2, 300, 6)
+    lora_a, lora_b = nn.Linear(64, 4, bias=False), nn.Linear(4, 6, bias=False)
+    x = torch.randn(2, 300, 64).to(dtype)
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    module = nn.Dropout(dropout) if dropout else nn.Identity()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        gated_product(result.to(dtype), x, lora_a, lora_b, module, torch.rand(2, 1, 4))
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_input_is_kept_once_as_it_came_with_or_without_dropout(dtype) -> None:
+    x_bytes = 2 * 300 * 64 * dtype.itemsize
+    for dropout in (0.0, 0.3):
+        assert x_bytes <= kept_bytes(dtype, dropout) < x_bytes + 20_000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_base_adds_in_float32_as_peft_does(make_llama, ids, z, dtype) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from peft_ilora import ILoRAConfig
+
+    targets = ["q_proj", "v_proj", "down_proj"]
+    routed = get_peft_model(
+        make_llama().to(dtype),
+        ILoRAConfig(routing_dim=8, gate_init="zeros", target_modules=targets),
+    ).eval()
+    plain = get_peft_model(
+        make_llama().to(dtype), LoraConfig(r=16, lora_alpha=16, target_modules=targets)
+    ).eval()
+    state = routed.state_dict()
+    for name, value in state.items():
+        if "lora_B" in name:
+            nn.init.normal_(value, std=0.1)
+    plain.load_state_dict({k: v for k, v in state.items() if "ilora_gate" not in k})
+    got = routed(input_ids=ids, routing_embeds=z).logits
+    assert got.dtype == dtype
+    assert torch.allclose(got, plain(input_ids=ids).logits, atol=0.02, rtol=0.02)
+
+
+def test_a_training_curve_is_plain_loras(make_llama, ids, z) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from peft_ilora import ILoRAConfig
+
+    targets = ["q_proj", "v_proj", "down_proj"]
+    config = ILoRAConfig(routing_dim=8, gate_init="zeros", target_modules=targets)
+    routed = get_peft_model(make_llama(), config).train()
+    plain = get_peft_model(make_llama(), LoraConfig(r=16, lora_alpha=16, target_modules=targets))
+    plain.load_state_dict({k: v for k, v in routed.state_dict().items() if "ilora_gate" not in k})
+    curves = []
+    for model, extra in ((routed, {"routing_embeds": z}), (plain.train(), {})):
+        experts = [p for n, p in model.named_parameters() if ".lora_" in n]
+        optimiser, curve = torch.optim.AdamW(experts, lr=1e-2), []
+        for _ in range(12):
+            optimiser.zero_grad()
+            loss = model(input_ids=ids, labels=ids, **extra).loss
+            loss.backward()
+            optimiser.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    assert curves[0][-1] < curves[0][0] - 0.2
