@@ -130,7 +130,8 @@ def test_a_compiled_training_step_has_the_eager_gradients(make_adapted, ids, z, 
 
 
 @item("torch.compile, gradient checkpointing")
-@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("reentrant", [False, True])
 def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
     make_adapted, ids, z, reentrant
 ) -> None:

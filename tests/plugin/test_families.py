@@ -207,7 +207,7 @@ def adapt(base: nn.Module, targets: Any, **config: Any) -> PeftModel:
 
 SEQUENCE_FIRST = "whose layers see the sequence before the batch"
 READ_PAST = "reads its weight past the layer, so the adapter would do nothing"
-EXPERT = "lies in a mixture of experts: it sees gathered tokens"
+EXPERT = "lies in a mixture of experts"
 
 
 @pytest.mark.parametrize(
