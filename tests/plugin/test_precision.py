@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from peft_ilora import ILoRAConfig
+from peft_ilora import ILoRAConfig, export_lora
 
 PRECISION = "Precision and compilation"
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -44,8 +45,8 @@ def config(scope: str) -> ILoRAConfig:
 
 def off(actual: Tensor, expected: Tensor) -> float:
     """Deviation relative to the largest value."""
-    difference = (actual.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max())
+    wanted = expected.detach().double()
+    return float((actual.detach().double() - wanted).abs().max() / wanted.abs().max())
 
 
 def adapter(model: PeftModel) -> dict[str, Tensor]:
@@ -105,7 +106,12 @@ def test_each_row_follows_its_own_routing_in_every_precision(make_pair, ids, z, 
 @every_dtype
 def test_generation_in_every_precision_equals_its_rows(make_pair, ids, z, dtype) -> None:
     model, _ = make_pair(dtype)
-    settings: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "use_cache": True}
+    settings: dict[str, Any] = {
+        "max_new_tokens": 3,
+        "min_new_tokens": 3,
+        "do_sample": False,
+        "use_cache": True,
+    }
     together = model.generate(input_ids=ids, routing_embeds=z, num_beams=2, **settings)
     repeated = model.generate(
         input_ids=ids.repeat(2, 1), routing_embeds=z.repeat(2, 1), num_beams=2, **settings
@@ -195,7 +201,7 @@ def test_autocast_computes_in_half_precision_with_float32_gradients(
 @item("autocast, bfloat16")
 def test_generation_under_autocast_follows_each_row(make_pair, ids, z) -> None:
     model, _ = make_pair(torch.float32)
-    settings: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
+    settings: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         together = model.generate(input_ids=ids, routing_embeds=z, **settings)
         for row in range(3):
@@ -208,31 +214,65 @@ def test_generation_under_autocast_follows_each_row(make_pair, ids, z) -> None:
 
 
 @pytest.fixture
-def scattered(make_pair, tmp_path):
-    """A model whose second block lies on the disk, its head and embeddings in memory."""
+def make_scattered(make_pair, tmp_path):
+    """A model whose second block lies on the disk, and its float64 twin."""
     from accelerate import dispatch_model
 
-    model, twin = make_pair(torch.float32)
-    base = model.get_base_model()
-    device_map = {"": "cpu", "model.layers.1": "disk"}
-    dispatched = dispatch_model(
-        base, device_map, main_device="cpu", offload_dir=tmp_path, force_hooks=True
-    )
-    assert dispatched is base
-    offloaded = base.model.layers[1].self_attn.q_proj
-    assert offloaded.lora_A["default"].weight.device.type == "meta"
-    return model, twin
+    def make(scope: str) -> tuple[PeftModel, PeftModel]:
+        model, twin = make_pair(torch.float32, scope)
+        base = model.get_base_model()
+        device_map = dict.fromkeys(("model.embed_tokens", "model.layers.0", "lm_head"), "cpu")
+        device_map |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "model.layers.1": "disk"}
+        dispatch_model(base, device_map, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+        assert base.model.layers[1].self_attn.q_proj.lora_B["default"].weight.is_meta
+        return model, twin
+
+    return make
 
 
-@pytest.mark.support("Several devices", "device_map, disk offload", "works")
-def test_a_block_on_the_disk_is_routed_like_one_in_memory(scattered, ids, z) -> None:
-    model, twin = scattered
+@pytest.mark.support("Several devices", "device_map with offloading", "works")
+@every_scope
+def test_a_block_on_the_disk_is_routed_like_one_in_memory(make_scattered, ids, z, scope) -> None:
+    model, twin = make_scattered(scope)
     with torch.no_grad():
         for routing in (z, -z):
             actual = model(input_ids=ids, routing_embeds=routing).logits
             expected = twin(input_ids=ids, routing_embeds=routing.double()).logits
             assert off(actual, expected) < NOISE[torch.float32]
-    settings: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
+    settings: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     generated = model.generate(input_ids=ids, routing_embeds=z, **settings)
     expected = twin.generate(input_ids=ids, routing_embeds=z.double(), **settings)
     assert torch.equal(generated, expected)
+
+
+@pytest.mark.support("Several devices", "merge or export of an offloaded adapter", "refused")
+def test_an_offloaded_adapter_is_neither_merged_nor_exported(make_scattered, z, tmp_path) -> None:
+    model, _ = make_scattered("shared")
+    offloaded = r"is offloaded to the CPU or the disk at model\.layers\.1"
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match=offloaded):
+            merge(routing_embeds=z[:1])
+    with pytest.raises(ValueError, match=offloaded):
+        export_lora(model, z[:1], tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.support("Several devices", "an adapter added to a base already on the disk", "refused")
+@pytest.mark.parametrize("way", ["get_peft_model", "from_pretrained"])
+def test_an_adapter_is_not_put_onto_a_base_already_on_the_disk(
+    make_llama, make_adapted, tmp_path, way
+) -> None:
+    make_llama().save_pretrained(tmp_path / "base")
+    make_adapted().save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base",
+        device_map="auto",
+        max_memory={"cpu": 60_000},
+        offload_folder=tmp_path / "offloaded",
+    )
+    assert "disk" in base.hf_device_map.values()
+    with pytest.raises(ValueError, match="partly offloaded to the disk"):
+        if way == "get_peft_model":
+            get_peft_model(base, config("shared"))
+        else:
+            PeftModel.from_pretrained(base, tmp_path / "adapter")
