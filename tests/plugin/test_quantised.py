@@ -8,7 +8,9 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from peft_ilora import ILoRAConfig, export_lora
-from peft_ilora.layer import ROUTED_LAYERS, routed_layer
+from peft_ilora.targets import MIXING, UPDATES, routed_layer
 
 TARGETS = ["q_proj", "v_proj", "o_proj", "down_proj"]
 MERGE_WARNING = "Merge lora module to .-bit linear may get different generations"
@@ -99,10 +101,6 @@ class Backend:
     @property
     def tolerance(self) -> float:
         return 1e-4 if self.exact_input else 5e-3
-
-    @property
-    def warns_on_merge(self) -> bool:
-        return self.package == "bitsandbytes"
 
 
 def back_end(name: str, *args: Any, **options: Any) -> Any:
@@ -363,26 +361,86 @@ def test_kbit_preparation_with_checkpointing_gives_the_same_gradients(
         torch.testing.assert_close(recomputed[name], value, rtol=1e-4, atol=1e-6)
 
 
+def merge_warnings(backend: Backend) -> AbstractContextManager[Any]:
+    if backend.package == "bitsandbytes":
+        return pytest.warns(UserWarning, match=MERGE_WARNING)
+    return nullcontext()
+
+
+def weights_with(model: PeftModel, z: Tensor) -> dict[str, list[Tensor]]:
+    """Dequantised weights with the update of each instance, by layer name."""
+    omegas = model.gate_weights(z)
+    return {
+        name.removeprefix("base_model.model."): [
+            weight_of(layer.base_layer) + delta(layer, omega) for omega in omegas
+        ]
+        for name, layer in lora_layers(model).items()
+    }
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("safe_merge", [False, True])
 @torch.no_grad()
-def test_merging_one_instance_requantises_that_instances_weight(backend, make, z) -> None:
+def test_merging_one_instance_requantises_that_instances_weight(
+    backend, make, z, safe_merge
+) -> None:
     model = make()
-    exact = {}
-    for name, layer in lora_layers(model).items():
-        base = weight_of(layer.base_layer)
-        deltas = [delta(layer, omega) for omega in model.gate_weights(z)]
-        exact[name.removeprefix("base_model.model.")] = [base + update for update in deltas]
-    if backend.warns_on_merge:
-        with pytest.warns(UserWarning, match=MERGE_WARNING):
-            merged = model.merge_and_unload(routing_embeds=z[:1])
-    else:
-        merged = model.merge_and_unload(routing_embeds=z[:1])
+    exact = weights_with(model, z)
+    with merge_warnings(backend):
+        merged = model.merge_and_unload(routing_embeds=z[:1], safe_merge=safe_merge)
     assert not lora_layers(merged)
     for name, (mine, other, _) in exact.items():
         weight = weight_of(merged.get_submodule(name))
         error = (weight - mine).norm() / mine.norm()
         assert error < backend.rounding, name
         assert error < 0.5 * (weight - other).norm() / other.norm(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_a_merged_instance_is_taken_out_of_a_quantised_base_but_for_its_rounding(
+    backend, make, z
+) -> None:
+    model = make()
+    before = {n: weight_of(layer.base_layer) for n, layer in lora_layers(model).items()}
+    if backend.package == "torchao":
+        with pytest.raises(ValueError, match=r"torchao weight.*use merge_and_unload"):
+            model.merge_adapter(routing_embeds=z[:1])
+        return
+    exact = weights_with(model, z)
+    with merge_warnings(backend):
+        model.merge_adapter(routing_embeds=z[:1])
+    for name, layer in lora_layers(model).items():
+        mine = exact[name.removeprefix("base_model.model.")][0]
+        error = (weight_of(layer.base_layer) - mine).norm() / mine.norm()
+        assert error < backend.rounding, name
+    with (
+        pytest.warns(UserWarning, match="Unmerge lora module to .-bit linear may get")
+        if backend.package == "bitsandbytes"
+        else nullcontext()
+    ):
+        model.unmerge_adapter()
+    for name, layer in lora_layers(model).items():
+        mine = exact[name.removeprefix("base_model.model.")][0]
+        error = (weight_of(layer.base_layer) - before[name]).norm()
+        assert error < 2 * backend.rounding * mine.norm(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_a_mixed_batch_equal_their_adapter_or_are_refused(backend, make, ids, z) -> None:
+    model = make()
+    names = ["default", "__base__", "default"]
+    if backend.layer not in MIXING:
+        with pytest.raises(ValueError, match=rf"a {backend.layer}, and PEFT mixes .* past the"):
+            model(input_ids=ids, routing_embeds=z, adapter_names=names)
+        return
+    with torch.no_grad():
+        mixed = model(input_ids=ids, routing_embeds=z, adapter_names=names).logits
+    expected = logits(model, ids, routing_embeds=z)
+    torch.testing.assert_close(mixed[[0, 2]], expected[[0, 2]], rtol=0, atol=backend.tolerance)
+    with model.disable_adapter():
+        base = logits(model, ids)
+    torch.testing.assert_close(mixed[1], base[1], rtol=0, atol=backend.tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -421,6 +479,7 @@ def test_a_half_precision_four_bit_base_keeps_adapter_and_gate_in_float32(
 # -------------------------------------------------------------------- which classes are routed
 
 
+@cache
 def peft_lora_classes() -> dict[str, tuple[set[str], ast.ClassDef]]:
     """PEFT's LoRA layers by name, with their bases: read from source, as many need their package
     to be imported."""
@@ -434,7 +493,7 @@ def peft_lora_classes() -> dict[str, tuple[set[str], ast.ClassDef]]:
     layers = {"LoraLayer"}
     while more := {n for n, (bases, _) in classes.items() if bases & layers} - layers:
         layers |= more
-    return {name: classes[name] for name in layers - {"LoraLayer"}}
+    return {name: classes[name] for name in layers}
 
 
 def consults_variant(name: str, method: str, classes: dict[str, Any]) -> bool:
@@ -461,8 +520,23 @@ BYPASSING = {
 def test_every_lora_layer_of_peft_is_known_to_ask_the_variant_or_to_bypass_it() -> None:
     classes = peft_lora_classes()
     asking = {name for name in classes if consults_variant(name, "forward", classes)}
-    assert classes.keys() - asking == BYPASSING
-    assert asking >= ROUTED_LAYERS
+    assert classes.keys() - asking - {"LoraLayer"} == BYPASSING
+    assert asking >= UPDATES.keys()
+
+
+def test_gated_layers_ask_the_variant_for_mixed_batches_where_these_are_allowed() -> None:
+    classes = peft_lora_classes()
+    asking = {n for n in UPDATES if consults_variant(n, "_mixed_batch_forward", classes)}
+    assert asking >= MIXING
+    assert not asking & {"HqqLoraLinear", "Embedding"}
+
+
+def test_layers_that_merge_past_the_variant_are_known() -> None:
+    classes = peft_lora_classes()
+    assert {n for n in UPDATES if not consults_variant(n, "merge", classes)} == {
+        "GPTQLoraLinear",  # PEFT cannot merge it
+        "TorchaoLoraLinear",  # merged as a plain LoRA, never unmerged
+    }
 
 
 @pytest.mark.parametrize(
@@ -538,11 +612,15 @@ def test_gptq_layers_are_routed(packed_linear, make_llama, randomise, ids, z, tm
         torch.testing.assert_close(actual, layer.base_layer(x) + torch.stack(updates))
     model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
     assert sum(p.grad is not None for p in model.parameters()) == 5
+    expected = logits(model, ids[:1], routing_embeds=z[:1])
+    with pytest.raises(NotImplementedError):  # PEFT's own: it cannot merge into GPTQ
+        model.merge_and_unload(routing_embeds=z[:1])
+    assert torch.equal(logits(model, ids[:1], routing_embeds=z[:1]), expected)
+    with pytest.raises(ValueError, match="a GPTQLoraLinear, and PEFT mixes batches"):
+        model(input_ids=ids, routing_embeds=z, adapter_names=["default"] * 3)
     export_lora(model, z[:1], tmp_path)
     plain = PeftModel.from_pretrained(packed(make_llama(), packed_linear), tmp_path).eval()
-    torch.testing.assert_close(
-        logits(plain, ids[:1]), logits(model, ids[:1], routing_embeds=z[:1]), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(logits(plain, ids[:1]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.support("Quantised bases", "AWQ", "refused")
