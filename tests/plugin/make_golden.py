@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import peft_ilora
 from peft_ilora import ILoRAConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -120,11 +121,12 @@ def write(release: str, root: Path = GOLDEN) -> None:
         folder = root / release / name
         model = adapted(name)
         save(model, folder)
-        packages = ("peft-ilora", "peft", "transformers", "torch", "safetensors")
+        packages = ("peft", "transformers", "torch", "safetensors")
+        made_with = {package: version(package).partition("+")[0] for package in packages}
         manifest = {
             "tensors": tensors(folder),
             "outputs": outputs(model),
-            "made_with": {package: version(package).partition("+")[0] for package in packages},
+            "made_with": {"peft-ilora": peft_ilora.__version__, **made_with},
         }
         text = json.dumps(manifest, indent=2, sort_keys=True)
         (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
