@@ -111,7 +111,7 @@ def back_end(name: str, *args: Any, **options: Any) -> Any:
 BACKENDS = [
     back_end("bitsandbytes 4 bit", "bitsandbytes", "Linear4bit", four_bit(), 0.12),
     back_end(
-        "bitsandbytes 4 bit, double quantisation",
+        "bitsandbytes 4 bit (double quantisation)",
         "bitsandbytes",
         "Linear4bit",
         four_bit(bnb_4bit_use_double_quant=True),
@@ -121,10 +121,10 @@ BACKENDS = [
         "bitsandbytes 8 bit", "bitsandbytes", "Linear8bitLt", eight_bit, 0.012, exact_input=False
     ),
     back_end(
-        "torchao int8, weights", "torchao", "TorchaoLoraLinear", torchao_int8(dynamic=False), 0.012
+        "torchao int8 (weights)", "torchao", "TorchaoLoraLinear", torchao_int8(dynamic=False), 0.012
     ),
     back_end(
-        "torchao int8, weights and activations",
+        "torchao int8 (weights and activations)",
         "torchao",
         "TorchaoLoraLinear",
         torchao_int8(dynamic=True),
@@ -456,7 +456,7 @@ def test_an_exported_instance_is_a_plain_lora_of_the_same_quantised_base(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.support("Quantised bases", "bitsandbytes 4 bit, half precision", "works")
+@pytest.mark.support("Quantised bases", "bitsandbytes 4 bit (half precision)", "works")
 def test_a_half_precision_four_bit_base_keeps_adapter_and_gate_in_float32(
     saved, ids, z, dtype
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_value_of_a_newer_release_is_refused_by_name(rewritten, make_llama, na
         PeftModel.from_pretrained(make_llama(), folder)
 
 
-@support("Versions", "an adapter of an older release, without newer settings", "works")
+@support("Versions", "an adapter of an older release (without newer settings)", "works")
 def test_a_setting_that_an_older_release_did_not_write_takes_its_default(
     rewritten, make_llama, ids, z
 ) -> None:
