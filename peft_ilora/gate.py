@@ -51,7 +51,9 @@ class Gate(nn.Module):
                 "routing_embeds is on the meta device, where tensors have no values: build it on a "
                 "real device, the model's for instance"
             )
-        logits = self.project(z.to(weight.device, weight.dtype))
+        # Of an offloaded gate, accelerate loads the weight, and moves z, where `project` is called.
+        device = z.device if weight.is_meta else weight.device
+        logits = self.project(z.to(device, weight.dtype))
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if noise is not None:

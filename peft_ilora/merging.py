@@ -151,6 +151,13 @@ class MergeableLoraModel(GatedLoraModel):
             elif config.missing_routing == "error":
                 raise merge_error(name)
             adapted = self._layers(name)
+            for layer in adapted:
+                if layer.b.is_meta:
+                    raise ValueError(
+                        f"adapter {name!r} is offloaded to the CPU or the disk at {layer.name}, "
+                        "where its weights cannot be read: load the model without offloading "
+                        "(device_map=None) to merge or to export it"
+                    )
             layers += adapted
             for layer_name, chosen in expert_weights(adapted, routing_embeds).items():
                 weights[name, layer_name] = chosen

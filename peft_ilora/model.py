@@ -26,7 +26,7 @@ from peft_ilora.prompt import check_prompt_width, prompt_embeds
 from peft_ilora.routing import Routing, RoutingState
 from peft_ilora.saving import GATES
 from peft_ilora.statistics import Statistics, entropy, load_balancing, statistics
-from peft_ilora.targets import MIXING, UPDATES, check_target, routed_layer
+from peft_ilora.targets import MIXING, UPDATES, check_in_memory, check_target, routed_layer
 from peft_ilora.update import GatedLinear
 
 
@@ -106,6 +106,7 @@ class ILoRAModel(MergeableLoraModel):
         # Called before the first layer is replaced: the place to refuse.
         super()._prepare_model(peft_config, model)
         assert isinstance(peft_config, ILoRAConfig)
+        check_in_memory(model)
         if peft_config.gate_input == "prompt":
             check_prompt_width(model, peft_config.routing_dim)
         # PEFT names what "all-linear" stands for only later.

@@ -43,14 +43,18 @@ def gated_product(
         scale = scale * mask.rescale
     assert isinstance(lora_a, nn.Linear) and isinstance(lora_b, nn.Linear)
     operands = (result, x, lora_a.weight, lora_b.weight, scale, mask)
-    if torch.is_grad_enabled():
-        return _GatedProduct.apply(*operands)[0]
-    return _forward(*operands)[0]
+    product = _GatedProduct.apply if torch.is_grad_enabled() else _forward
+    # A view made in here, past the function, may be written to: some models add to it in place.
+    return product(*operands)[0].view(result.shape)
 
 
 def adapter_weight(lora_a: nn.Module, otherwise: Tensor) -> Tensor:
-    """The weight of A, or another tensor where a wrapper (FSDP's) hides it."""
-    return lora_a.weight if isinstance(lora_a, nn.Linear) else otherwise
+    """The weight of A, for its dtype and device, or another tensor where a wrapper (FSDP's) hides
+    it. Of an offloaded weight, which accelerate loads when A is called, only the dtype holds.
+    """
+    if not isinstance(lora_a, nn.Linear):
+        return otherwise
+    return otherwise.to(lora_a.weight.dtype) if lora_a.weight.is_meta else lora_a.weight
 
 
 def _is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
@@ -74,19 +78,25 @@ def _is_plain_linear(module: nn.Module) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return not any(hooks) and not hasattr(module.weight, "ds_id")
+    foreign = hasattr(module.weight, "ds_id") or hasattr(module, "_hf_hook")  # loaded when called
+    return not any(hooks) and not foreign
 
 
 def _forward(
     result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | float, mask: DropMask | None
 ) -> tuple[Tensor, Tensor]:
-    """The updated output, [..., out], and the rank coordinates, [..., rank]."""
+    """The updated output, [tokens, out], and the rank coordinates, [..., rank]."""
     # [..., in] [in, rank] -> [..., rank]
     hidden = _dropped(x, a.dtype, mask) @ a.t()
-    scaled = (hidden * scale).flatten(0, -2)
+    scaled = _flat(hidden * scale)
     # [tokens, out] + [tokens, rank] [rank, out]
-    flat = torch.addmm(result.to(a.dtype).flatten(0, -2), scaled, b.t())
-    return flat.view(result.shape).to(result.dtype), hidden
+    updated = torch.addmm(_flat(result.to(a.dtype)), scaled, b.t())
+    return updated.to(result.dtype), hidden
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[..., width] -> [tokens, width]; one vector is one token."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _dropped(x: Tensor, dtype: torch.dtype, mask: DropMask | None) -> Tensor:
@@ -105,8 +115,9 @@ class _GatedProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, x, a, b, scale, mask = inputs
+        result, x, a, b, scale, mask = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.shape = result.shape
         ctx.mask, ctx.constant = mask, None if isinstance(scale, Tensor) else scale
         tensors = (x, a, b, output[1])
         ctx.save_for_backward(*tensors, *((scale,) if ctx.constant is None else ()))
@@ -118,20 +129,19 @@ class _GatedProduct(torch.autograd.Function):
         _, wants_x, wants_a, wants_b, wants_scale, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # a second derivative: what is kept has no history
             hidden = _dropped(x, a.dtype, ctx.mask) @ a.t()
-        of_result = grads[0]
         # [tokens, out], [tokens, rank]
-        of_out = of_result.to(b.dtype).flatten(0, -2)
+        of_out = grads[0].to(b.dtype)
         of_scaled = (of_out @ b).view(hidden.shape)
         of_hidden = of_scaled * scale
         of_x = of_a = of_b = of_scale = None
         if wants_b:
-            of_b = ((hidden * scale).flatten(0, -2).t() @ of_out).t()
+            of_b = (_flat(hidden * scale).t() @ of_out).t()
         if wants_scale:
             of_scale = (of_scaled * hidden).sum_to_size(scale.shape)
         if wants_a:
             dropped = _dropped(x, a.dtype, ctx.mask)
-            of_a = of_hidden.flatten(0, -2).t() @ dropped.flatten(0, -2)
+            of_a = _flat(of_hidden).t() @ _flat(dropped)
         if wants_x:
             of_x = of_hidden @ a
             of_x = (of_x if ctx.mask is None else ctx.mask.apply(of_x)).to(x.dtype)
-        return of_result, of_x, of_a, of_b, of_scale, None
+        return grads[0].view(ctx.shape), of_x, of_a, of_b, of_scale, None

@@ -52,6 +52,20 @@ def routed_layer(layer: nn.Module, name: str) -> LoraLayer:
     return layer
 
 
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse a base model that is partly on the disk.
+
+    Raises:
+        ValueError: A new adapter would have no values there, and a saved one would not be found.
+    """
+    if "disk" in getattr(model, "hf_device_map", {}).values():
+        raise ValueError(
+            "the base model is partly offloaded to the disk, where a new adapter would have no "
+            "values: load the model into memory, add the adapter, then call "
+            "accelerate.dispatch_model on the base model"
+        )
+
+
 def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
     """Refuse a target that the gated update does not cover, before anything is replaced.
 

@@ -202,8 +202,10 @@ class GatedLinear(GatedUpdate):
         lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         like = adapter_weight(lora_a, x)
         rank = sum(self.coordinates.ranks)
-        if like is not x and not hasattr(like, "ds_id") and like.shape[0] != rank:
-            raise padded_error(self.name, like.shape[0], rank)
+        if isinstance(lora_a, nn.Linear) and not hasattr(lora_a.weight, "ds_id"):
+            found = lora_a.weight.shape[0]
+            if found != rank:
+                raise padded_error(self.name, found, rank)
         rows = Rows(x.shape[0], flattened=x.dim() == 2)
         scale = self.rank_scale(module, active_adapter, x, rows, like)
         if isinstance(scale, Tensor) and scale.dim() == 2:

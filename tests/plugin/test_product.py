@@ -36,7 +36,7 @@ def test_gradients_are_those_of_finite_differences_also_the_second_ones(mask, sc
     assert torch.autograd.gradgradcheck(product, leaves)
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 4), (0, 4)], ids=str)
 def test_the_fused_product_is_the_composed_one(shape) -> None:
     found = []
     for hooked in (False, True):  # a hook on A makes it compose
@@ -62,6 +62,14 @@ def test_the_fused_product_maps_over_a_batch_of_examples() -> None:
     for i in range(3):
         one = torch.func.grad(loss)(lora_a.weight.detach(), x[i], result[i])
         assert torch.allclose(got[i], one)
+
+
+def test_the_output_may_be_added_to_in_place_as_falcon_does() -> None:
+    result, x, lora_a, lora_b, scale = operands()
+    out = gated_product(result, x, lora_a, lora_b, nn.Identity(), scale)
+    out += x.sum()
+    out.sum().backward()
+    assert lora_b.weight.grad.any()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
