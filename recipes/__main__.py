@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from recipes.bench import BENCHMARKS
 from recipes.experiment import Dataset, Experiment, PrepareConfig
 from recipes.pipeline import STAGES, run_all
 
@@ -28,6 +30,8 @@ commands
   evaluate     adapters -> predictions on the frozen candidates
   report       predictions -> results.json, report.md, plots
 
+  bench        NAME: measure speed and memory ({benchmarks})
+
 EXPERIMENT is a shipped name ({shipped}) or a YAML file. `prepare` also takes a dataset
 ({datasets}); its --out is then the folder of the tables.
 
@@ -37,6 +41,7 @@ EXPERIMENT is a shipped name ({shipped}) or a YAML file. `prepare` also takes a 
 
 def usage() -> str:
     return USAGE.format(
+        benchmarks=", ".join(BENCHMARKS),
         shipped=", ".join(shipped_names()),
         datasets=", ".join(get_args(Dataset)),
         short=", ".join(f"{short} = {long}" for short, long in SHORT.items()),
@@ -97,14 +102,32 @@ def prepare_dataset(dataset: Dataset, overrides: Sequence[str]) -> None:
     prepare(replace(PrepareConfig(**fields), dataset=dataset), folder)
 
 
+def run_benchmark(name: str, overrides: Sequence[str]) -> None:
+    """`bench NAME --rounds 9 --threads 2 ...`.
+
+    Raises:
+        ValueError: An unknown name or field, or the two sides of a benchmark differ.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"NAME={name!r} is no benchmark; there are {', '.join(BENCHMARKS)}")
+    benchmark = import_module(f"recipes.bench.{name}")
+    config = get_type_hints(benchmark.run)["config"]
+    parser = _parser(f"bench {name}")
+    parser.add_class_arguments(config)
+    benchmark.run(config(**vars(parser.instantiate(parser.parse_args(list(overrides))))))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command; user errors become one line and exit status 2."""
-    if len(arguments) < 2 or arguments[0] not in {*STAGES, "run"}:
+    if len(arguments) < 2 or arguments[0] not in {*STAGES, "run", "bench"}:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(usage(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     command, name, overrides = arguments[0], arguments[1], arguments[2:]
     try:
+        if command == "bench":
+            run_benchmark(name, overrides)
+            return 0
         if command == "prepare" and name in get_args(Dataset):
             prepare_dataset(name, overrides)  # type: ignore[arg-type]
             return 0

@@ -1,0 +1,166 @@
+"""Training: iLoRA against PEFT's LoRA, the reference's arithmetic and the frozen base."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from recipes.bench.measure import (
+    BenchConfig,
+    Figure,
+    compare,
+    exact,
+    interleaved,
+    peak_bytes,
+    publish,
+)
+from recipes.bench.models import ROUTING_DIM, Shape, frozen, ilora, lora, referenced
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class AdaptersConfig(BenchConfig):
+    """A training step."""
+
+    shape: Shape = field(default_factory=Shape)
+    batch: int = 8
+    length: int = 256
+    rank: int = 16
+    """In total."""
+    experts: int = 4
+    dropout: float = 0.1
+    growth: bool = True
+    """Also time how cost grows with experts and rank."""
+
+
+def run(config: AdaptersConfig) -> list[Figure]:
+    """Time training steps and count what they keep for the backward pass."""
+    torch.set_num_threads(config.threads)
+    batch = _batch(config)
+    notes: dict[str, object] = {"largest difference of outputs": _check(config, batch)}
+    figures = []
+    for dropout in (config.dropout, 0.0):
+        sides = _sides(config, dropout)
+        steps = {name: _step(model, inputs, batch) for name, (model, inputs) in sides.items()}
+        times = interleaved(steps, config.rounds, config.device)
+        what, of = f"training step, dropout {dropout:g}", "PEFT LoRA"
+        figures.append(compare(what, times, "iLoRA", of, 0.85 if dropout else 0.88))
+        figures.append(compare(f"frozen base, dropout {dropout:g}", times, "frozen base", of))
+        figures.append(compare(what, times, "iLoRA", "reference arithmetic", 0.50))
+        kept = {name: _kept_bytes(model, inputs, batch) for name, (model, inputs) in sides.items()}
+        figures.append(
+            exact(
+                f"bytes kept for backward, dropout {dropout:g}",
+                of,
+                kept["iLoRA"] / kept[of],
+                0.68 if dropout else None,
+            )
+        )
+        notes[f"bytes kept for backward, dropout {dropout:g}"] = kept
+        peaks = {name: peak_bytes(step, config.device) for name, step in steps.items()}
+        notes[f"peak memory in bytes, dropout {dropout:g}"] = peaks
+    if config.growth:
+        figures += _growth(config, batch)
+    publish("adapters", config, figures, notes)
+    return figures
+
+
+def _batch(config: AdaptersConfig) -> Batch:
+    torch.manual_seed(2)
+    ids = torch.randint(1, config.shape.vocabulary, (config.batch, config.length))
+    embeds = torch.randn(config.batch, ROUTING_DIM)
+    return {"input_ids": ids.to(config.device), "routing_embeds": embeds.to(config.device)}
+
+
+def _sides(config: AdaptersConfig, dropout: float) -> dict[str, tuple[nn.Module, list[str]]]:
+    """Models in training mode, and the inputs that each takes."""
+    shape, device = config.shape, config.device
+    routed = {"experts": config.experts, "rank": config.rank, "dropout": dropout}
+    return {
+        "iLoRA": (ilora(shape, device, **routed).train(), ["input_ids", "routing_embeds"]),
+        "PEFT LoRA": (lora(shape, device, config.rank, dropout).train(), ["input_ids"]),
+        "reference arithmetic": (
+            referenced(ilora(shape, device, **routed)).train(),
+            ["input_ids", "routing_embeds"],
+        ),
+        "frozen base": (frozen(shape, device).train(), ["input_ids"]),
+    }
+
+
+def _check(config: AdaptersConfig, batch: Batch) -> float:
+    """The largest difference between sides that should compute the same.
+
+    Raises:
+        ValueError: They do not.
+    """
+    shape, device = config.shape, config.device
+    routed = {"experts": config.experts, "rank": config.rank}
+    even = ilora(shape, device, gate_init="zeros", **routed).eval()
+    plain = lora(shape, device, config.rank).eval()
+    own = ilora(shape, device, **routed).eval()
+    naive = referenced(ilora(shape, device, **routed)).eval()
+    naive.load_state_dict(own.state_dict())
+    with torch.no_grad():
+        pairs = [
+            (even(**batch).logits, plain(input_ids=batch["input_ids"]).logits),
+            (own(**batch).logits, naive(**batch).logits),
+        ]
+    worst = max((a - b).abs().max().item() for a, b in pairs)
+    if worst > 1e-3:
+        raise ValueError(f"the sides do not compute the same: outputs differ by {worst}")
+    return worst
+
+
+def _step(model: nn.Module, inputs: list[str], batch: Batch) -> Callable[[], None]:
+    given = {name: batch[name] for name in inputs}
+
+    def step() -> None:
+        model(**given, labels=batch["input_ids"]).loss.backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    return step
+
+
+def _kept_bytes(model: nn.Module, inputs: list[str], batch: Batch) -> int:
+    """Bytes of the tensors, other than parameters, that autograd keeps between the passes."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # or its address would be given to another
+        return tensor
+
+    given = {name: batch[name] for name in inputs}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(**given, labels=batch["input_ids"])
+    return sum(seen.values())
+
+
+def _growth(config: AdaptersConfig, batch: Batch) -> list[Figure]:
+    """Cost in the number of experts at constant total rank, and in the rank."""
+    shape, device = config.shape, config.device
+    takes = ["input_ids", "routing_embeds"]
+    figures = []
+    by_experts = {
+        f"{k} experts": _step(ilora(shape, device, k, 64).train(), takes, batch)
+        for k in (1, 4, 16, 64)
+    }
+    times = interleaved(by_experts, config.rounds, device)
+    for name in list(by_experts)[1:]:
+        what = f"training step, {name} at total rank 64"
+        figures.append(compare(what, times, name, "1 experts", 1.03))
+    by_rank = {
+        f"rank {rank}": _step(ilora(shape, device, 4, rank).train(), takes, batch)
+        for rank in (16, 32, 64)
+    }
+    times = interleaved(by_rank, config.rounds, device)
+    for name in list(by_rank)[1:]:
+        figures.append(compare(f"training step, {name}", times, name, "rank 16"))
+    return figures

@@ -1,0 +1,105 @@
+"""Inference: prefill, decode steps and the gate's own share, iLoRA against PEFT's LoRA."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
+from recipes.bench.models import ROUTING_DIM, Shape, ilora, lora
+
+
+@dataclass(kw_only=True)
+class GenerationConfig(BenchConfig):
+    """Prefill and decode."""
+
+    shape: Shape = field(default_factory=Shape)
+    batch: int = 32
+    prompt: int = 32
+    """Tokens of a prompt."""
+    steps: int = 8
+    """Decode steps in one timing."""
+    rank: int = 16
+    """In total."""
+    experts: int = 4
+    overhead_layers: int = 32
+    """Layers of the model in which the gate's share is timed."""
+
+
+def run(config: GenerationConfig) -> list[Figure]:
+    """Time prefill, decode steps and the gate."""
+    torch.set_num_threads(config.threads)
+    shape, device = config.shape, config.device
+    # An even gate: both models compute the same.
+    routed = ilora(shape, device, config.experts, config.rank, gate_init="zeros").eval()
+    plain = lora(shape, device, config.rank).eval()
+    figures = []
+    with torch.inference_mode():
+        worst = 0.0
+        for batch, target in ((config.batch, 1.0), (1, 1.0)):
+            ids = torch.randint(1, shape.vocabulary, (batch, config.prompt), device=device)
+            given = {"routing_embeds": torch.randn(batch, ROUTING_DIM, device=device)}
+            a, b = routed(input_ids=ids, **given).logits, plain(input_ids=ids).logits
+            worst = max(worst, (a - b).abs().max().item())
+            prefill = {
+                "iLoRA": lambda ids=ids, given=given: routed(input_ids=ids, **given),
+                "PEFT LoRA": lambda ids=ids: plain(input_ids=ids),
+            }
+            if batch > 1:
+                times = interleaved(prefill, config.rounds, device)
+                what = f"prefill, batch {batch} x {config.prompt}"
+                figures.append(compare(what, times, "iLoRA", "PEFT LoRA", 0.95))
+            decode = {
+                "iLoRA": decoding(routed, ids, config.steps, given),
+                "PEFT LoRA": decoding(plain, ids, config.steps, {}),
+            }
+            times = interleaved(decode, config.rounds, device)
+            figures.append(
+                compare(f"decode step, batch {batch}", times, "iLoRA", "PEFT LoRA", target)
+            )
+        figures.append(_overhead(config))
+    if worst > 1e-3:
+        raise ValueError(f"the sides do not compute the same: outputs differ by {worst}")
+    publish("generation", config, figures, {"largest difference of outputs": worst})
+    return figures
+
+
+def decoding(
+    model: nn.Module, ids: torch.Tensor, steps: int, given: dict[str, Any]
+) -> Callable[[], None]:
+    """Decode steps after a prompt, whose cache is cut back after each timing.
+
+    Args:
+        model: To be run.
+        ids: The prompts, [batch, length].
+        steps: Tokens to decode.
+        given: Further inputs of a forward.
+    """
+    cache = model(input_ids=ids, use_cache=True, **given).past_key_values
+    token = ids[:, -1:]
+
+    def run() -> None:
+        for _ in range(steps):
+            model(input_ids=token, past_key_values=cache, use_cache=True, **given)
+        cache.crop(-steps)
+
+    return run
+
+
+def _overhead(config: GenerationConfig) -> Figure:
+    """A forward with routing against one that mixes evenly, without gate and context."""
+    shape = replace(config.shape, layers=config.overhead_layers)
+    settings = {"experts": config.experts, "rank": config.rank, "missing_routing": "uniform"}
+    model = ilora(shape, config.device, gate_init="zeros", **settings).eval()
+    size = (config.batch, config.prompt)
+    ids = torch.randint(1, shape.vocabulary, size, device=config.device)
+    embeds = torch.randn(config.batch, ROUTING_DIM, device=config.device)
+    sides = {
+        "with gate and context": lambda: model(input_ids=ids, routing_embeds=embeds),
+        "without": lambda: model(input_ids=ids),
+    }
+    times = interleaved(sides, config.rounds, config.device)
+    what = f"forward with gate and context, {config.overhead_layers} layers"
+    return compare(what, times, "with gate and context", "without", 1.01)

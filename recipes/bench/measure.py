@@ -1,0 +1,206 @@
+"""Interleaved timings: every round runs every side once, so that noise hits all of them alike.
+
+A figure is the median over rounds of a ratio within the round, with its quartiles. Timings of one
+side alone are written beside it, but mean little on a machine with other work.
+"""
+
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from recipes.artifacts import installed_versions, write_json
+
+
+@dataclass(kw_only=True)
+class BenchConfig:
+    """What every benchmark takes."""
+
+    rounds: int = 9
+    """Interleaved rounds; each runs every side once."""
+    threads: int = 2
+    """Torch's threads."""
+    device: str = "cpu"
+    """Torch's device."""
+    out: Path | None = None
+    """The JSON; by default runs/bench/NAME.json."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 3:
+            raise ValueError(f"rounds={self.rounds} is too few for a spread: use 3 or more")
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads} must be positive")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of a table: a ratio, and whether it meets its target."""
+
+    what: str
+    against: str
+    """What the ratio is relative to."""
+    ratio: float
+    """Median over rounds."""
+    low: float
+    """Lower quartile."""
+    high: float
+    """Upper quartile."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Median time of each side, where times were measured."""
+    target: float | None = None
+    at_least: bool = False
+    """Whether the target is a lower bound."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.target is None:
+            return None
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
+
+
+def interleaved(
+    sides: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of each side in each round; the order turns round by round.
+
+    Args:
+        sides: What to run, by name. Each is run once before, unmeasured.
+        rounds: How often.
+        device: Waited for, where it works on its own.
+    """
+    names = list(sides)
+    for name in names:
+        sides[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                times[name].append(_seconds(sides[name], device))
+    finally:
+        gc.enable()
+    return times
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def compare(
+    what: str,
+    times: Mapping[str, list[float]],
+    side: str,
+    against: str,
+    target: float | None = None,
+    at_least: bool = False,
+) -> Figure:
+    """The ratio of two sides, round by round; `at_least` turns it into a speed-up."""
+    pairs = zip(times[side], times[against], strict=True)
+    ratios = [b / a if at_least else a / b for a, b in pairs]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    return Figure(what, against, statistics.median(ratios), low, high, seconds, target, at_least)
+
+
+def exact(what: str, against: str, ratio: float, target: float | None = None) -> Figure:
+    """A ratio that has no spread: of bytes, say."""
+    return Figure(what, against, ratio, ratio, ratio, {}, target)
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int | None:
+    """The most memory that was in use while running: of the device, or of this process.
+
+    Returns:
+        Bytes; None where the system cannot tell.
+    """
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated()
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    reset.write_text("5")  # Linux: forget the peak so far
+    run()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def environment(config: BenchConfig) -> dict[str, object]:
+    """What the figures were measured with."""
+    cuda = config.device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": config.threads,
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+    }
+
+
+def table(name: str, figures: list[Figure]) -> str:
+    """Figures as text for a terminal, and for Markdown."""
+    lines = [
+        f"{name}: median over rounds [quartiles]",
+        "",
+        "| what | against | ratio | target | met |",
+        "|---|---|---|---|---|",
+    ]
+    for f in figures:
+        spread = "" if f.low == f.high else f" [{f.low:.3f}, {f.high:.3f}]"
+        bound = "" if f.target is None else f"{'>=' if f.at_least else '<='} {f.target:g}"
+        met = {None: "", True: "yes", False: "no"}[f.met]
+        lines.append(f"| {f.what} | {f.against} | {f.ratio:.3f}{spread} | {bound} | {met} |")
+    return "\n".join(lines)
+
+
+def publish(
+    name: str, config: BenchConfig, figures: list[Figure], notes: dict[str, object]
+) -> Path:
+    """Print the table and write the JSON.
+
+    Args:
+        name: The benchmark's.
+        config: Written along.
+        figures: The rows.
+        notes: Whatever else was found: checks, memory, sizes.
+
+    Returns:
+        Where the JSON lies.
+    """
+    print(table(name, figures))
+    for key, value in notes.items():
+        print(f"{key}: {value}")
+    out = config.out or Path("runs") / "bench" / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(figure) | {"met": figure.met} for figure in figures]
+    found = {
+        "benchmark": name,
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "environment": environment(config),
+        "figures": rows,
+        "notes": notes,
+    }
+    write_json(out, found)
+    return out

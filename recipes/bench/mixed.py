@@ -1,0 +1,94 @@
+"""Many instances in one batch: iLoRA against PEFT's `adapter_names` with one LoRA for each."""
+
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+
+from peft_ilora import ILoRAModel
+from recipes.bench.generation import decoding
+from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
+from recipes.bench.models import ROUTING_DIM, Shape, base_model, ilora
+
+
+@dataclass(kw_only=True)
+class MixedConfig(BenchConfig):
+    """A batch in which every row has weights of its own."""
+
+    shape: Shape = field(default_factory=Shape)
+    instances: int = 64
+    prompt: int = 16
+    """Tokens of a prompt."""
+    steps: int = 2
+    """Decode steps in one timing."""
+    rank: int = 16
+    """In total."""
+    experts: int = 4
+
+
+def run(config: MixedConfig) -> list[Figure]:
+    """Time prefill and decode steps."""
+    torch.set_num_threads(config.threads)
+    shape, device = config.shape, config.device
+    routed = ilora(shape, device, config.experts, config.rank).eval()
+    for name, parameter in routed.named_parameters():
+        if "ilora_gate" in name:
+            parameter.data.mul_(10)  # instances that differ
+    embeds = torch.randn(config.instances, ROUTING_DIM, device=device)
+    plain = one_lora_each(routed, embeds, config).eval()
+    names = [f"user{i}" for i in range(config.instances)]
+    size = (config.instances, config.prompt)
+    ids = torch.randint(1, shape.vocabulary, size, device=device)
+    figures = []
+    with torch.inference_mode():
+        own, theirs = {"routing_embeds": embeds}, {"adapter_names": names}
+        a, b = routed(input_ids=ids, **own).logits, plain(input_ids=ids, **theirs).logits
+        worst = (a - b).abs().max().item()
+        if worst > 1e-3:
+            raise ValueError(f"the sides do not compute the same: outputs differ by {worst}")
+        prefill = {
+            "iLoRA": lambda: routed(input_ids=ids, **own),
+            "adapter_names": lambda: plain(input_ids=ids, **theirs),
+        }
+        decode = {
+            "iLoRA": decoding(routed, ids, config.steps, own),
+            "adapter_names": decoding(plain, ids, config.steps, theirs),
+        }
+        for what, sides, target in (
+            (f"decode step of {config.instances} instances, times faster", decode, 8.0),
+            (f"prefill {config.instances} x {config.prompt}, times faster", prefill, 2.5),
+        ):
+            times = interleaved(sides, config.rounds, device)
+            figures.append(compare(what, times, "iLoRA", "adapter_names", target, at_least=True))
+    publish("mixed", config, figures, {"largest difference of outputs": worst})
+    return figures
+
+
+def one_lora_each(routed: PeftModel, embeds: Tensor, config: MixedConfig) -> PeftModel:
+    """A model with a plain LoRA for each instance, exactly what iLoRA is for it.
+
+    Args:
+        routed: With an iLoRA adapter.
+        embeds: [instances, routing_dim]
+        config: The base model's shape.
+    """
+    base = base_model(config.shape, config.device)
+    tuner = routed.base_model
+    assert isinstance(tuner, ILoRAModel)
+    plain: PeftModel | None = None
+    state = {name: value for name, value in routed.state_dict().items() if ".lora_A." in name}
+    for i, z in enumerate(embeds):
+        lora_config, folded = tuner.plain_lora(z[None])
+        settings = {key: getattr(lora_config, key) for key in ("r", "lora_alpha", "target_modules")}
+        name, own = f"user{i}", LoraConfig(**settings)
+        if plain is None:
+            plain = PeftModel(base, own, adapter_name=name)
+        else:
+            plain.add_adapter(name, own)
+        values = {key.replace(".default.", f".{name}."): value for key, value in state.items()}
+        for key, b in folded.items():
+            values[f"base_model.model.{key}".replace("lora_B", f"lora_B.{name}")] = b
+        plain.load_state_dict(values, strict=False)
+    assert plain is not None
+    return plain

@@ -1,0 +1,115 @@
+"""The models that adapters are timed on: one shape, every method, equal weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peft_ilora import ILoRAConfig
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ROUTING_DIM = 64
+
+
+@dataclass(kw_only=True)
+class Shape:
+    """A Llama's."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 1376
+    layers: int = 4
+    heads: int = 8
+    vocabulary: int = 1000
+    dtype: str = "float32"
+    """Of the base model."""
+
+
+def base_model(shape: Shape, device: str) -> LlamaForCausalLM:
+    """A Llama with the same random weights at every call."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        vocab_size=shape.vocabulary,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(getattr(torch, shape.dtype))
+
+
+def frozen(shape: Shape, device: str) -> nn.Module:
+    """The base model without an adapter: gradients pass through it, and reach the embeddings."""
+    model = base_model(shape, device).requires_grad_(False)
+    model.enable_input_require_grads()
+    return model
+
+
+def lora(shape: Shape, device: str, rank: int = 16, dropout: float = 0.0) -> PeftModel:
+    """PEFT's LoRA on all linear layers."""
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=TARGETS)
+    return _filled(get_peft_model(base_model(shape, device), config))
+
+
+def ilora(
+    shape: Shape,
+    device: str,
+    experts: int = 4,
+    rank: int = 16,
+    dropout: float = 0.0,
+    **fields: Any,
+) -> PeftModel:
+    """ILoRA of the same total rank; under an even gate it is `lora`."""
+    config = ILoRAConfig(
+        num_experts=experts,
+        r=rank // experts,
+        lora_alpha=rank,
+        lora_dropout=dropout,
+        routing_dim=ROUTING_DIM,
+        target_modules=TARGETS,
+        **fields,
+    )
+    return _filled(get_peft_model(base_model(shape, device), config))
+
+
+def _filled(model: PeftModel) -> PeftModel:
+    """Give B the same small values in every method."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            values = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.data.copy_(values)
+    return model
+
+
+def referenced(model: PeftModel) -> PeftModel:
+    """An iLoRA whose layers compute as the reference code does: every expert's full-width output,
+    [batch, length, num_experts, out], and then a weighted sum.
+    """
+    for module in model.modules():
+        update = getattr(module, "lora_variant", {}).get("default")
+        if update is not None:
+            update.forward = _reference_forward(update)
+    return model
+
+
+def _reference_forward(update: Any) -> Callable[..., Tensor]:
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        experts = update.coordinates.num_experts
+        routing = update.state.current
+        weights = update.gate(routing.embeds) * module.scaling[active_adapter]
+        x = module.lora_dropout[active_adapter](x)
+        b = module.lora_B[active_adapter].weight
+        hidden = module.lora_A[active_adapter](x).unflatten(-1, (experts, -1))
+        # [batch, length, K, rank] [out, K, rank] -> [batch, length, K, out]
+        outputs = torch.einsum("btkr,okr->btko", hidden, b.unflatten(1, (experts, -1)))
+        return result + torch.einsum("btko,bk->bto", outputs, weights)
+
+    return forward
