@@ -493,6 +493,8 @@ FAMILIES = [
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         feat_extract_norm="layer",
+        apply_spec_augment=False,
+        layerdrop=0.0,
     ),
     Family(
         "Whisper",

@@ -4,8 +4,21 @@ import threading
 
 import pytest
 import torch
+from peft import get_peft_model, prepare_model_for_kbit_training
 
-MODES = [False, True]
+from peft_ilora import ILoRAConfig
+
+
+def item(way: str) -> pytest.MarkDecorator:
+    return pytest.mark.support(
+        "Precision and compilation", f"gradient checkpointing, {way}", "works"
+    )
+
+
+MODES = [
+    pytest.param(False, id="non-reentrant", marks=item("non-reentrant")),
+    pytest.param(True, id="reentrant", marks=item("reentrant")),
+]
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -14,10 +27,10 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same(actual: dict, expected: dict) -> None:
+def assert_same(actual: dict, expected: dict, **tolerance: float) -> None:
     assert actual.keys() == expected.keys() and actual
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, msg=name)
+        torch.testing.assert_close(actual[name], value, msg=name, **tolerance)
 
 
 def checkpointed(make_adapted, reentrant: bool, **config):
@@ -99,6 +112,66 @@ def test_a_context_binds_the_inner_model_called_past_the_wrapper(
     assert_same(gradients(model), gradients(plain))
 
 
+@item("before PEFT wraps the model")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_enabled_on_the_base_before_it_is_wrapped(
+    make_llama, make_adapted, randomise, ids, z, reentrant
+) -> None:
+    plain = make_adapted().train()
+    loss(plain, ids, z).backward()
+    base = make_llama()
+    base.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    config = ILoRAConfig(
+        routing_dim=8,
+        target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    model = randomise(get_peft_model(base, config)).train()
+    loss(model, ids, z).backward()
+    assert_same(gradients(model), gradients(plain))
+
+
+@item("by PEFT's prepare_model_for_kbit_training")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_prepared_by_peft(
+    make_llama, make_adapted, randomise, ids, z, reentrant
+) -> None:
+    plain = make_adapted().train()
+    loss(plain, ids, z).backward()
+    base = make_llama()
+    base.is_loaded_in_8bit = True  # PEFT prepares the checkpointing of quantised models only
+    prepare_model_for_kbit_training(
+        base, gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+    )
+    del base.is_loaded_in_8bit
+    assert base.model.gradient_checkpointing
+    config = ILoRAConfig(
+        routing_dim=8,
+        target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    model = randomise(get_peft_model(base, config)).train()
+    loss(model, ids, z).backward()
+    assert_same(gradients(model), gradients(plain))
+
+
+@item("under autocast")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_under_autocast_has_the_gradients_of_the_plain_backward(
+    make_adapted, ids, z, reentrant
+) -> None:
+    plain = make_adapted().train()
+    model = checkpointed(make_adapted, reentrant)
+    for each in (plain, model):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(each, ids, z)
+        value.backward()
+    expected = gradients(plain)
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    # autocast sums the gradients of a weight that it casts once for several layers in bfloat16
+    assert_same(gradients(model), expected, rtol=0.02, atol=0.01 * largest)
+
+
 def test_a_forward_without_routing_recomputes_without_it(make_adapted, ids, z) -> None:
     model = checkpointed(make_adapted, False, missing_routing="uniform")
     value = model(input_ids=ids, labels=ids).loss
@@ -107,6 +180,7 @@ def test_a_forward_without_routing_recomputes_without_it(make_adapted, ids, z) -
     assert not any("ilora_gate" in name for name in gradients(model))
 
 
+@item("torch's CheckpointWrapper")
 def test_torchs_checkpoint_wrapper_recomputes_under_its_routing(make_adapted, ids, z) -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,

@@ -187,6 +187,37 @@ def test_merging_or_exporting_one_instance_gives_that_instances_model(case, z, t
     close(case.run(None, inputs, merged), expected)
 
 
+def checkpointing_cases() -> list:
+    found = []
+    for param in CASES:
+        case = param.values[0]
+        supports = getattr(case.family.build(), "supports_gradient_checkpointing", False)
+        if supports and case.gate_scope == "per_module":
+            ways = (False, True) if case.family.name in ("BERT", "GPT-2", "T5") else (False,)
+            for reentrant in ways:
+                name = f"{case.family.name}{', reentrant' if reentrant else ''}"
+                found.append(pytest.param(case, reentrant, id=name, marks=param.marks))
+    return found
+
+
+@pytest.mark.parametrize(("case", "reentrant"), checkpointing_cases())
+def test_checkpointed_blocks_have_the_gradients_of_the_plain_backward(case, z, reentrant) -> None:
+    plain = copy.deepcopy(case.model).train()
+    model = copy.deepcopy(case.model).train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    inputs = {**case.family.inputs(), **case.family.keywords}
+    gradients = []
+    for each in (plain, model):
+        torch.manual_seed(3)  # the same dropout
+        output = case.family.look(each(**inputs, routing_embeds=z))
+        probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(4))
+        (output * probe).sum().backward()
+        gradients.append({n: p.grad for n, p in each.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        close(gradients[1][name], expected)
+
+
 # -------------------------------------------------------------------- refusals
 
 
