@@ -509,6 +509,7 @@ FAMILIES = [
         _pictured,
         (r".*language_model.*(q_proj|v_proj)", "all-linear"),
         "CAUSAL_LM",
+        generates=True,
     ),
     Family(
         "Gemma 3 with vision (one image for each row)",
@@ -516,6 +517,7 @@ FAMILIES = [
         _pictured_typed,
         (r".*language_model.*(q_proj|v_proj)", "all-linear"),
         "CAUSAL_LM",
+        generates=True,
     ),
     Family("plain nn.Module", Plain, lambda: {"x": _noise(ROWS, 4, 5)}, (["first", "second"],)),
 ]
