@@ -11,7 +11,7 @@ from peft_ilora import ILoRAConfig
 
 def item(way: str) -> pytest.MarkDecorator:
     return pytest.mark.support(
-        "Precision and compilation", f"gradient checkpointing, {way}", "works"
+        "Precision and compilation", f"gradient checkpointing ({way})", "works"
     )
 
 

@@ -17,7 +17,7 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-@item("torch.compile, whole model")
+@item("torch.compile (whole model)")
 @pytest.mark.parametrize("way", ["keyword", "context"])
 def test_one_graph_serves_every_routing_value(llama, ids, z, way) -> None:
     counter = CompileCounter()
@@ -34,7 +34,7 @@ def test_one_graph_serves_every_routing_value(llama, ids, z, way) -> None:
     assert counter.frame_count == 1
 
 
-@item("torch.compile, one layer")
+@item("torch.compile (one layer)")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_layer_is_one_graph_for_every_routing(llama, z, backend, trained) -> None:
@@ -48,7 +48,7 @@ def test_a_layer_is_one_graph_for_every_routing(llama, z, backend, trained) -> N
     assert counter.frame_count == 1
 
 
-@item("torch.compile, block by block")
+@item("torch.compile (block by block)")
 @pytest.mark.parametrize("scope", ["shared", "per_module"])
 def test_blocks_compiled_one_by_one_follow_each_new_routing(make_adapted, ids, z, scope) -> None:
     model, eager = make_adapted(gate_scope=scope), make_adapted(gate_scope=scope)
@@ -65,7 +65,7 @@ def test_blocks_compiled_one_by_one_follow_each_new_routing(make_adapted, ids, z
     assert counts[0] == counts[-1] <= 2
 
 
-@item("torch.compile, lengths and batches that vary")
+@item("torch.compile (lengths and batches that vary)")
 @pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
 def test_new_lengths_and_batch_sizes_compile_no_more_than_under_plain_lora(llama, dynamic) -> None:
     counter = CompileCounter()
@@ -80,7 +80,7 @@ def test_new_lengths_and_batch_sizes_compile_no_more_than_under_plain_lora(llama
     assert counter.frame_count == (1 if dynamic else 2)
 
 
-@item("torch.compile, generation with a static cache")
+@item("torch.compile (generation with a static cache)")
 def test_compiled_generation_with_a_static_cache_equals_eager(make_adapted, ids, z) -> None:
     model, eager = make_adapted(), make_adapted()
     counter = CompileCounter()
@@ -113,7 +113,7 @@ def assert_trains_alike(compiled, eager, ids, z, **tolerance) -> None:
                 )
 
 
-@item("torch.compile, training")
+@item("torch.compile (training)")
 @pytest.mark.parametrize(
     "config",
     [
@@ -129,7 +129,7 @@ def test_a_compiled_training_step_has_the_eager_gradients(make_adapted, ids, z, 
     assert counter.frame_count == 1
 
 
-@item("torch.compile, gradient checkpointing")
+@item("torch.compile (gradient checkpointing)")
 @pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
@@ -147,7 +147,7 @@ def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
 
 
 @pytest.mark.slow
-@item("torch.compile, training")
+@item("torch.compile (training)")
 def test_inductor_trains_to_the_eager_gradients(make_adapted, ids, z) -> None:
     eager, compiled = make_adapted().train(), torch.compile(make_adapted().train())
     assert_trains_alike(compiled, eager, ids, z, rtol=1e-3, atol=1e-5)

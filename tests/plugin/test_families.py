@@ -394,7 +394,7 @@ DEBERTA_3 = {
             ["query_proj"],
             False,
             marks=pytest.mark.support(
-                MODEL_FAMILIES, "DeBERTa-v3 (query_proj, key_proj)", "refused"
+                MODEL_FAMILIES, "DeBERTa-v3 (query_proj and key_proj)", "refused"
             ),
         ),
     ],

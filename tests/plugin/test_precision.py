@@ -174,7 +174,7 @@ def test_a_half_precision_gate_still_divides_in_float32(make_pair, z) -> None:
 # -------------------------------------------------------------------- autocast
 
 
-@item("autocast, bfloat16")
+@item("autocast (bfloat16)")
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
 @every_scope
 def test_autocast_computes_in_half_precision_with_float32_gradients(
@@ -198,7 +198,7 @@ def test_autocast_computes_in_half_precision_with_float32_gradients(
         assert off(parameter.grad, references[name].grad) < 4 * NOISE[torch.bfloat16], name
 
 
-@item("autocast, bfloat16")
+@item("autocast (bfloat16)")
 def test_generation_under_autocast_follows_each_row(make_pair, ids, z) -> None:
     model, _ = make_pair(torch.float32)
     settings: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}

@@ -99,7 +99,7 @@ TASKS = {
         _labels(ROWS),
         heads=("score",),
     ),
-    "SEQ_CLS, encoder": Task(
+    "SEQ_CLS (encoder)": Task(
         "SEQ_CLS",
         "bert",
         AutoModelForSequenceClassification,
@@ -128,7 +128,7 @@ TASKS = {
         "FEATURE_EXTRACTION", "bert", AutoModel, "AutoPeftModelForFeatureExtraction", {}
     ),
     "none": Task(None, "llama", AutoModelForCausalLM, "AutoPeftModel", _CAUSAL.answers),
-    "none, with a head (image classification)": Task(
+    "none (image classification)": Task(
         None,
         "vit",
         AutoModelForImageClassification,
