@@ -93,6 +93,8 @@ class ILoRAModel(MergeableLoraModel):
         except BaseException:
             if adapter_name in self._gates:
                 del self._gates[adapter_name]
+            if first:
+                _take_layers_off(model)
             raise
         for name, requires_grad in others.items():
             self._gates[name].requires_grad_(requires_grad)
@@ -364,3 +366,11 @@ class ILoRAModel(MergeableLoraModel):
         raise ValueError(
             f"adapter {name!r} has routed no forward yet in this thread: run the model first"
         )
+
+
+def _take_layers_off(model: nn.Module) -> None:
+    """Undo a first injection that failed halfway, as at a back end that only PEFT could name."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in layers:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.get_base_layer())

@@ -41,7 +41,7 @@ def checkpointed(make_adapted, reentrant: bool, **config):
 
 
 def loss(model, ids, z) -> torch.Tensor:
-    return model(input_ids=ids, labels=ids, routing_embeds=z).loss
+    return model(input_ids=ids, labels=ids, routing_embeds=z, use_cache=False).loss
 
 
 @pytest.mark.parametrize("reentrant", MODES)
@@ -103,10 +103,10 @@ def test_a_context_binds_the_inner_model_called_past_the_wrapper(
 ) -> None:
     plain = make_adapted().train()
     with plain.routing(z):
-        plain.base_model.model.model(ids).last_hidden_state.sum().backward()
+        plain.base_model.model.model(ids, use_cache=False).last_hidden_state.sum().backward()
     model = checkpointed(make_adapted, reentrant)
     with model.routing(z):
-        value = model.base_model.model.model(ids).last_hidden_state.sum()
+        value = model.base_model.model.model(ids, use_cache=False).last_hidden_state.sum()
     with model.routing(-z):  # another forward's context must not leak into the recomputation
         value.backward()
     assert_same(gradients(model), gradients(plain))

@@ -629,3 +629,4 @@ def test_gptqmodels_awq_layers_are_refused(packed_linear, make_llama) -> None:
     base = packed(make_llama(), packed_linear)
     with pytest.raises(TypeError, match="became a AwqLoraLinear, a back end that would bypass"):
         get_peft_model(base, ILoRAConfig(routing_dim=8, target_modules=["q_proj"]))
+    assert not lora_layers(base)
