@@ -7,6 +7,9 @@ compares what the runs leave: `<case>/run.json` and the adapter, in the folder t
 import argparse
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -30,25 +32,50 @@ GLOBAL_BATCH = 8
 STEPS = 5
 LEARNING_RATE = 2.0  # of SGD: unlike Adam's, its step shows a gradient of the wrong scale
 MAX_NORM = 0.3  # clips in most steps, so the norm over all processes' shares is compared too
-CASES: dict[str, dict[str, Any]] = {
-    "shared": {"gate_scope": "shared"},
-    "per_module": {"gate_scope": "per_module"},
-    "checkpointed": {"gate_scope": "shared", "gate": "mlp"},
+
+
+@dataclass(frozen=True)
+class Case:
+    config: dict[str, Any]
+    checkpointing: bool = False
+    entropy: float = 0.0
+    """Weight of the gate's entropy in the loss."""
+
+
+CASES = {
+    "shared": Case({}),
+    "per module": Case({"gate_scope": "per_module"}),
+    "checkpointed": Case({"gate": "mlp"}, checkpointing=True),
+    "hard": Case({"gate": "hard"}),
+    "token": Case({"gate_input": "token", "gate_scope": "per_module"}),
+    "prompt": Case({"gate_input": "prompt", "routing_dim": 32}),
+    "entropy, shared": Case({}, entropy=1.0),
+    "entropy, per module": Case({"gate_scope": "per_module"}, entropy=1.0),
 }
 
 
 class RoutedTrainer(RoutingColumns, Trainer):
-    pass
+    entropy = 0.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self.entropy:
+            unwrapped = self.accelerator.unwrap_model(model)
+            loss = loss + self.entropy * unwrapped.routing_losses()["entropy"]
+        return loss
 
 
-def rows() -> list[dict[str, Any]]:
+def rows(case: Case) -> list[dict[str, Any]]:
     """Rows of different lengths, so that processes hold different numbers of tokens."""
     generator = torch.Generator().manual_seed(5)
     made = []
     for i in range(GLOBAL_BATCH * STEPS):
         ids = torch.randint(3, 60, (4 + i % 5,), generator=generator).tolist()
         z = torch.randn(ROUTING_DIM, generator=generator).tolist()
-        made.append({"input_ids": ids, "labels": ids, "routing_embeds": z})
+        row = {"input_ids": ids, "labels": [-100, -100, *ids[2:]]}
+        if "gate_input" not in case.config:
+            row["routing_embeds"] = i % 3 if case.config.get("gate") == "hard" else z
+        made.append(row)
     return made
 
 
@@ -66,7 +93,7 @@ def padded(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
     }
 
 
-def model(rank: int, **config: Any) -> PeftModel:
+def model(case: Case, rank: int) -> PeftModel:
     """The same base everywhere; an adapter that differs by rank, as unseeded scripts make them.
 
     Whatever distributes the training has to start all processes from rank 0's.
@@ -84,23 +111,22 @@ def model(rank: int, **config: Any) -> PeftModel:
         )
     )
     torch.manual_seed(rank)
-    settings = ILoRAConfig(
-        routing_dim=ROUTING_DIM,
-        target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
-        task_type="CAUSAL_LM",
-        **config,
-    )
-    adapted = get_peft_model(base, settings)
+    settings: dict[str, Any] = {
+        "routing_dim": ROUTING_DIM,
+        "target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    adapted = get_peft_model(base, ILoRAConfig(**settings | case.config))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:  # at zero it would hide the gate from the first step
             nn.init.normal_(parameter.data, std=0.1)
     return adapted
 
 
-def train_by_trainer(case: str, folder: Path, sharded: bool) -> None:
+def train_by_trainer(case: Case, folder: Path, pretended: str | None = None) -> None:
     arguments = TrainingArguments(
         output_dir=str(folder),
-        use_cpu=True,
+        use_cpu=pretended != DistributedType.DEEPSPEED,
         max_steps=STEPS,
         per_device_train_batch_size=GLOBAL_BATCH // world_size(),
         optim="sgd",
@@ -112,25 +138,24 @@ def train_by_trainer(case: str, folder: Path, sharded: bool) -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        gradient_checkpointing=case == "checkpointed",
+        gradient_checkpointing=case.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
         seed=3,
     )
-    if sharded:
-        # accelerate shards on accelerators only: let these CPU processes pass for them
-        assert arguments.device.type == "cpu"
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    adapted = model(arguments.process_index, **CASES[case])
+    if pretended is not None:
+        pretend(arguments, pretended)
+    adapted = model(case, arguments.process_index)
     if arguments.process_index == 0:
         adapted.save_pretrained(folder / "start")
-    trainer = RoutedTrainer(
-        adapted,
-        arguments,
-        data_collator=RoutingCollator(padded),
-        train_dataset=Dataset.from_list(rows()),
-    )
+    data = Dataset.from_list(rows(case))
+    kind = RoutedTrainer if "routing_embeds" in data.column_names else Trainer
+    trainer = kind(adapted, arguments, data_collator=padded, train_dataset=data)
+    trainer.entropy = case.entropy
+    if pretended == DistributedType.DEEPSPEED:
+        settings = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # partition all
     trainer.train()
     trainer.save_model()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -138,21 +163,37 @@ def train_by_trainer(case: str, folder: Path, sharded: bool) -> None:
         write(folder, losses, trainer.model_wrapped)
 
 
-def train_by_hand(case: str, folder: Path) -> None:
+def pretend(arguments: TrainingArguments, distributed_type: str) -> None:
+    """Let accelerate do to these CPU processes what it does on accelerators only."""
+    assert arguments.device.type == "cpu"
+    rank = int(os.environ["RANK"])
+    PartialState._shared_state |= {
+        "distributed_type": DistributedType(distributed_type),
+        "backend": "gloo",
+        "num_processes": world_size(),
+        "process_index": rank,
+        "local_process_index": rank,
+    }
+    vars(arguments.distributed_state).update(PartialState._shared_state)
+
+
+def train_by_hand(case: Case, folder: Path) -> None:
     """torch's own DDP without Trainer or accelerate."""
     rank, world = torch.distributed.get_rank(), world_size()
-    adapted = model(rank, **CASES[case]).train()
+    adapted = model(case, rank).train()
     parallel = DistributedDataParallel(adapted, find_unused_parameters=False)
-    optimiser = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], LEARNING_RATE)
-    collator, data, losses = RoutingCollator(padded), rows(), []
+    optimiser = torch.optim.SGD(
+        [p for p in parallel.parameters() if p.requires_grad], LEARNING_RATE
+    )
+    collator, data, losses = RoutingCollator(padded), rows(case), []
     for step in range(STEPS):
         batch = data[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]
-        tokens = sum(len(row["labels"]) - 1 for row in batch)
+        tokens = sum(len(row["labels"]) - 2 for row in batch)
         inputs = collator(batch[rank::world])
-        loss = parallel(**inputs, num_items_in_batch=tokens).loss * world  # DDP takes the mean
+        loss = parallel(**inputs, num_items_in_batch=tokens).loss * world  # gradients are averaged
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(adapted.parameters(), MAX_NORM)
+        nn.utils.clip_grad_norm_(parallel.parameters(), MAX_NORM)
         optimiser.step()
         mean = loss.detach() / world
         torch.distributed.all_reduce(mean)
@@ -162,18 +203,25 @@ def train_by_hand(case: str, folder: Path) -> None:
         write(folder, losses, parallel)
 
 
+WAYS: dict[str, Callable[[Case, Path], None]] = {
+    "trainer": train_by_trainer,
+    "fsdp2": partial(train_by_trainer, pretended=DistributedType.MULTI_GPU),
+    "deepspeed": partial(train_by_trainer, pretended=DistributedType.DEEPSPEED),
+    "hand": train_by_hand,
+}
+
+
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def write(folder: Path, losses: list[float], wrapped: nn.Module) -> None:
-    kinds = [kind for kind in (FSDPModule, DistributedDataParallel) if isinstance(wrapped, kind)]
     gates = [p for name, p in wrapped.named_parameters() if "ilora_gate" in name]
     record = {
         "losses": losses,
         "processes": world_size(),
-        "wrapper": kinds[0].__name__ if kinds else "none",
-        "sharded_gate": all(isinstance(gate, DTensor) for gate in gates),
+        "wrapper": [kind.__name__ for kind in type(wrapped).mro()],
+        "partitioned_gate": all(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in gates),
     }
     (folder / "run.json").write_text(json.dumps(record))
 
@@ -181,19 +229,19 @@ def write(folder: Path, losses: list[float], wrapped: nn.Module) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--by", choices=["trainer", "fsdp2", "hand"], default="trainer")
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--by", choices=WAYS, default="trainer")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.by == "hand":
         torch.distributed.init_process_group("gloo")
-    for case in arguments.cases:
-        folder = arguments.folder / case
+    for name in arguments.cases:
+        folder = arguments.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        if arguments.by == "hand":
-            train_by_hand(case, folder)
-        else:
-            train_by_trainer(case, folder, sharded=arguments.by == "fsdp2")
+        try:
+            WAYS[arguments.by](CASES[name], folder)
+        except RuntimeError as error:  # on all ranks alike, or the next case hangs
+            (folder / "run.json").write_text(json.dumps({"error": str(error)}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
