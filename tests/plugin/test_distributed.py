@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy, transformer_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from peft_ilora import export_lora
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "accelerate"
@@ -157,7 +159,7 @@ def test_two_processes_train_what_one_does(run, name, case) -> None:
 @pytest.mark.support("Several devices", "FSDP2, routing_losses() of gates per module", "refused")
 def test_a_sharded_gate_called_outside_of_the_forward_says_so(run) -> None:
     error = record(run("FSDP2", LOSSES_PER_MODULE))["error"]
-    assert "the gate's weights are sharded over devices (FSDP2)" in error
+    assert "the gate's weights are sharded over devices" in error
     assert "fsdp_transformer_layer_cls_to_wrap" in error
 
 
@@ -167,6 +169,33 @@ def process_group(tmp_path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+OUTSIDE = {
+    "gate_weights": lambda model, z: model.gate_weights(z),
+    "routing_statistics": lambda model, z: model.routing_statistics(),
+    "merge_and_unload": lambda model, z: model.merge_and_unload(routing_embeds=z[:1]),
+    "export_lora": lambda model, z: export_lora(model, z[:1], "never-written"),
+}
+
+
+@pytest.mark.support("Several devices", "FSDP2, merging and inspecting in place", "refused")
+@pytest.mark.parametrize("call", OUTSIDE)
+@pytest.mark.parametrize("gate", ["linear", "hard"])
+def test_sharded_weights_are_not_read_outside_of_the_forward(
+    make_adapted, ids, z, process_group, call, gate
+) -> None:
+    routing = torch.tensor([2, 0, 1]) if gate == "hard" else z
+    model = make_adapted(gate=gate, gate_scope="per_module")
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    model(input_ids=ids, routing_embeds=routing)
+    if gate == "hard" and call in ("gate_weights", "routing_statistics"):
+        OUTSIDE[call](model, routing)  # nothing is learned, so nothing is sharded
+        return
+    with pytest.raises(RuntimeError, match="weights are sharded over devices.*in one process"):
+        OUTSIDE[call](model, routing)
 
 
 def checkpointed_ddp(make_adapted, reentrant: bool, **config: Any) -> DistributedDataParallel:
