@@ -20,7 +20,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy, transformer_auto_wrap_policy
+from torch.distributed.fsdp.wrap import (
+    _or_policy,
+    lambda_auto_wrap_policy,
+    transformer_auto_wrap_policy,
+)
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -250,26 +254,32 @@ def trained(module: torch.nn.Module) -> bool:
     return not list(module.children()) and weight is not None and weight.requires_grad
 
 
-@pytest.mark.support("Several devices", "FSDP1", "refused")
+@pytest.mark.support("Several devices", "FSDP1", "works")
 @pytest.mark.filterwarnings("ignore:.*`NO_SHARD`:UserWarning")
-def test_fsdp1_is_refused_in_the_forward_and_when_saving(
-    make_adapted, ids, z, process_group, tmp_path
+@pytest.mark.parametrize("scope", ["shared", "per_module"])
+def test_fsdp1_has_the_same_loss_and_gradients_and_saves_the_same_file(
+    make_adapted, ids, z, process_group, tmp_path, scope
 ) -> None:
+    plain = make_adapted(gate_scope=scope).train()
+    expected = plain(input_ids=ids, labels=ids, routing_embeds=z).loss
+    expected.backward()
+    plain.save_pretrained(tmp_path / "plain")
+    layers = partial(transformer_auto_wrap_policy, transformer_layer_cls={LlamaDecoderLayer})
+    leaves = partial(lambda_auto_wrap_policy, lambda_fn=trained)
     model = FullyShardedDataParallel(
-        make_adapted(),
-        auto_wrap_policy=partial(lambda_auto_wrap_policy, lambda_fn=trained),
+        make_adapted(gate_scope=scope).train(),
+        auto_wrap_policy=partial(_or_policy, policies=[leaves, layers]),
         device_id=torch.device("cpu"),
-        use_orig_params=True,
+        use_orig_params=False,
     )
-    with pytest.raises(ValueError, match="q_proj is wrapped in a FullyShardedDataParallel.*FSDP2"):
-        model(input_ids=ids, routing_embeds=z)
-    layers = FullyShardedDataParallel(
-        make_adapted(),
-        auto_wrap_policy=partial(
-            transformer_auto_wrap_policy, transformer_layer_cls={LlamaDecoderLayer}
-        ),
-        device_id=torch.device("cpu"),
-        use_orig_params=True,
+    loss = model(input_ids=ids, labels=ids, routing_embeds=z).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    torch.testing.assert_close(model.clip_grad_norm_(1.0), norm)
+    model.module.save_pretrained(tmp_path / "fsdp1", state_dict=model.state_dict())
+    alone, wrapped = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "fsdp1")
     )
-    with pytest.raises(ValueError, match="FSDP1.*saving would leave out the wrapped layers"):
-        layers.module.save_pretrained(tmp_path, state_dict=layers.state_dict())
+    assert alone.keys() == wrapped.keys()
+    assert all(torch.equal(wrapped[key], value) for key, value in alone.items())
