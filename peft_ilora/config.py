@@ -31,6 +31,7 @@ _REFUSED = {
     "megatron_config": "Megatron's parallel layers do not consult LoRA variants",
     "loftq_config": "LoftQ's initial update is ungated, so the base output would change",
     "eva_config": "EVA redistributes ranks, which are split into experts here",
+    "_custom_modules": "a LoRA layer of one's own is not known to ask for the gated update",
     "corda_config": "CorDA subtracts an ungated update from the base weight",
     "lora_ga_config": "LoRA-GA subtracts an ungated update from the base weight",
 }
@@ -124,6 +125,14 @@ class ILoRAConfig(LoraConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
+        self.check()
+
+    def check(self) -> None:
+        """Check the fields and their combinations; called again when a model is adapted.
+
+        Raises:
+            ValueError: See the class.
+        """
         for name in ("num_experts", "r", "routing_dim"):
             self._check_positive_int(name, getattr(self, name))
         self._check_choice("gate", Gate)
@@ -199,7 +208,7 @@ class ILoRAConfig(LoraConfig):
 
     def _refuse_options(self) -> None:
         for name, reason in _REFUSED.items():
-            if getattr(self, name):
+            if getattr(self, name, None):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} cannot be used with iLoRA: {reason}. "
                     "Leave it at its default."

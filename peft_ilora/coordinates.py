@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from peft_ilora.errors import sharded_error
+
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -42,7 +44,12 @@ class Coordinates:
         Args:
             b: [out, sum(ranks) / groups, ...]
             weights: [num_experts]
+
+        Raises:
+            RuntimeError: B is sharded over devices.
         """
+        if hasattr(b, "device_mesh") or b.numel() == 0:
+            raise sharded_error("the adapter's")
         columns = self._spread_over_group(weights.to(b.device, b.dtype))
         return b * columns.view(-1, *[1] * (b.dim() - 2))
 

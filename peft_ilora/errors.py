@@ -31,3 +31,13 @@ def padded_error(layer: str, found: int, expected: int) -> ValueError:
         f"{expected}: prepare_model_for_compiled_hotswap pads it, and hot-swapping is not "
         "supported with iLoRA. Use load_adapter and set_adapter"
     )
+
+
+def sharded_error(what: str) -> RuntimeError:
+    """The error of weights that are used where nothing has gathered them."""
+    return RuntimeError(
+        f"{what} weights are sharded over devices (FSDP2, ZeRO-3) and are whole only while the "
+        "model's forward runs. For gate_weights, merging and export save the adapter and load it "
+        "in one process; for routing_losses() under FSDP2 wrap the gates on their own "
+        "(fsdp_transformer_layer_cls_to_wrap: <the model's layer class>,Gate)"
+    )

@@ -4,6 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
+from peft_ilora.errors import sharded_error
+
+
+class GateLinear(nn.Linear):
+    """A linear layer that takes its input to its weight's device and dtype.
+
+    Here, and not before the call: hooks that load or cast a weight have run by now.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        moved = input.to(self.weight.device, self.weight.dtype)
+        return nn.functional.linear(moved, self.weight, self.bias)
 
 
 class Gate(nn.Module):
@@ -24,13 +36,13 @@ class Gate(nn.Module):
         self.temperature = config.temperature
         self.top_k = config.top_k
         self.noise_std = config.noise_std
-        out = nn.Linear(width, config.num_experts, bias=False)
+        out = GateLinear(width, config.num_experts, bias=False)
         if config.gate_init == "zeros":
             nn.init.zeros_(out.weight)
         if config.gate == "linear":
             self.project: nn.Module = out
         else:
-            self.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), out)
+            self.project = nn.Sequential(GateLinear(width, width), nn.GELU(), out)
 
     def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
         """Expert weights.
@@ -43,17 +55,18 @@ class Gate(nn.Module):
             [..., num_experts] on the gate's device; float32 where the gate is of half precision.
 
         Raises:
+            RuntimeError: The gate is sharded (FSDP2), and called outside of the model's forward.
             ValueError: `z` is on the meta device and the gate is not.
         """
         weight = next(self.parameters())
+        if hasattr(weight, "device_mesh") and not _gathers(self.project):
+            raise sharded_error("the gate's")
         if z.is_meta and not weight.is_meta:
             raise ValueError(
                 "routing_embeds is on the meta device, where tensors have no values: build it on a "
                 "real device, the model's for instance"
             )
-        # Of an offloaded gate, accelerate loads the weight, and moves z, where `project` is called.
-        device = z.device if weight.is_meta else weight.device
-        logits = self.project(z.to(device, weight.dtype))
+        logits = self.project(z)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if noise is not None:
@@ -64,6 +77,11 @@ class Gate(nn.Module):
             dropped = torch.ones_like(logits, dtype=torch.bool).scatter(-1, kept, False)
             logits = logits.masked_fill(dropped, -torch.inf)
         return torch.softmax(logits, dim=-1)
+
+
+def _gathers(module: nn.Module) -> bool:
+    """Whether something may gather the module's weights before it runs."""
+    return any(part._forward_pre_hooks for part in module.modules())
 
 
 class HardGate(nn.Module):

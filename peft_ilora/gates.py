@@ -4,6 +4,7 @@ PEFT manages what lies in its layers. A gate that all layers share lies in the t
 life is told here.
 """
 
+import warnings
 from collections.abc import Sequence
 
 from peft import PeftConfig
@@ -104,6 +105,31 @@ class GatedLoraModel(LoraModel):
             layer.update.gate.to(layer.b.dtype)
 
     # ---------------------------------------------------------------- saving and loading
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        found = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        if any("._fsdp_wrapped_module" in name for name, _ in model.named_modules()):
+            # FSDP1 renames wrapped modules, by which PEFT selects, but not the state dict's keys
+            found |= {k: v for k, v in state_dict.items() if checkpoint_key(k, adapter_name)}
+        empty = [k for k, v in found.items() if checkpoint_key(k, adapter_name) and not v.numel()]
+        if empty:
+            warnings.warn(
+                f"{len(empty)} tensors of adapter {adapter_name!r} are empty, {empty[0]!r} first: "
+                "their shards have not been gathered. Save through Trainer or "
+                "accelerator.get_state_dict(model), and pass the result as state_dict",
+                stacklevel=2,
+            )
+        return found
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

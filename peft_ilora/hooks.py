@@ -49,7 +49,7 @@ class RoutingHooks:
         model: nn.Module,
         state: RoutingState,
         routed: Callable[[], dict[str, ILoRAConfig]],
-        check_readable: Callable[[], None],
+        check_readable: Callable[[Any], None],
     ) -> None:
         self.model = model
         self.state = state
@@ -87,6 +87,9 @@ class RoutingHooks:
         if routing is not None and configs:
             check_fits(routing.embeds, configs)
             inputs = _model_inputs(args, kwargs)
+            if not any(name in kwargs for name in _INPUTS):
+                rows = routing.batch  # forward(mask, x): the batch need not come first
+                inputs.sort(key=lambda tensor: tensor.shape[0] != rows)
             check_rows(routing, inputs[0].shape[0] if inputs else routing.batch)
             routing = for_forward(routing, inputs, model.training, configs)
         for name, config in configs.items():
@@ -115,7 +118,7 @@ class RoutingHooks:
             raise ValueError(
                 "routing_embeds was passed inside `with model.routing(...)`: use one of the two"
             )
-        self.check_readable()
+        self.check_readable(routing_embeds)
         configs = self.routed()
         if not configs:
             return None

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class MergeableLoraModel(GatedLoraModel):
                 found before anything is merged.
         """
         self._check_merge_allowed()
-        names = list(adapter_names or self.active_adapters)
+        names = list(adapter_names or self._active_in_layers())
         layers, weights = self._instance(self._unmerged(names), routing_embeds)
         if safe_merge:
             _check_finite(layers, weights)
@@ -72,7 +73,7 @@ class MergeableLoraModel(GatedLoraModel):
                 `safe_merge` NaN or infinity, found before anything is merged.
         """
         self._check_merge_allowed()
-        names = self._unmerged(adapter_names or self.active_adapters)
+        names = self._unmerged(adapter_names or self._active_in_layers())
         layers, weights = self._instance(names, routing_embeds)
         for layer in layers:
             _check_unmerge(layer)
@@ -125,6 +126,12 @@ class MergeableLoraModel(GatedLoraModel):
             key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
             folded[key] = layer.folded_b(weights[name, layer.name])
         return self._config(name).to_lora_config(), folded
+
+    def _active_in_layers(self) -> list[str]:
+        """The adapters that PEFT merges when none is named: each layer's own active ones."""
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        names = [name for layer in layers for name in layer.active_adapters]
+        return [name for name in dict.fromkeys(names) if name in self.peft_config]
 
     def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:
         names = [self._known_adapter(name) for name in adapter_names]
@@ -179,6 +186,6 @@ def _check_finite(layers: Sequence[AdaptedLayer], weights: dict[tuple[str, str],
         delta = layer.delta_weight(weights[layer.adapter, layer.name])
         if not torch.isfinite(base + delta.to(base.dtype)).all():
             raise ValueError(
-                f"NaNs detected in the merged weights of {layer.name}: adapter {layer.adapter!r} "
-                "or the base weight seems to be broken; nothing has been merged"
+                f"NaNs detected in the merged weights. The adapter {layer.adapter} seems to be "
+                f"broken at {layer.name}, or the base weight; nothing has been merged"
             )

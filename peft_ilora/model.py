@@ -27,7 +27,7 @@ from peft_ilora.routing import Routing, RoutingState
 from peft_ilora.saving import GATES
 from peft_ilora.statistics import Statistics, entropy, load_balancing, statistics
 from peft_ilora.targets import MIXING, UPDATES, check_in_memory, check_target, routed_layer
-from peft_ilora.update import GatedLinear
+from peft_ilora.update import GatedLinear, uncast
 
 
 class ILoRAModel(MergeableLoraModel):
@@ -82,6 +82,7 @@ class ILoRAModel(MergeableLoraModel):
             self.add_module(GATES, nn.ModuleDict())
             self.routing_state = RoutingState()
         config = self._config(adapter_name)
+        config.check()
         others = {name: trains(gate) for name, gate in self._gates.items()}
         if config.gate_scope == "shared":
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
@@ -147,7 +148,7 @@ class ILoRAModel(MergeableLoraModel):
         else:
             gate = own_gate(layer, adapter_name, lora_config)
         if UPDATES[type(layer).__name__] is GatedLinear:
-            layer.cast_input_dtype_enabled = False  # the update casts, and keeps no copy
+            setattr(layer, "_cast_input_dtype", uncast)  # noqa: B010  # the update casts itself
         groups = getattr(layer.get_base_layer(), "groups", 1)
         assert isinstance(groups, int)
         layer.lora_variant[adapter_name] = UPDATES[type(layer).__name__](
@@ -178,7 +179,7 @@ class ILoRAModel(MergeableLoraModel):
             raise RuntimeError(
                 "model.routing(...) is already open in this thread: close it before opening another"
             )
-        self._check_readable()
+        self._check_readable(routing_embeds)
         configs = {name: self._config(name) for name in self.active_adapters}
         readers = {name: config for name, config in configs.items() if config.gate_input != "token"}
         embeds = checked_embeds(routing_embeds, readers)
@@ -219,20 +220,33 @@ class ILoRAModel(MergeableLoraModel):
         configs = {name: self._config(name) for name in names}
         return {name: config for name, config in configs.items() if config.gate_input != "token"}
 
-    def _check_readable(self) -> None:
-        layer = self._any_layer()
-        if layer is None or layer.disable_adapters:
+    def _check_readable(self, routing_embeds: Any) -> None:
+        """Refuse a routing that the active adapters would ignore."""
+        layer, names = self._any_layer(), self.active_adapters
+        if layer is None or layer.disable_adapters or not names:
             return
-        if layer.merged:
+        if layer.merged and not self._is_merged_with(routing_embeds):
             raise ValueError(
                 f"routing_embeds was passed but the adapters {layer.merged_adapters} are merged "
-                "into the base weights, one instance for all: call unmerge_adapter() first"
+                "into the base weights, for another instance: call unmerge_adapter() first"
             )
-        if all(self._config(name).gate_input == "token" for name in self.active_adapters):
+        if all(self._config(name).gate_input == "token" for name in names):
             raise ValueError(
                 "routing_embeds was passed but the active adapters route tokens by their hidden "
                 "state (gate_input='token'): leave it out"
             )
+
+    def _is_merged_with(self, routing_embeds: Any) -> bool:
+        """Whether every row of a routing is the instance that the adapters are merged for."""
+        for name in self.active_adapters:
+            embeds = checked_embeds(routing_embeds, {name: self._config(name)})
+            for layer in self._layers(name):
+                merged = layer.update.merged_weights
+                if name in layer.layer.merged_adapters and merged is not None:
+                    weights = layer.update.gate(embeds)
+                    if not torch.allclose(weights, merged.to(weights).expand_as(weights)):
+                        return False
+        return True
 
     def _any_layer(self) -> LoraLayer | None:
         return next((m for m in self.model.modules() if isinstance(m, LoraLayer)), None)

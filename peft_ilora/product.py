@@ -20,6 +20,7 @@ def gated_product(
     lora_b: nn.Module,
     dropout: nn.Module,
     scale: Tensor | float,
+    cast: bool = True,
 ) -> Tensor:
     """Add a gated update to the output of a linear layer.
 
@@ -30,12 +31,14 @@ def gated_product(
         lora_b: Linear(rank, out) without a bias, or what wraps it.
         dropout: `nn.Dropout`, or `nn.Identity`.
         scale: Of the rank coordinates; broadcasts to [..., rank].
+        cast: Take `x` to the dtype of A; without it hooks of A may choose one.
 
     Returns:
         [..., out], in the dtype of `result`.
     """
-    if not _is_plain(x, lora_a, lora_b, dropout):
-        hidden = lora_a(dropout(x.to(adapter_weight(lora_a, x).dtype)))
+    if not (cast and _is_plain(x, lora_a, lora_b, dropout)):
+        x = x.to(adapter_weight(lora_a, x).dtype) if cast else x
+        hidden = lora_a(dropout(x))
         return (result + lora_b(hidden * scale)).to(result.dtype)
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     mask = draw_mask(p)

@@ -112,25 +112,25 @@ def _check_groups(name: str, module: nn.modules.conv._ConvNd, config: ILoRAConfi
 def _check_surroundings(name: str, model: nn.Module, config: ILoRAConfig) -> None:
     parts = name.split(".")
     by_row = config.gate_input != "token"
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
     if "experts" in parts and by_row:
         raise ValueError(
             f"target module {name!r} lies in a mixture of experts: it sees gathered tokens, not a "
             "batch of instances. Add exclude_modules=r'.*\\.experts\\..*', target attention only, "
             "or route tokens (gate_input='token')"
         )
-    if model_type in _SEQUENCE_FIRST and by_row:
-        raise ValueError(
-            f"target module {name!r} lies in a {model_type} model, whose layers see the sequence "
-            "before the batch, so a row of their input is no instance: use a batch-first model, "
-            "or route tokens (gate_input='token')"
-        )
-    if parts[-1] in _READ_PAST.get(model_type, ()):
-        raise ValueError(
-            f"target module {name!r} lies in a {model_type} model, which reads its weight past the "
-            "layer, so the adapter would do nothing: take it out of target_modules, or add "
-            f"exclude_modules={sorted(_READ_PAST[model_type])}"
-        )
+    for model_type in _surrounding_types(parts, model):
+        if model_type in _SEQUENCE_FIRST and by_row:
+            raise ValueError(
+                f"target module {name!r} lies in a {model_type} model, whose layers see the "
+                "sequence before the batch, so a row of their input is no instance: use a "
+                "batch-first model, or route tokens (gate_input='token')"
+            )
+        if parts[-1] in _READ_PAST.get(model_type, ()):
+            raise ValueError(
+                f"target module {name!r} lies in a {model_type} model, which reads its weight past "
+                "the layer, so the adapter would do nothing: take it out of target_modules, or add "
+                f"exclude_modules={sorted(_READ_PAST[model_type])}"
+            )
     parent = model.get_submodule(".".join(parts[:-1]))
     if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
         raise ValueError(
@@ -138,3 +138,10 @@ def _check_surroundings(name: str, model: nn.Module, config: ILoRAConfig) -> Non
             "reads weights past the layer, so the adapter would do nothing: take it out of "
             "target_modules"
         )
+
+
+def _surrounding_types(parts: list[str], model: nn.Module) -> set[str]:
+    """The `model_type` of every model of transformers that a module lies in."""
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
+    configs = (getattr(module, "config", None) for module in around)
+    return {str(getattr(config, "model_type", "")) for config in configs}

@@ -211,7 +211,8 @@ class GatedLinear(GatedUpdate):
         if isinstance(scale, Tensor) and scale.dim() == 2:
             scale = scale.view(scale.shape[0], *[1] * (x.dim() - 2), rank)
         dropout = module.lora_dropout[active_adapter]
-        return gated_product(result, x, lora_a, lora_b, dropout, scale)
+        cast = module.cast_input_dtype_enabled
+        return gated_product(result, x, lora_a, lora_b, dropout, scale, cast)
 
 
 class GatedConv(GatedUpdate):
@@ -254,6 +255,13 @@ class GatedEmbedding(GatedUpdate):
         update = (hidden * scale) @ module.lora_embedding_B[active_adapter].T
         embed_scale = module._get_embed_scale()  # Gemma's embeddings multiply their output
         return result + (update if embed_scale is None else update * embed_scale.to(update.dtype))
+
+
+def uncast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Stands in for a layer's `_cast_input_dtype`, whose copy would be kept for the backward pass;
+    `cast_input_dtype_enabled` keeps its meaning.
+    """
+    return x
 
 
 def up_projection(module: LoraLayer, adapter: str) -> nn.Parameter:

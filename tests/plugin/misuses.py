@@ -152,6 +152,27 @@ config("init_lora_weights='pissa'", init_lora_weights="pissa")
 config("target_parameters=['w']", target_parameters=["w"])
 
 area("Wrapping a model")
+
+
+def changed_later(name: str, value: Any) -> Callable[[Kit], Any]:
+    def act(kit: Kit) -> None:
+        config = ILoRAConfig(target_modules=["q_proj"])
+        setattr(config, name, value)
+        get_peft_model(tiny_llama(), config)
+
+    return act
+
+
+def own_layer(kit: Kit) -> None:
+    config = ILoRAConfig(target_modules=["q_proj"])
+    config._register_custom_module({nn.Linear: nn.Linear})
+    get_peft_model(tiny_llama(), config)
+
+
+misuse(
+    "an option set after construction: `config.use_dora = True`", changed_later("use_dora", True)
+)
+misuse("a LoRA layer class of one's own", own_layer)
 misuse("no such target module", lambda kit: wrap(tiny_llama(), "nothing"))
 misuse(
     "target: MultiheadAttention", lambda kit: wrap(nn.Sequential(nn.MultiheadAttention(4, 2)), "0")
@@ -187,6 +208,10 @@ misuse(
 )
 misuse("a Mamba's projections", lambda kit: wrap(mamba(), "x_proj"))
 misuse("a sequence-first model", lambda kit: wrap(xlnet(), "layer_1"))
+misuse(
+    "a sequence-first model inside of another module",
+    lambda kit: wrap(nn.Sequential(xlnet()), "layer_1"),
+)
 misuse(
     "`PeftMixedModel`",
     lambda kit: PeftMixedModel(tiny_llama(), ILoRAConfig(target_modules=["q_proj"])),

@@ -39,7 +39,10 @@ def test_without_an_instance_uniform_merges_the_even_mixture(make_adapted, ids, 
 
 def test_a_merged_adapter_refuses_a_routing_that_it_would_not_read(make_adapted, ids, z) -> None:
     model = make_adapted()
+    expected = model(input_ids=ids, routing_embeds=z[:1].repeat(3, 1)).logits
     model.merge_adapter(routing_embeds=z[:1])
+    same = model(input_ids=ids, routing_embeds=z[:1].repeat(3, 1)).logits
+    assert torch.allclose(same, expected, atol=1e-5)
     with pytest.raises(ValueError, match=r"\['default'\] are merged.*unmerge_adapter\(\) first"):
         model(input_ids=ids, routing_embeds=z)
     with pytest.raises(ValueError, match="unmerge_adapter"), model.routing(z):
@@ -134,3 +137,23 @@ def test_convolutions_and_embeddings_merge_and_unmerge(randomise) -> None:
     model.unmerge_adapter()
     for name, weight in weights_of(model).items():
         assert torch.allclose(weight, before[name], atol=1e-9), name
+
+
+def test_layers_with_active_adapters_of_their_own_merge_those(make_adapted, ids, z) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from peft_ilora import ILoRAConfig
+
+    model = make_adapted()
+    model.add_adapter("other", ILoRAConfig(routing_dim=8, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B.other" in name:
+            nn.init.normal_(parameter.data, std=0.1)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(["default", "other"])
+    expected = model(input_ids=ids, routing_embeds=z).logits
+    model.merge_adapter(routing_embeds=z[:1])
+    assert torch.allclose(model(input_ids=ids).logits[0], expected[0], atol=1e-5)
+    model.unmerge_adapter()
+    assert torch.allclose(model(input_ids=ids, routing_embeds=z).logits, expected, atol=1e-5)

@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 from peft import get_peft_model
-from torch import nn
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForQuestionAnswering,
@@ -312,3 +313,52 @@ def test_two_threads_each_see_their_own_routing(llama, ids, z) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_batch_that_is_not_the_first_tensor_is_found(randomise) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, mask: Tensor, x: Tensor) -> Tensor:
+            return self.fc(mask @ x)
+
+    config = ILoRAConfig(target_modules=["fc"], routing_dim=8)
+    model = randomise(get_peft_model(Masked(), config))
+    mask, x, z = torch.rand(5, 5), torch.randn(3, 5, 4), torch.randn(3, 8)
+    rows = [model(mask, x[i, None], routing_embeds=z[i, None]) for i in range(3)]
+    assert torch.allclose(model(mask, x, routing_embeds=z), torch.cat(rows), atol=1e-6)
+    with pytest.raises(ValueError, match="routing_embeds has 2 rows but the model's input has 5"):
+        model(mask, x, routing_embeds=z[:2])
+
+
+def test_one_vector_is_an_input_too_without_routing() -> None:
+    config = ILoRAConfig(target_modules=["0"], missing_routing="uniform")
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 3)), config)
+    assert model(torch.randn(4)).shape == (3,)
+
+
+def test_after_the_active_adapter_is_gone_the_base_model_ignores_routing(
+    make_adapted, ids, z
+) -> None:
+    model = make_adapted(task_type=None)
+    with model.disable_adapter():
+        base = model(input_ids=ids).logits
+    model.delete_adapter("default")
+    assert torch.allclose(model(input_ids=ids, routing_embeds=z).logits, base, atol=1e-5)
+
+
+def test_weights_that_hooks_cast_around_each_layer_are_read_inside_of_it(
+    make_adapted, ids, z
+) -> None:
+    model = make_adapted()
+    expected = model(input_ids=ids, routing_embeds=z).logits
+    for module in model.modules():
+        if not list(module.children()) and list(module.parameters()):
+            module.half()
+            module.register_forward_pre_hook(lambda m, _: m.float() and None)
+            module.register_forward_hook(lambda m, *_: m.half() and None)
+    with disable_input_dtype_casting(model):
+        got = model(input_ids=ids, routing_embeds=z).logits
+    assert torch.allclose(got, expected, atol=0.02)
