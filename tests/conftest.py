@@ -31,8 +31,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     if session.config.getoption("--support-matrix"):
         support_matrix.write(plugin.found)
-    elif support_matrix.table(plugin.found) == support_matrix.readme_table():
-        print("\nthe README's support matrix is current")
-    else:
-        print("\nthe README's support matrix is out of date: run pytest --support-matrix")
+        return
+    wrong = support_matrix.differences(plugin.found, support_matrix.readme_matrix())
+    print("\nREADME's support matrix:", "; ".join(wrong) or "current")
+    if wrong:
         session.exitstatus = 1

@@ -3,7 +3,7 @@
 A test that shows that something works, or is refused with a message, carries
 `@pytest.mark.support(area, item, state)`. `pytest --support-matrix` writes the table into README.md
 from the outcomes of the run: an item has its state when all of its tests passed, and counts as
-untested when one was skipped.
+untested when one was skipped. `--support-check` holds the README against the marks alone.
 """
 
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ AREAS = (
     "Versions",
 )
 STATES = ("works", "refused", "untested")
+SEPARATOR, NONE = " · ", "–"
 UNTESTED = (
     ("Several devices", "GPUs"),
-    ("Several devices", "DeepSpeed ZeRO-2 and ZeRO-3 (configs shipped)"),
     ("Several devices", "nn.DataParallel"),
     ("Several devices", "tensor parallelism"),
 )
@@ -77,17 +77,31 @@ def table(matrix: Matrix) -> str:
     """The matrix as Markdown: a row for each area, items by state."""
     lines = [f"| | {' | '.join(STATES)} |", "|---|---|---|---|"]
     for area in AREAS:
+        own = {name: state for (of, name), state in matrix.items() if of == area}
         cells = [
-            ", ".join(
-                sorted(
-                    (n for (a, n), s in matrix.items() if (a, s) == (area, state)), key=str.lower
-                )
-            )
+            SEPARATOR.join(sorted((n for n in own if own[n] == state), key=str.lower)) or NONE
             for state in STATES
         ]
-        if any(cells):
-            lines.append(f"| {area} | {' | '.join(cell or '–' for cell in cells)} |")
+        if own:
+            lines.append(f"| {area} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def parsed(markdown: str) -> Matrix:
+    """What `table` wrote."""
+    found: Matrix = {}
+    for line in markdown.splitlines()[2:]:
+        area, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for state, cell in zip(STATES, cells, strict=True):
+            found |= {(area, name): state for name in cell.split(SEPARATOR) if name != NONE}
+    return found
+
+
+def differences(claimed: Matrix, written: Matrix) -> list[str]:
+    """Where README.md disagrees with the marks; what is untested there may be claimed here."""
+    keys = sorted(claimed.keys() | written.keys())
+    pairs = [(key, claimed.get(key), written.get(key)) for key in keys]
+    return [f"{key}: marked {a}, README {b}" for key, a, b in pairs if b not in (a, "untested")]
 
 
 def write(matrix: Matrix) -> None:
@@ -98,6 +112,7 @@ def write(matrix: Matrix) -> None:
     README.write_text(f"{head}{START}\n{table(matrix)}\n{END}{tail}", encoding="utf-8")
 
 
-def readme_table() -> str:
-    """The table that README.md holds."""
-    return README.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
+def readme_matrix() -> Matrix:
+    """The matrix that README.md holds."""
+    text = README.read_text(encoding="utf-8")
+    return parsed(text.split(START)[1].split(END)[0].strip())
