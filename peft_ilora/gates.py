@@ -57,6 +57,12 @@ class GatedLoraModel(LoraModel):
                     found.append(AdaptedLayer(name, adapter_name, module, update))
         return found
 
+    def _active_in_layers(self) -> list[str]:
+        """Each layer's own active adapters, which PEFT lets differ from the tuner's."""
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        names = [name for layer in layers for name in layer.active_adapters]
+        return [name for name in dict.fromkeys(names) if name in self.peft_config]
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters; their gates become trainable unless `inference_mode`."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
@@ -84,6 +90,8 @@ class GatedLoraModel(LoraModel):
         """Delete an adapter with its gate."""
         active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
+        # PEFT lets layers fall back on another adapter, but asks the first layer only which
+        self.active_adapter = self._active_in_layers()
         if adapter_name in self._gates:
             del self._gates[adapter_name]
         if list(self.active_adapters) != active:

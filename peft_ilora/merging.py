@@ -5,7 +5,6 @@ from typing import Any, NoReturn
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
@@ -126,12 +125,6 @@ class MergeableLoraModel(GatedLoraModel):
             key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
             folded[key] = layer.folded_b(weights[name, layer.name])
         return self._config(name).to_lora_config(), folded
-
-    def _active_in_layers(self) -> list[str]:
-        """The adapters that PEFT merges when none is named: each layer's own active ones."""
-        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        names = [name for layer in layers for name in layer.active_adapters]
-        return [name for name in dict.fromkeys(names) if name in self.peft_config]
 
     def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:
         names = [self._known_adapter(name) for name in adapter_names]

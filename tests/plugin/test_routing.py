@@ -340,16 +340,22 @@ def test_one_vector_is_an_input_too_without_routing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Adapter default was active which is now deleted:UserWarning")
-def test_after_the_active_adapter_is_gone_the_base_model_ignores_routing(
-    make_adapted, ids, z
+def test_after_the_active_adapter_is_gone_layers_follow_what_peft_falls_back_on(
+    make_adapted, randomise, ids, z
 ) -> None:
-    model = make_adapted(task_type=None)
-    with model.disable_adapter():
-        base = model(input_ids=ids).logits
-    model.add_adapter("other", ILoRAConfig(routing_dim=8, target_modules=["up_proj"]))
-    tuner = model.base_model  # PeftModel itself still looks for the deleted one
+    tuner = make_adapted(task_type=None).base_model  # PeftModel itself looks for the deleted one
     tuner.delete_adapter("default")
-    assert torch.allclose(tuner(input_ids=ids, routing_embeds=z).logits, base, atol=1e-5)
+    base = tuner(input_ids=ids).logits
+    assert torch.equal(tuner(input_ids=ids, routing_embeds=z).logits, base)
+    model = make_adapted(task_type=None)
+    model.add_adapter("other", ILoRAConfig(routing_dim=8, target_modules=["v_proj", "up_proj"]))
+    randomise(model)
+    model.base_model.delete_adapter("default")
+    rows = model.base_model(input_ids=ids, routing_embeds=z).logits
+    assert model.base_model.active_adapters == ["other"]
+    with pytest.raises(ValueError, match="routing_embeds is missing: adapter 'other'"):
+        model.base_model(input_ids=ids)
+    assert not torch.allclose(rows, base, atol=1e-3)
 
 
 def test_weights_that_hooks_cast_around_each_layer_are_read_inside_of_it(
