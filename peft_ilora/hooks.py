@@ -17,9 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from peft_ilora.checks import check_fits, check_rows, checked_embeds
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.errors import missing_routing_error
+from peft_ilora.gate import Gate, HardGate
 from peft_ilora.prompt import continues_a_sequence, prompt_embeds
 from peft_ilora.routing import Owner, Routing, RoutingState, for_forward
 
+SharedGates = Callable[[], dict[str, Gate | HardGate]]
 KEYWORD = "routing_embeds"
 GENERATE = "generate"
 _INPUTS = (
@@ -42,6 +44,7 @@ class RoutingHooks:
         routed: The configurations of the adapters that read a routing now, by name; none where they
             are disabled.
         check_readable: Raises where a routing would be ignored that the caller means to be read.
+        shared_gates: Those of the adapters in `routed` that have one for all layers.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class RoutingHooks:
         state: RoutingState,
         routed: Callable[[], dict[str, ILoRAConfig]],
         check_readable: Callable[[Any], None],
+        shared_gates: SharedGates,
     ) -> None:
         self.model = model
         self.state = state
         self.routed = routed
         self.check_readable = check_readable
+        self.shared_gates = shared_gates
         self.own_generate = vars(model).get(GENERATE)
         self.handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.before_forward, prepend=True, with_kwargs=True),
@@ -122,7 +127,7 @@ class RoutingHooks:
         configs = self.routed()
         if not configs:
             return None
-        return Routing(checked_embeds(routing_embeds, configs), owner, scales={})
+        return Routing(checked_embeds(routing_embeds, configs), owner, memo={})
 
     def prompt_routing(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], owner: Owner
@@ -146,13 +151,13 @@ class RoutingHooks:
             kwargs.get("attention_mask"),
             kwargs.get("labels"),
         )
-        return Routing(embeds, owner, scales={})
+        return Routing(embeds, owner, memo={})
 
     def bind_checkpoints(self, model: nn.Module) -> None:
         """Let every checkpointed block of a model, or of a replica, remember its routing."""
         for module, name, function in _checkpoint_functions(model):
             if not isinstance(function, RoutedCheckpoint):
-                setattr(module, name, RoutedCheckpoint(function, self.state))
+                setattr(module, name, RoutedCheckpoint(function, self.state, self.shared_gates))
 
 
 def is_routed(model: nn.Module) -> bool:
@@ -180,42 +185,51 @@ class RoutedGenerate:
         prompts = [kwargs.get("inputs"), *_model_inputs(args, kwargs)]
         rows = next((t.shape[0] for t in prompts if isinstance(t, Tensor)), routing.batch)
         check_rows(Routing(routing.embeds, "forward"), rows)
-        with state.bound(Routing(routing.embeds, "generate", scales={})):
+        with state.bound(Routing(routing.embeds, "generate", memo={})):
             return generate(*args, **kwargs)
 
 
 class RoutedCheckpoint:
     """A checkpoint function whose recomputation sees the routing of the forward it belongs to.
 
-    The embeddings travel as an argument, so that they receive gradients under reentrant
-    checkpointing too. Recomputation may run in a thread of autograd's.
+    The embeddings, and what shared gates make of them, travel as arguments: so they receive
+    gradients under reentrant checkpointing too, and a shared gate is evaluated outside of the
+    blocks, once. Recomputation may run in a thread of autograd's.
     """
 
-    def __init__(self, function: Callable[..., Any], state: RoutingState) -> None:
+    def __init__(
+        self, function: Callable[..., Any], state: RoutingState, shared_gates: SharedGates
+    ) -> None:
         self.function = function
         self.state = state
+        self.shared_gates = shared_gates
 
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Checkpoint `block(*args)`."""
         routing = self.state.current
-        run = partial(_run_bound, self.state, routing, block)
+        gates = {} if routing is None else self.shared_gates()
         embeds = None if routing is None else routing.embeds
-        return self.function(run, embeds, *args, **kwargs)
+        weights = [routing.expert_weights(g, n) for n, g in gates.items()] if routing else []
+        run = partial(_run_bound, self.state, routing, [id(g) for g in gates.values()], block)
+        return self.function(run, embeds, *weights, *args, **kwargs)
 
 
 def _run_bound(
     state: RoutingState,
     routing: Routing | None,
+    gates: list[int],
     block: Callable[..., Any],
     embeds: Tensor | None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
+    weights, args = args[: len(gates)], args[len(gates) :]
     if torch.compiler.is_compiling():
         # A graph recomputes what it has traced, routing included; binding would break the graph.
         return block(*args, **kwargs)
     if routing is not None and embeds is not None:
-        routing = replace(routing, embeds=embeds, scales=None)
+        handed = dict(zip(gates, weights, strict=True))
+        routing = replace(routing, embeds=embeds, weights=handed, memo={})
     with state.bound(routing):
         return block(*args, **kwargs)
 

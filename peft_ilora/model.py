@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from peft_ilora.checks import check_fits, checked_embeds
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.coordinates import Coordinates
-from peft_ilora.gate import make_gate
+from peft_ilora.gate import Gate, HardGate, make_gate
 from peft_ilora.gates import own_gate, trains
 from peft_ilora.hooks import RoutingHooks, is_routed
 from peft_ilora.merging import MergeableLoraModel
@@ -102,7 +102,11 @@ class ILoRAModel(MergeableLoraModel):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         if first:
             self.routing_hooks = RoutingHooks(
-                model, self.routing_state, self._routed_adapters, self._check_readable
+                model,
+                self.routing_state,
+                self._routed_adapters,
+                self._check_readable,
+                self._shared_gates,
             )
 
     def _prepare_model(self, peft_config: LoraConfig, model: nn.Module) -> None:
@@ -219,6 +223,12 @@ class ILoRAModel(MergeableLoraModel):
         names = self.active_adapters if mixed is None else sorted(set(mixed) - {"__base__"})
         configs = {name: self._config(name) for name in names}
         return {name: config for name, config in configs.items() if config.gate_input != "token"}
+
+    def _shared_gates(self) -> dict[str, Gate | HardGate]:
+        """The gates that all layers of an adapter share, of the adapters that read a routing."""
+        return {
+            name: self._shared_gate(name) for name in self._routed_adapters() if name in self._gates
+        }
 
     def _check_readable(self, routing_embeds: Any) -> None:
         """Refuse a routing that the active adapters would ignore."""

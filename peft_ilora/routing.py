@@ -7,7 +7,7 @@ anew (`peft_ilora/hooks.py`).
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -48,8 +48,10 @@ class Routing:
     noise: dict[str, Tensor] = field(default_factory=dict, compare=False)
     """[batch, num_experts] by adapter, standard normal: drawn once a forward, so that all layers,
     and the recomputation of a checkpointed block, see the same."""
-    scales: dict[tuple[Any, ...], Tensor] | None = field(default=None, compare=False)
-    """Rank scales already computed, where neither gradients nor weights can change in between."""
+    weights: dict[int, Tensor] = field(default_factory=dict, compare=False)
+    """Expert weights by gate (its id), where a checkpointed block has been handed them."""
+    memo: dict[tuple[Any, ...], Tensor] | None = field(default=None, compare=False)
+    """What has been computed already, where neither gates nor embeddings can change in between."""
 
     @property
     def batch(self) -> int:
@@ -73,7 +75,7 @@ class Routing:
         """The routing of some rows: those of one adapter in a mixed batch."""
         index = torch.tensor(chosen, device=self.embeds.device)
         noise = {adapter: self.noise[adapter][index]} if adapter in self.noise else {}
-        return replace(self, embeds=self.embeds[index], noise=noise)
+        return replace(self, embeds=self.embeds[index], noise=noise, weights={})
 
     def rank_scale(
         self,
@@ -97,17 +99,29 @@ class Routing:
         Returns:
             [batch * times, sum of ranks]
         """
-        cached = self.scales is not None and not torch.is_grad_enabled()
         key = (id(gate), adapter, coordinates, scaling, times, like.dtype, like.device)
-        if cached and self.scales is not None and key in self.scales:
-            return self.scales[key]
-        weights = gate(self.embeds, self.noise.get(adapter))
-        scale = coordinates.spread((weights * scaling).to(like.device, like.dtype))
-        if times > 1:
-            scale = scale.repeat_interleave(times, dim=0)
-        if cached and self.scales is not None:
-            self.scales[key] = scale
-        return scale
+
+        def compute() -> Tensor:
+            weights = self.expert_weights(gate, adapter) * scaling
+            scale = coordinates.spread(weights.to(like.device, like.dtype))
+            return scale if times == 1 else scale.repeat_interleave(times, dim=0)
+
+        return self._remembered(key, compute)
+
+    def expert_weights(self, gate: Gate | HardGate, adapter: str) -> Tensor:
+        """`w(z)` of each row, [batch, num_experts]; evaluated once a forward."""
+        if id(gate) in self.weights:
+            return self.weights[id(gate)]
+        noise = self.noise.get(adapter)
+        return self._remembered((id(gate), adapter), lambda: gate(self.embeds, noise))
+
+    def _remembered(self, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
+        if self.memo is None or torch.compiler.is_compiling():
+            return compute()
+        key = (*key, torch.is_grad_enabled())  # a part of a model may run without gradients
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,8 @@ class RoutingState:
 
     def open_forward(self, routing: Routing | None) -> None:
         """Bind `routing` until `close_forward`."""
-        self._threads.last = routing or self._threads.last
+        if routing is not None:
+            self._threads.last = replace(routing, memo=None)  # which holds on to the graph
         self._stack.append(_Frame(routing, forward=True))
 
     def close_forward(self) -> None:
@@ -209,7 +224,6 @@ def for_forward(
         for name, config in configs.items()
         if training and config.noise_std > 0
     }
-    scales = routing.scales if routing.owner == "generate" else {}
-    return replace(
-        routing, lengths=lengths, times=rows // routing.batch, noise=noise, scales=scales
-    )
+    lasting = routing.owner == "generate" and not torch.is_grad_enabled()
+    memo = routing.memo if lasting else {}
+    return replace(routing, lengths=lengths, times=rows // routing.batch, noise=noise, memo=memo)

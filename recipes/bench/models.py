@@ -1,7 +1,9 @@
-"""The models that adapters are timed on: one shape, every method, equal weights."""
+"""The models that adapters are timed on: one shape, every method, the same base weights."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,9 +17,9 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 ROUTING_DIM = 64
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Shape:
-    """A Llama's."""
+    """A Llama's. Llama-2-7B: 4096, 11008, 32, 32, 32000."""
 
     hidden_size: int = 512
     intermediate_size: int = 1376
@@ -26,10 +28,19 @@ class Shape:
     vocabulary: int = 1000
     dtype: str = "float32"
     """Of the base model."""
+    load_in_4bit: bool = False
+    """Quantise the base model's linear layers with bitsandbytes (nf4)."""
 
 
 def base_model(shape: Shape, device: str) -> LlamaForCausalLM:
-    """A Llama with the same random weights at every call."""
+    """A Llama of random weights, which all models of a shape share."""
+    made = _made(shape, device)
+    shared = {id(parameter): parameter for parameter in made.parameters()}
+    return copy.deepcopy(made, shared)
+
+
+@cache
+def _made(shape: Shape, device: str) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=shape.hidden_size,
@@ -40,14 +51,35 @@ def base_model(shape: Shape, device: str) -> LlamaForCausalLM:
         vocab_size=shape.vocabulary,
         pad_token_id=0,
         eos_token_id=None,
+        dtype=shape.dtype,
     )
     with torch.device(device):
-        return LlamaForCausalLM(config).to(getattr(torch, shape.dtype))
+        model = LlamaForCausalLM(config).to(getattr(torch, shape.dtype)).requires_grad_(False)
+    if shape.load_in_4bit:
+        _quantise(model, device)
+    return model
+
+
+def _quantise(model: nn.Module, device: str) -> None:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, module in list(model.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if leaf in TARGETS and isinstance(module, nn.Linear):
+            made = Linear4bit(
+                module.in_features,
+                module.out_features,
+                bias=False,
+                compute_dtype=module.weight.dtype,
+                quant_type="nf4",
+            )
+            made.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            setattr(model.get_submodule(parent), leaf, made.to(device))
 
 
 def frozen(shape: Shape, device: str) -> nn.Module:
     """The base model without an adapter: gradients pass through it, and reach the embeddings."""
-    model = base_model(shape, device).requires_grad_(False)
+    model = base_model(shape, device)
     model.enable_input_require_grads()
     return model
 
