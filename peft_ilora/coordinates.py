@@ -5,6 +5,7 @@ splits the coordinates into its groups first, and each group holds a part of eve
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from torch import Tensor
 from peft_ilora.errors import sharded_error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The coordinates of one layer."""
+    """The coordinates of one layer. Made by `coordinates`, so equal ones are the same object."""
 
     ranks: tuple[int, ...]
     """Rank of each expert."""
@@ -60,3 +61,9 @@ class Coordinates:
         columns = weights.split(1, dim=-1)
         owned = [c.expand(*c.shape[:-1], rank) for c, rank in zip(columns, ranks, strict=True)]
         return torch.cat(owned, dim=-1)
+
+
+@cache
+def coordinates(ranks: tuple[int, ...], groups: int = 1) -> Coordinates:
+    """The coordinates of layers with these ranks and groups."""
+    return Coordinates(ranks, groups)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from peft_ilora.checks import check_fits, checked_embeds
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.coordinates import Coordinates
+from peft_ilora.coordinates import coordinates
 from peft_ilora.gate import Gate, HardGate, make_gate
 from peft_ilora.gates import own_gate, trains
 from peft_ilora.hooks import RoutingHooks, is_routed
@@ -159,7 +159,7 @@ class ILoRAModel(MergeableLoraModel):
             gate,
             self.routing_state,
             lora_config,
-            Coordinates(lora_config.ranks(layer.r[adapter_name]), groups),
+            coordinates(lora_config.ranks(layer.r[adapter_name]), groups),
             current_key,
         )
 

@@ -8,9 +8,13 @@ a copy in the adapter's dtype. The addition is fused into the product with B.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_ilora.dropout import DropMask, draw_mask
+
+_SMALL = 2**15
+"""Output elements up to which an addition of its own costs less than the fused one's views."""
 
 
 def gated_product(
@@ -44,11 +48,16 @@ def gated_product(
     mask = draw_mask(p)
     if mask is not None:
         scale = scale * mask.rescale
-    assert isinstance(lora_a, nn.Linear) and isinstance(lora_b, nn.Linear)
-    operands = (result, x, lora_a.weight, lora_b.weight, scale, mask)
-    product = _GatedProduct.apply if torch.is_grad_enabled() else _forward
-    # A view made in here, past the function, may be written to: some models add to it in place.
-    return product(*operands)[0].view(result.shape)
+    a, b = lora_a._parameters["weight"], lora_b._parameters["weight"]
+    assert a is not None and b is not None
+    operands = (result, x, a, b, scale, mask)
+    if torch.is_grad_enabled():
+        # A view made in here, past the function, may be written to: some models add to it in place.
+        return _GatedProduct.apply(*operands).view(result.shape)
+    hidden = _rank_coordinates(x, a, mask) * scale
+    if result.numel() <= _SMALL and result.dtype == hidden.dtype:
+        return result + F.linear(hidden, b)
+    return _added(result, hidden, b).view(result.shape)
 
 
 def adapter_weight(lora_a: nn.Module, otherwise: Tensor) -> Tensor:
@@ -65,36 +74,36 @@ def _is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Modul
 
     The answer is the same when a checkpointed block is recomputed, so its dropout is too.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
         return False
-    if type(dropout) not in (nn.Dropout, nn.Identity) or x.device.type not in ("cpu", "cuda"):
+    if type(dropout) not in (nn.Dropout, nn.Identity) or device not in ("cpu", "cuda"):
+        return False
+    if torch._C._are_functorch_transforms_active():  # vmap, grad: they see through plain calls only
         return False
     return _is_plain_linear(lora_a) and _is_plain_linear(lora_b)
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, Tensor):
+    if type(module) is not nn.Linear or "_hf_hook" in vars(module):  # accelerate's, which loads
         return False
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    foreign = hasattr(module.weight, "ds_id") or hasattr(module, "_hf_hook")  # loaded when called
-    return not any(hooks) and not foreign
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if module._backward_hooks or module._backward_pre_hooks:
+        return False
+    weight = module._parameters["weight"]
+    return type(weight) in (nn.Parameter, Tensor) and "ds_id" not in vars(weight)  # DeepSpeed's
 
 
-def _forward(
-    result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | float, mask: DropMask | None
-) -> tuple[Tensor, Tensor]:
-    """The updated output, [tokens, out], and the rank coordinates, [..., rank]."""
-    # [..., in] [in, rank] -> [..., rank]
-    hidden = _dropped(x, a.dtype, mask) @ a.t()
-    scaled = _flat(hidden * scale)
-    # [tokens, out] + [tokens, rank] [rank, out]
-    updated = torch.addmm(_flat(result.to(a.dtype)), scaled, b.t())
-    return updated.to(result.dtype), hidden
+def _rank_coordinates(x: Tensor, a: Tensor, mask: DropMask | None) -> Tensor:
+    """[..., in] -> [..., rank]"""
+    return F.linear(_dropped(x, a.dtype, mask), a)
+
+
+def _added(result: Tensor, scaled: Tensor, b: Tensor) -> Tensor:
+    """[..., out] and [..., rank] -> [tokens, out], in the dtype of `result`."""
+    updated = torch.addmm(_flat(result.to(b.dtype)), _flat(scaled), b.t())
+    return updated.to(result.dtype)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -103,37 +112,38 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _dropped(x: Tensor, dtype: torch.dtype, mask: DropMask | None) -> Tensor:
-    x = x.to(dtype)
+    x = x if x.dtype == dtype else x.to(dtype)
     return x if mask is None else mask.apply(x)
 
 
 class _GatedProduct(torch.autograd.Function):
-    """`_forward` with a backward pass that draws the dropped input again."""
-
-    generate_vmap_rule = True
+    """The updated output, [tokens, out]; its backward pass draws the dropped input again."""
 
     @staticmethod
-    def forward(*operands: Any) -> tuple[Tensor, Tensor]:
-        return _forward(*operands)
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        result: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor | float,
+        mask: DropMask | None,
+    ) -> Tensor:
+        hidden = _rank_coordinates(x, a, mask)
+        ctx.shape, ctx.mask = result.shape, mask
+        ctx.constant = None if isinstance(scale, Tensor) else scale
+        ctx.save_for_backward(x, a, b, hidden, *(() if ctx.constant is not None else (scale,)))
+        return _added(result, hidden * scale, b)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        result, x, a, b, scale, mask = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.shape = result.shape
-        ctx.mask, ctx.constant = mask, None if isinstance(scale, Tensor) else scale
-        tensors = (x, a, b, output[1])
-        ctx.save_for_backward(*tensors, *((scale,) if ctx.constant is None else ()))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_result: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, a, b, hidden, *rest = ctx.saved_tensors
         scale = rest[0] if rest else ctx.constant
         _, wants_x, wants_a, wants_b, wants_scale, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # a second derivative: what is kept has no history
-            hidden = _dropped(x, a.dtype, ctx.mask) @ a.t()
+            hidden = _rank_coordinates(x, a, ctx.mask)
         # [tokens, out], [tokens, rank]
-        of_out = grads[0].to(b.dtype)
+        of_out = of_result.to(b.dtype)
         of_scaled = (of_out @ b).view(hidden.shape)
         of_hidden = of_scaled * scale
         of_x = of_a = of_b = of_scale = None
@@ -142,9 +152,8 @@ class _GatedProduct(torch.autograd.Function):
         if wants_scale:
             of_scale = (of_scaled * hidden).sum_to_size(scale.shape)
         if wants_a:
-            dropped = _dropped(x, a.dtype, ctx.mask)
-            of_a = _flat(of_hidden).t() @ _flat(dropped)
+            of_a = _flat(of_hidden).t() @ _flat(_dropped(x, a.dtype, ctx.mask))
         if wants_x:
             of_x = of_hidden @ a
             of_x = (of_x if ctx.mask is None else ctx.mask.apply(of_x)).to(x.dtype)
-        return grads[0].view(ctx.shape), of_x, of_a, of_b, of_scale, None
+        return of_result.view(ctx.shape), of_x, of_a, of_b, of_scale, None

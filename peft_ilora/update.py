@@ -44,6 +44,7 @@ class GatedUpdate(LoraVariant):
         self.gate = gate
         self.state = state
         self.coordinates = coordinates
+        self.rank = sum(coordinates.ranks)
         self.by_token = config.gate_input == "token"
         self.missing_routing = config.missing_routing
         self.name = name
@@ -201,7 +202,7 @@ class GatedLinear(GatedUpdate):
     ) -> Tensor:
         lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         like = adapter_weight(lora_a, x)
-        rank = sum(self.coordinates.ranks)
+        rank = self.rank
         if isinstance(lora_a, nn.Linear) and not hasattr(lora_a.weight, "ds_id"):
             found = lora_a.weight.shape[0]
             if found != rank:

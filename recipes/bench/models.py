@@ -61,19 +61,19 @@ def _made(shape: Shape, device: str) -> LlamaForCausalLM:
 
 
 def _quantise(model: nn.Module, device: str) -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import LinearNF4, Params4bit
 
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if leaf in TARGETS and isinstance(module, nn.Linear):
-            made = Linear4bit(
+            made = LinearNF4(
                 module.in_features,
                 module.out_features,
                 bias=False,
                 compute_dtype=module.weight.dtype,
-                quant_type="nf4",
             )
-            made.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            made.support_avx512bf16_for_cpu = False  # repacked weights have no gradients
+            made.weight = Params4bit(module.weight.data, False, quant_type="nf4")  # pyright: ignore[reportCallIssue]
             setattr(model.get_submodule(parent), leaf, made.to(device))
 
 
@@ -137,11 +137,12 @@ def _reference_forward(update: Any) -> Callable[..., Tensor]:
         experts = update.coordinates.num_experts
         routing = update.state.current
         weights = update.gate(routing.embeds) * module.scaling[active_adapter]
-        x = module.lora_dropout[active_adapter](x)
         b = module.lora_B[active_adapter].weight
+        x = module.lora_dropout[active_adapter](x.to(b.dtype))
         hidden = module.lora_A[active_adapter](x).unflatten(-1, (experts, -1))
         # [batch, length, K, rank] [out, K, rank] -> [batch, length, K, out]
         outputs = torch.einsum("btkr,okr->btko", hidden, b.unflatten(1, (experts, -1)))
-        return result + torch.einsum("btko,bk->bto", outputs, weights)
+        mixed = torch.einsum("btko,bk->bto", outputs, weights)
+        return (result + mixed).to(result.dtype)
 
     return forward

@@ -19,6 +19,15 @@ def operands(
     return tuple(part.to(dtype) for part in made)  # type: ignore[return-value]
 
 
+class Calling(nn.Module):
+    def __init__(self, layer: nn.Module, run) -> None:
+        super().__init__()
+        self.layer, self.run = layer, run
+
+    def forward(self) -> Tensor:
+        return self.run()
+
+
 @pytest.mark.parametrize("mask", [None, DropMask(3, 20_000)], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("scale_of", ["rows", "tokens", "constant"])
 def test_gradients_are_those_of_finite_differences_also_the_second_ones(mask, scale_of) -> None:
@@ -27,7 +36,7 @@ def test_gradients_are_those_of_finite_differences_also_the_second_ones(mask, sc
 
     def product(*tensors: Tensor) -> Tensor:
         given = tensors if scale_of != "constant" else (*tensors, scale)
-        return _GatedProduct.apply(*given, mask)[0]
+        return _GatedProduct.apply(*given, mask)
 
     leaves = [result, x, lora_a.weight.detach(), lora_b.weight.detach()]
     leaves += [scale] if isinstance(scale, Tensor) else []
@@ -51,17 +60,21 @@ def test_the_fused_product_is_the_composed_one(shape) -> None:
         assert torch.allclose(fused, composed, atol=1e-12)
 
 
-def test_the_fused_product_maps_over_a_batch_of_examples() -> None:
+def test_gradients_of_each_example_come_by_vmap_as_they_do_one_by_one() -> None:
     result, x, lora_a, lora_b, _ = operands()
 
-    def loss(a: Tensor, row: Tensor, base: Tensor) -> Tensor:
-        return _GatedProduct.apply(base, row, a, lora_b.weight, 0.5, None)[0].square().sum()
+    def loss(parameters: dict[str, Tensor], row: Tensor, base: Tensor) -> Tensor:
+        def run(*_: Tensor) -> Tensor:
+            return gated_product(base, row, lora_a, lora_b, nn.Identity(), 0.5).square().sum()
 
-    per_example = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
-    got = per_example(lora_a.weight.detach(), x, result)
+        # functional_call swaps the weight while `run` runs
+        return torch.func.functional_call(Calling(lora_a, run), parameters, ())
+
+    parameters = {"layer.weight": lora_a.weight.detach()}
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, result)
     for i in range(3):
-        one = torch.func.grad(loss)(lora_a.weight.detach(), x[i], result[i])
-        assert torch.allclose(got[i], one)
+        one = torch.func.grad(loss)(parameters, x[i], result[i])
+        assert torch.allclose(got["layer.weight"][i], one["layer.weight"])
 
 
 def test_the_output_may_be_added_to_in_place_as_falcon_does() -> None:
