@@ -30,12 +30,22 @@ class DropMask:
         """What kept elements are to be multiplied by."""
         return _LEVELS / (_LEVELS - self.threshold)
 
-    def apply(self, x: Tensor) -> Tensor:
-        """`x` with its dropped elements zero, not rescaled; the same elements at every call."""
-        generator = torch.Generator(x.device).manual_seed(self.seed)
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]
-        return torch.where((bits >= self.threshold - _LEVELS // 2).view(x.shape), x, 0.0)
+    def kept(self, like: Tensor) -> Tensor:
+        """Which elements of a tensor of this shape are kept, bool; the same at every call."""
+        generator = torch.Generator(like.device).manual_seed(self.seed)
+        words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+        return (bits[: like.numel()] >= self.threshold - _LEVELS // 2).view(like.shape)
+
+
+def dropped(x: Tensor, kept: Tensor | None) -> Tensor:
+    """`x` with its dropped elements zero, not rescaled.
+
+    Args:
+        x: Any shape.
+        kept: Of the same shape, bool; None: all of them.
+    """
+    return x if kept is None else torch.where(kept, x, 0.0)
 
 
 def draw_mask(p: float) -> DropMask | None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_ilora.dropout import DropMask, draw_mask
+from peft_ilora.dropout import DropMask, draw_mask, dropped
 
 _SMALL = 2**15
 """Output elements up to which an addition of its own costs less than the fused one's views."""
@@ -54,7 +54,7 @@ def gated_product(
     if torch.is_grad_enabled():
         # A view made in here, past the function, may be written to: some models add to it in place.
         return _GatedProduct.apply(*operands).view(result.shape)
-    hidden = _rank_coordinates(x, a, mask) * scale
+    hidden = _rank_coordinates(x, a, _kept(mask, x)) * scale
     if result.numel() <= _SMALL and result.dtype == hidden.dtype:
         return result + F.linear(hidden, b)
     return _added(result, hidden, b).view(result.shape)
@@ -95,9 +95,13 @@ def _is_plain_linear(module: nn.Module) -> bool:
     return type(weight) in (nn.Parameter, Tensor) and "ds_id" not in vars(weight)  # DeepSpeed's
 
 
-def _rank_coordinates(x: Tensor, a: Tensor, mask: DropMask | None) -> Tensor:
+def _kept(mask: DropMask | None, x: Tensor) -> Tensor | None:
+    return None if mask is None else mask.kept(x)
+
+
+def _rank_coordinates(x: Tensor, a: Tensor, kept: Tensor | None) -> Tensor:
     """[..., in] -> [..., rank]"""
-    return F.linear(_dropped(x, a.dtype, mask), a)
+    return F.linear(dropped(x.to(a.dtype), kept), a)
 
 
 def _added(result: Tensor, scaled: Tensor, b: Tensor) -> Tensor:
@@ -109,11 +113,6 @@ def _added(result: Tensor, scaled: Tensor, b: Tensor) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """[..., width] -> [tokens, width]; one vector is one token."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _dropped(x: Tensor, dtype: torch.dtype, mask: DropMask | None) -> Tensor:
-    x = x if x.dtype == dtype else x.to(dtype)
-    return x if mask is None else mask.apply(x)
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -129,7 +128,7 @@ class _GatedProduct(torch.autograd.Function):
         scale: Tensor | float,
         mask: DropMask | None,
     ) -> Tensor:
-        hidden = _rank_coordinates(x, a, mask)
+        hidden = _rank_coordinates(x, a, _kept(mask, x))
         ctx.shape, ctx.mask = result.shape, mask
         ctx.constant = None if isinstance(scale, Tensor) else scale
         ctx.save_for_backward(x, a, b, hidden, *(() if ctx.constant is not None else (scale,)))
@@ -140,8 +139,9 @@ class _GatedProduct(torch.autograd.Function):
         x, a, b, hidden, *rest = ctx.saved_tensors
         scale = rest[0] if rest else ctx.constant
         _, wants_x, wants_a, wants_b, wants_scale, _ = ctx.needs_input_grad
+        kept = _kept(ctx.mask, x)
         if torch.is_grad_enabled():  # a second derivative: what is kept has no history
-            hidden = _rank_coordinates(x, a, ctx.mask)
+            hidden = _rank_coordinates(x, a, kept)
         # [tokens, out], [tokens, rank]
         of_out = of_result.to(b.dtype)
         of_scaled = (of_out @ b).view(hidden.shape)
@@ -152,8 +152,7 @@ class _GatedProduct(torch.autograd.Function):
         if wants_scale:
             of_scale = (of_scaled * hidden).sum_to_size(scale.shape)
         if wants_a:
-            of_a = _flat(of_hidden).t() @ _flat(_dropped(x, a.dtype, ctx.mask))
+            of_a = _flat(of_hidden).t() @ _flat(dropped(x.to(a.dtype), kept))
         if wants_x:
-            of_x = of_hidden @ a
-            of_x = (of_x if ctx.mask is None else ctx.mask.apply(of_x)).to(x.dtype)
+            of_x = dropped(of_hidden @ a, kept).to(x.dtype)
         return of_result.view(ctx.shape), of_x, of_a, of_b, of_scale, None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peft_ilora.dropout import DropMask, draw_mask
+from peft_ilora.dropout import DropMask, draw_mask, dropped
 from peft_ilora.product import _GatedProduct, gated_product
 
 
@@ -90,7 +90,8 @@ def test_dropout_drops_its_share_and_keeps_the_expectation(p) -> None:
     torch.manual_seed(0)
     mask = draw_mask(p)
     assert mask is not None
-    kept = mask.apply(torch.ones(1000, 1001)) * mask.rescale
+    ones = torch.ones(1000, 1001)
+    kept = dropped(ones, mask.kept(ones)) * mask.rescale
     share = (kept == 0).float().mean().item()
     assert share == pytest.approx(p, abs=4 * (p * (1 - p) / 1e6) ** 0.5)
     assert kept.mean().item() == pytest.approx(1, abs=0.005)
@@ -103,8 +104,8 @@ def test_a_mask_is_the_same_at_every_call_and_another_at_every_draw() -> None:
     torch.manual_seed(0)
     x = torch.ones(7, 9)
     first, second = draw_mask(0.5), draw_mask(0.5)
-    assert torch.equal(first.apply(x), first.apply(x))
-    assert not torch.equal(first.apply(x), second.apply(x))
+    assert torch.equal(first.kept(x), first.kept(x))
+    assert not torch.equal(first.kept(x), second.kept(x))
     torch.manual_seed(0)
     assert draw_mask(0.5) == first
 
@@ -113,7 +114,7 @@ def test_nothing_is_drawn_without_dropout_and_something_always_survives() -> Non
     state = torch.get_rng_state()
     assert draw_mask(0.0) is None
     assert torch.equal(torch.get_rng_state(), state)
-    assert draw_mask(0.9999999).apply(torch.ones(400_000)).any()
+    assert draw_mask(0.9999999).kept(torch.ones(400_000)).any()
 
 
 def test_dropout_acts_in_training_only_and_scales_the_update(make_adapted, ids, z) -> None:
