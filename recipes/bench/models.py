@@ -60,7 +60,7 @@ def _made(shape: Shape, device: str) -> LlamaForCausalLM:
     return model
 
 
-def _quantise(model: nn.Module, device: str) -> None:
+def _quantise(model: LlamaForCausalLM, device: str) -> None:
     from bitsandbytes.nn.modules import LinearNF4, Params4bit
 
     for name, module in list(model.named_modules()):
@@ -75,6 +75,7 @@ def _quantise(model: nn.Module, device: str) -> None:
             made.support_avx512bf16_for_cpu = False  # repacked weights have no gradients
             made.weight = Params4bit(module.weight.data, False, quant_type="nf4")  # pyright: ignore[reportCallIssue]
             setattr(model.get_submodule(parent), leaf, made.to(device))
+    setattr(model, "is_loaded_in_4bit", True)  # noqa: B010  # by which PEFT knows
 
 
 def frozen(shape: Shape, device: str) -> nn.Module:
