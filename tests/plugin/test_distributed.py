@@ -209,32 +209,9 @@ def checkpointed_ddp(make_adapted, reentrant: bool, **config: Any) -> Distribute
     return DistributedDataParallel(model)
 
 
-@pytest.mark.support("Several devices", "DDP, reentrant checkpointing, shared gate", "refused")
-def test_ddp_refuses_a_shared_gate_under_reentrant_checkpointing(
-    make_adapted, ids, z, process_group
-) -> None:
-    model = checkpointed_ddp(make_adapted, True)
-    with pytest.raises(RuntimeError, match="(?s)mark a variable ready only once.*ilora_gate"):
-        model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
-
-
-@pytest.mark.parametrize(
-    ("reentrant", "scope"),
-    [
-        pytest.param(
-            True,
-            "per_module",
-            marks=pytest.mark.support(
-                "Several devices", "DDP, reentrant checkpointing, gates per module", "works"
-            ),
-        ),
-        pytest.param(
-            False,
-            "shared",
-            marks=pytest.mark.support("Several devices", "DDP, checkpointing", "works"),
-        ),
-    ],
-)
+@pytest.mark.support("Several devices", "DDP, checkpointing", "works")
+@pytest.mark.parametrize("scope", ["shared", "per_module"])
+@pytest.mark.parametrize("reentrant", [True, False])
 def test_ddp_under_checkpointing_has_the_gradients_without_either(
     make_adapted, ids, z, process_group, reentrant, scope
 ) -> None:
