@@ -141,8 +141,10 @@ class ILoRAConfig(LoraConfig):
         self._check_choice("gate_init", GateInit)
         self._check_choice("scaling_rank", ScalingRank)
         self._check_choice("missing_routing", MissingRouting)
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout={self.lora_dropout} must lie in [0, 1)")
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout={self.lora_dropout!r} must be a number in [0, 1)")
+        if not _is_number(self.lora_alpha):
+            raise ValueError(f"lora_alpha={self.lora_alpha!r} must be a number")
         self._check_gate()
         self._check_ranks()
         self._refuse_options()
@@ -187,6 +189,8 @@ class ILoRAConfig(LoraConfig):
             )
 
     def _check_ranks(self) -> None:
+        if not isinstance(self.rank_pattern or {}, dict):
+            raise ValueError(f"rank_pattern={self.rank_pattern!r} must be a dict of positive ints")
         for pattern, rank in (self.rank_pattern or {}).items():
             self._check_positive_int(f"rank_pattern[{pattern!r}]", rank)
         if self.expert_ranks is None:

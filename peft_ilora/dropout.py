@@ -58,4 +58,4 @@ def draw_mask(p: float) -> DropMask | None:
         None where nothing is dropped.
     """
     threshold = min(round(p * _LEVELS), _LEVELS - 1)
-    return DropMask(int(torch.randint(2**62, ())), threshold) if threshold else None
+    return DropMask(int(torch.randint(2**62, (), device="cpu")), threshold) if threshold else None

@@ -8,14 +8,16 @@ from peft_ilora.errors import sharded_error
 
 
 class GateLinear(nn.Linear):
-    """A linear layer that takes its input to its weight's device and dtype.
+    """A linear layer that takes its input to its weight's device, and computes in float32 at least.
 
     Here, and not before the call: hooks that load or cast a weight have run by now.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
-        moved = input.to(self.weight.device, self.weight.dtype)
-        return nn.functional.linear(moved, self.weight, self.bias)
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        moved = input.to(self.weight.device, dtype)
+        return nn.functional.linear(moved, self.weight.to(dtype), bias)
 
 
 class Gate(nn.Module):
@@ -67,7 +69,7 @@ class Gate(nn.Module):
                 "real device, the model's for instance"
             )
         logits = self.project(z)
-        if logits.dtype in (torch.float16, torch.bfloat16):
+        if logits.dtype in (torch.float16, torch.bfloat16):  # under autocast
             logits = logits.float()
         if noise is not None:
             logits = logits + self.noise_std * noise.to(logits.device, logits.dtype)

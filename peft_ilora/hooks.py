@@ -5,6 +5,7 @@ past it), so the keyword is taken off where all of them meet: at the base model 
 installed here hangs on this one model object and is taken off again by `remove`.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -137,11 +138,21 @@ class RoutingHooks:
         Raises:
             ValueError: The call does not hold the whole prompt.
         """
+        if owner == "forward":  # where a mask or labels may be positional
+            kwargs = inspect.signature(model.forward).bind_partial(*args).arguments | kwargs
         if continues_a_sequence(kwargs):
             raise ValueError(
                 "gate_input='prompt' needs the whole prompt, but this forward continues a sequence "
-                "(past_key_values): use model.generate, or run inside "
+                "(past_key_values): run inside "
                 "`with model.routing(model.prompt_embeds(input_ids, attention_mask)):`"
+            )
+        tasks = {config.task_type for config in self.routed().values()}
+        labels = kwargs.get("labels") if tasks <= {None, "CAUSAL_LM"} else None  # else: of inputs
+        if owner == "forward" and model.training and labels is None and "CAUSAL_LM" in tasks:
+            raise ValueError(
+                "gate_input='prompt' cannot tell the prompt from the answer in a training forward "
+                "without labels (label_smoothing_factor and compute_loss_func take them off): "
+                "pass labels, or routing_embeds=model.prompt_embeds(input_ids, mask, labels)"
             )
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         embeds = prompt_embeds(
@@ -149,7 +160,7 @@ class RoutingHooks:
             ids,
             kwargs.get("inputs_embeds"),
             kwargs.get("attention_mask"),
-            kwargs.get("labels"),
+            labels,
         )
         return Routing(embeds, owner, memo={})
 
@@ -248,7 +259,7 @@ def _checkpoint_functions(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 
 def _reads_prompt(configs: dict[str, ILoRAConfig]) -> bool:
-    return any(config.gate_input == "prompt" for config in configs.values())
+    return bool(configs) and all(config.gate_input == "prompt" for config in configs.values())
 
 
 def _model_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

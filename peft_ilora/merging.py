@@ -19,6 +19,8 @@ class MergeableLoraModel(GatedLoraModel):
     """A GatedLoraModel that merges one instance."""
 
     routing_hooks: RoutingHooks
+    merges: bool = False
+    """Whether adapters may be merged: layers, which know, are not asked in every forward."""
 
     def merge_and_unload(
         self,
@@ -80,7 +82,13 @@ class MergeableLoraModel(GatedLoraModel):
             _check_finite(layers, weights)
         for layer in layers:
             layer.update.merged_weights = weights[layer.adapter, layer.name]
+        self.merges = True
         super().merge_adapter(adapter_names, safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Take all merged adapters out of the base weights again."""
+        super().unmerge_adapter()
+        self.merges = False
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()

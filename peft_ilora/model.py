@@ -203,7 +203,7 @@ class ILoRAModel(MergeableLoraModel):
         Args:
             input_ids: [batch, length], int64.
             attention_mask: [batch, length]; without it every token counts.
-            labels: [batch, length]; a token with a label of its own (not -100) is no prompt.
+            labels: [batch, length]; the prompt ends before the first label that is not -100.
             inputs_embeds: [batch, length, width], in place of `input_ids`.
 
         Returns:
@@ -217,7 +217,7 @@ class ILoRAModel(MergeableLoraModel):
     def _routed_adapters(self) -> dict[str, ILoRAConfig]:
         """The adapters that read a routing now."""
         layer = self._any_layer()
-        if layer is None or layer.disable_adapters or layer.merged:
+        if layer is None or layer.disable_adapters or self._merged_adapters():
             return {}
         mixed = self.routing_state.adapter_names
         names = self.active_adapters if mixed is None else sorted(set(mixed) - {"__base__"})
@@ -235,10 +235,12 @@ class ILoRAModel(MergeableLoraModel):
         layer, names = self._any_layer(), self.active_adapters
         if layer is None or layer.disable_adapters or not names:
             return
-        if layer.merged and not self._is_merged_with(routing_embeds):
+        merged = self._merged_adapters()
+        if merged and not self._is_merged_with(routing_embeds):
             raise ValueError(
-                f"routing_embeds was passed but the adapters {layer.merged_adapters} are merged "
-                "into the base weights, for another instance: call unmerge_adapter() first"
+                f"routing_embeds was passed but the adapters {merged} are merged into the base "
+                f"weights, for another instance or not with all of the active {names}: call "
+                "unmerge_adapter() first"
             )
         if all(self._config(name).gate_input == "token" for name in names):
             raise ValueError(
@@ -246,16 +248,23 @@ class ILoRAModel(MergeableLoraModel):
                 "state (gate_input='token'): leave it out"
             )
 
+    def _merged_adapters(self) -> list[str]:
+        if not self.merges:
+            return []
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        return sorted({adapter for layer in layers for adapter in layer.merged_adapters})
+
     def _is_merged_with(self, routing_embeds: Any) -> bool:
         """Whether every row of a routing is the instance that the adapters are merged for."""
         for name in self.active_adapters:
             embeds = checked_embeds(routing_embeds, {name: self._config(name)})
             for layer in self._layers(name):
                 merged = layer.update.merged_weights
-                if name in layer.layer.merged_adapters and merged is not None:
-                    weights = layer.update.gate(embeds)
-                    if not torch.allclose(weights, merged.to(weights).expand_as(weights)):
-                        return False
+                if name not in layer.layer.merged_adapters or merged is None:
+                    return False
+                weights = layer.update.gate(embeds)
+                if not torch.allclose(weights, merged.to(weights).expand_as(weights)):
+                    return False
         return True
 
     def _any_layer(self) -> LoraLayer | None:
@@ -324,7 +333,11 @@ class ILoRAModel(MergeableLoraModel):
     def routing_statistics(
         self, adapter_name: str | None = None
     ) -> Statistics | dict[str, Statistics]:
-        """What the experts did in this thread's last forward, in plain numbers.
+        """What the experts do in this thread's last routed forward, in plain numbers.
+
+        Tokens, where these are routed, are those of the model's last forward; other gates are
+        asked again, so after an optimiser's step with its new weights. All rows of a mixed batch
+        count.
 
         Args:
             adapter_name: Which adapter; by default the active one.
@@ -343,7 +356,9 @@ class ILoRAModel(MergeableLoraModel):
         return {name: statistics(rows) for name, rows in weights.items()}
 
     def routing_losses(self, adapter_name: str | None = None) -> dict[str, Tensor]:
-        """Terms that a trainer may add to its loss, of this thread's last forward.
+        """Terms that a trainer may add to its loss, of the last routed forward.
+
+        Call it before `backward()`, which frees what token gates have computed.
 
         Args:
             adapter_name: Which adapter; by default the active one.

@@ -106,7 +106,10 @@ def _rank_coordinates(x: Tensor, a: Tensor, kept: Tensor | None) -> Tensor:
 
 def _added(result: Tensor, scaled: Tensor, b: Tensor) -> Tensor:
     """[..., out] and [..., rank] -> [tokens, out], in the dtype of `result`."""
-    updated = torch.addmm(_flat(result.to(b.dtype)), _flat(scaled), b.t())
+    if torch.promote_types(result.dtype, b.dtype) == b.dtype:
+        updated = torch.addmm(_flat(result.to(b.dtype)), _flat(scaled), b.t())
+    else:  # an adapter of lower precision than the base
+        updated = _flat(result) + _flat(scaled) @ b.t()
     return updated.to(result.dtype)
 
 

@@ -23,8 +23,8 @@ def prompt_embeds(
         input_ids: [batch, length], int64; or
         inputs_embeds: [batch, length, width].
         attention_mask: [batch, length]; without it every token counts.
-        labels: [batch, length]: tokens with a label of their own are the answer, not the prompt.
-            Ignored for an encoder-decoder, whose labels belong to the decoder.
+        labels: [batch, length]: the prompt ends before the first token with a label of its own
+            (not -100). Ignored for an encoder-decoder, whose labels belong to the decoder.
 
     Returns:
         [batch, width]
@@ -45,7 +45,7 @@ def prompt_embeds(
         counts = counts & attention_mask.bool()
     decoder_labels = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if labels is not None and not decoder_labels and labels.shape == counts.shape:
-        counts = counts & (labels == IGNORED_LABEL)
+        counts = counts & ((labels != IGNORED_LABEL).cumsum(dim=1) == 0)
     _check_prompts(counts)
     # [batch, length, width] * [batch, length, 1] -> [batch, width]
     weights = counts.unsqueeze(-1).to(inputs_embeds.dtype)

@@ -24,10 +24,9 @@ def checkpoint_key(key: str, adapter_name: str) -> str | None:
     head, gate, tail = key.rpartition(f"{GATES}.{adapter_name}.")
     if gate:
         return f"{head}{GATES}.{tail}"
-    if key.endswith(f".{adapter_name}"):  # an embedding's matrices are bare parameters
-        head = key[: -len(adapter_name) - 1]
-        match = re.search(r"\.lora_embedding_([AB])$", head)
-        return f"{head[: match.start()]}.ilora_embedding_{match[1]}" if match else None
+    bare = key.removesuffix(f".{adapter_name}")  # an embedding's matrices are bare parameters
+    if bare != key and (match := re.search(r"\.lora_embedding_([AB])$", bare)):
+        return f"{bare[: match.start()]}.ilora_embedding_{match[1]}"
     head, adapter, tail = key.rpartition(f".{adapter_name}.")
     if adapter and (match := re.search(r"\.lora_([AB])$", head)):
         return f"{head[: match.start()]}.ilora_{match[1]}.{tail}"

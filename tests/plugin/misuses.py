@@ -146,6 +146,9 @@ config("gate='hard', gate_input='token'", gate="hard", gate_input="token")
 config("gate='hard', top_k=2", gate="hard", top_k=2)
 config("gate_input='token', gate_scope='shared'", gate_input="token")
 config("lora_dropout=1.5", lora_dropout=1.5)
+config("lora_dropout='0.1'", lora_dropout="0.1")
+config("lora_alpha='16'", lora_alpha="16")
+config("rank_pattern=[3]", rank_pattern=[3])
 config("use_dora=True", use_dora=True)
 config("lora_bias=True", lora_bias=True)
 config("init_lora_weights='pissa'", init_lora_weights="pissa")
@@ -312,6 +315,10 @@ misuse(
     lambda kit: adapted(gate_input="prompt", routing_dim=32)(input_ids=kit.ids, labels=kit.ids),
 )
 misuse("prompt routing of a continued sequence", continued)
+misuse(
+    "prompt routing in training without labels",
+    lambda kit: adapted(gate_input="prompt", routing_dim=32).train()(input_ids=kit.ids),
+)
 
 area("Adapters, merging, export")
 

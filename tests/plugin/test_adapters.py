@@ -263,3 +263,15 @@ def test_the_mixed_model_is_refused_by_peft(make_llama) -> None:
 
     with pytest.raises(ValueError, match="'ILORA' is not compatible with the `PeftMixedModel`"):
         PeftMixedModel(make_llama(), ILoRAConfig(target_modules=["q_proj"]))
+
+
+def test_no_adapter_name_brings_back_loras_keys(make_adapted, ids, z, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    for name in ("weight", "lora_A", "q_proj"):
+        model = make_adapted()
+        model.save_pretrained(tmp_path / "first")
+        model.load_adapter(tmp_path / "first", name)
+        model.save_pretrained(tmp_path / name, selected_adapters=[name])
+        keys = load_file(tmp_path / name / name / "adapter_model.safetensors")
+        assert all(".ilora_" in key for key in keys), name

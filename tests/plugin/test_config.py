@@ -18,7 +18,7 @@ from peft_ilora import ILoRAConfig
         ({"gate_scope": "layer"}, "gate_scope='layer' must be one of 'shared', 'per_module'"),
         ({"scaling_rank": "r"}, "scaling_rank='r' must be one of 'expert', 'total'"),
         ({"missing_routing": "zero"}, "missing_routing='zero' must be one of 'error', 'uniform'"),
-        ({"lora_dropout": 1.0}, r"lora_dropout=1.0 must lie in \[0, 1\)"),
+        ({"lora_dropout": 1.0}, r"lora_dropout=1.0 must be a number in \[0, 1\)"),
         ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\]=0 must be a positive int"),
         ({"use_dora": True}, "use_dora=True cannot be used with iLoRA: DoRA"),
         ({"lora_bias": True}, "lora_bias=True cannot be used with iLoRA: a bias on B"),

@@ -267,6 +267,55 @@ def test_a_prompt_gate_holds_the_prompts_mixture_while_generating(make_adapted, 
     assert torch.allclose(model.prompt_embeds(inputs_embeds=embeds), routing)
 
 
+def test_a_prompt_ends_before_the_first_labelled_token_whatever_follows(make_adapted, ids) -> None:
+    model = make_adapted(gate_input="prompt", routing_dim=32).train()
+    labels = torch.full_like(ids, -100)
+    labels[:, 3:5] = ids[:, 3:5]  # an answer between two turns of the user
+    later = ids.clone()
+    later[:, 5:] = 7
+    first = model.prompt_embeds(ids, labels=labels)
+    assert torch.equal(first, model.prompt_embeds(ids[:, :3]))
+    before = model(input_ids=ids, labels=labels).logits[:, :5]
+    assert torch.equal(model(input_ids=later, labels=labels).logits[:, :5], before)
+
+
+def test_a_mask_and_labels_may_be_positional(make_adapted, ids) -> None:
+    model = make_adapted(gate_input="prompt", routing_dim=32, task_type=None)
+    mask = torch.ones_like(ids)
+    mask[:, :2] = 0
+    by_name = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(model(ids, mask).logits, by_name)
+    assert not torch.allclose(by_name, model(input_ids=ids).logits, atol=1e-4)
+
+
+def test_labels_of_classes_do_not_end_a_prompt(randomise, ids) -> None:
+    from transformers import LlamaConfig, LlamaForTokenClassification
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    base = LlamaForTokenClassification(
+        LlamaConfig(vocab_size=60, num_attention_heads=2, num_labels=3, **sizes)
+    )
+    config = ILoRAConfig(
+        gate_input="prompt", routing_dim=32, target_modules=["q_proj"], task_type="TOKEN_CLS"
+    )
+    model = randomise(get_peft_model(base, config)).eval()
+    labelled = model(input_ids=ids, labels=ids % 3).logits
+    assert torch.equal(labelled, model(input_ids=ids).logits)
+
+
+def test_a_routing_adapter_never_reads_the_prompt_of_one_beside_it(make_adapted, ids) -> None:
+    model = make_adapted(gate_input="prompt", routing_dim=32)
+    model.add_adapter("other", ILoRAConfig(routing_dim=32, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="routing_embeds is missing"):
+        model.eval()(input_ids=ids, adapter_names=["default", "other", "other"])
+
+
+def test_a_half_gate_computes_in_float32() -> None:
+    made = make_gate(ILoRAConfig(num_experts=3), 4).half()
+    weights = made(torch.full((1, 4), 1e5))
+    assert weights.dtype == torch.float32 and torch.isfinite(weights).all()
+
+
 def test_a_prompt_gate_says_what_it_cannot_read(make_adapted, make_llama, ids) -> None:
     model = make_adapted(gate_input="prompt", routing_dim=32)
     with pytest.raises(ValueError, match="row 0 has no prompt token.*Mask the prompt in labels"):

@@ -157,3 +157,20 @@ def test_layers_with_active_adapters_of_their_own_merge_those(make_adapted, ids,
     assert torch.allclose(model(input_ids=ids).logits[0], expected[0], atol=1e-5)
     model.unmerge_adapter()
     assert torch.allclose(model(input_ids=ids, routing_embeds=z).logits, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Already unmerged:UserWarning")  # the other adapter's layers
+@pytest.mark.parametrize("merged", ["default", "other"])
+def test_a_routing_is_refused_where_one_of_two_active_adapters_is_merged(
+    make_adapted, ids, z, merged
+) -> None:
+    from peft_ilora import ILoRAConfig
+
+    model = make_adapted(target_modules=["q_proj"], missing_routing="uniform")
+    model.add_adapter("other", ILoRAConfig(routing_dim=8, target_modules=["v_proj"]))
+    model.base_model.set_adapter(["default", "other"])
+    model.merge_adapter([merged], routing_embeds=z[:1])
+    with pytest.raises(ValueError, match="not with all of the active"):
+        model(input_ids=ids, routing_embeds=z[:1].repeat(3, 1))
+    model.unmerge_adapter()
+    assert model(input_ids=ids, routing_embeds=z).logits.shape[0] == 3

@@ -202,3 +202,20 @@ def test_a_training_curve_is_plain_loras(make_llama, ids, z) -> None:
         curves.append(curve)
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     assert curves[0][-1] < curves[0][0] - 0.2
+
+
+@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float16], ids=str)
+def test_an_adapter_of_lower_precision_does_not_round_the_base(adapter) -> None:
+    result, x, lora_a, lora_b, scale = operands(torch.float32)
+    lora_a, lora_b, scale = lora_a.to(adapter), lora_b.to(adapter), scale.to(adapter)
+    nn.init.zeros_(lora_b.weight)
+    result = result + 1e6
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            got = gated_product(result, x, lora_a, lora_b, nn.Identity(), scale)
+        assert torch.equal(got, result)
+
+
+def test_a_mask_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        assert draw_mask(0.5) is not None
