@@ -24,7 +24,7 @@ from recipes.llm.language_model import (
     token_embeddings,
 )
 from recipes.llm.methods import has_user_slot, uses_routing
-from recipes.llm.train_adapter import ADAPTER_FOLDER, NORMALISER
+from recipes.llm.train_adapter import ADAPTER_FOLDER, NORMALISER, TOKENS
 from recipes.prompting.collator import prompt_batch
 from recipes.prompting.encoding import EncodedPrompts, encode_answers, encode_prompts
 from recipes.prompting.normaliser import Normaliser
@@ -55,6 +55,7 @@ class AdaptedModel:
         users: Standardised user representations by split, float32 [rows, d], row-aligned.
         prompt_history: As in training.
         user_slot: As in training.
+        tokens: Cache of `tokenised`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class AdaptedModel:
         *,
         prompt_history: int,
         user_slot: bool,
+        tokens: Path | None = None,
     ) -> None:
         self.hybrid = hybrid
         self.model = hybrid.llm
@@ -74,12 +76,13 @@ class AdaptedModel:
         self._users = users
         self._prompt_history = prompt_history
         self._user_slot = user_slot
+        self._tokens = tokens
         self._encoded: dict[SplitName, EncodedPrompts] = {}
 
     @cached_property
     def answer_ids(self) -> list[list[int]]:
         """Token ids of each item's title and eos, by item id."""
-        answers = encode_answers(self.tokenizer, self._data.titles)
+        answers = encode_answers(self.tokenizer, self._data.titles, cache=self._tokens)
         return [answers.row(item) for item in range(len(answers))]
 
     @torch.no_grad()
@@ -116,6 +119,7 @@ class AdaptedModel:
                 split.histories[:, -self._prompt_history :],
                 split.candidates,
                 user_slot=self._user_slot,
+                cache=self._tokens,
             )
         return self._encoded[name]
 
@@ -149,4 +153,5 @@ def load_adapted(run: Path, method: Method, seed: int) -> AdaptedModel:
         {name: normaliser.users(users) for name, users in representations.users.items()},
         prompt_history=config.prompt_history,
         user_slot=has_user_slot(method),
+        tokens=run / TOKENS,
     )

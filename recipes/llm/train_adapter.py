@@ -32,6 +32,8 @@ from recipes.recommender.representations import Representations
 
 ADAPTER_FOLDER = "adapter"
 NORMALISER = "normaliser.safetensors"
+TOKENS = "tokens"
+"""Folder of a run, beside its stages: see `tokenised`."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,14 @@ class Inputs:
     data: PreparedData
     representations: Representations
     normaliser: Normaliser
+    tokens: Path
 
     @classmethod
     def load(cls, run: Path) -> "Inputs":
         data = PreparedData.load(run / "prepare")
         representations = Representations.load(run / "recommender")
         normaliser = Normaliser.fit(representations.items, representations.users["train"])
-        return cls(data, representations, normaliser)
+        return cls(data, representations, normaliser, run / TOKENS)
 
 
 def train_adapter(
@@ -125,8 +128,9 @@ def _collator(
             split.histories[:, -config.prompt_history :],
             split.candidates,
             user_slot=has_user_slot(method),
+            cache=inputs.tokens,
         ),
-        answers=encode_answers(tokenizer, inputs.data.titles),
+        answers=encode_answers(tokenizer, inputs.data.titles, cache=inputs.tokens),
         rows=rows,
         targets=split.targets[rows],
         pad_id=required_id(tokenizer, "pad"),

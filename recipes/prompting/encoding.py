@@ -8,8 +8,9 @@ its special tokens nor its merges can move a label.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,11 @@ from recipes.data.ragged import PADDING
 from recipes.prompting.prompts import SLOT, USER_SLOT, check_titles, hybrid_prompt, slot_order
 from recipes.prompting.ragged import Ragged
 from recipes.prompting.special_tokens import find_id, placeholder_id, required_id
+from recipes.prompting.tokens import tokenised
 
 NO_SLOT = -1
 USER = -2
+_TITLE = "\ue002"
 _SLOTS = re.compile(f"([{SLOT}{USER_SLOT}])")
 
 
@@ -41,6 +44,7 @@ def encode_prompts(
     candidates: NDArray[np.integer],
     *,
     user_slot: bool = False,
+    cache: Path | None = None,
 ) -> EncodedPrompts:
     """Encode one prompt for each row.
 
@@ -50,50 +54,76 @@ def encode_prompts(
         histories: [n, h] item ids, oldest first, left-padded with -1: the items a prompt shows.
         candidates: [n, c] item ids.
         user_slot: See `hybrid_prompt`.
+        cache: See `tokenised`.
 
     Raises:
         ValueError: A title contains a slot character.
     """
     check_titles(titles)
-
-    def named(items: list[int]) -> list[str]:
-        return [titles[item] for item in items if item != PADDING]
-
-    texts = (
-        hybrid_prompt(named(history), named(options), user_slot=user_slot)
-        for history, options in zip(histories.tolist(), candidates.tolist(), strict=True)
-    )
+    pieces, rows = _pieces(histories, candidates, user_slot)
     shown = slot_order(histories, candidates)
-    return _encode_texts(tokenizer, texts, shown[shown != PADDING])
+    items = shown[shown != PADDING]
+
+    with_title = np.array([_TITLE in piece for piece in pieces])
+    texts = rows.values.astype(np.int64) * len(titles)
+    texts[with_title[rows.values]] += items
+    tokens = _tokens_of(tokenizer, pieces, titles, texts, cache)
+    starts = tokens.offsets[:-1]
+    slot_items = np.full(len(tokens.values), NO_SLOT, dtype=np.int32)
+    slot_items[starts[rows.values == pieces.index(SLOT)]] = items
+    slot_items[starts[rows.values == pieces.index(USER_SLOT)]] = USER
+    input_ids = tokens.regrouped(rows.lengths)
+    return EncodedPrompts(input_ids, Ragged(slot_items, input_ids.offsets))
 
 
-def _encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], items: NDArray[np.integer]
-) -> EncodedPrompts:
-    """Tokenise prompts; `items` are those of the `SLOT`s in the order in which they occur."""
-    # Each distinct piece has a code and is tokenised once. The empty piece, code 0, stands for bos.
-    codes = {"": 0, SLOT: 1, USER_SLOT: 2}
-    rows = [
-        [0, *(codes.setdefault(piece, len(codes)) for piece in _SLOTS.split(text) if piece)]
-        for text in texts
+_NO_TEXT = ["", SLOT, USER_SLOT]
+"""Pieces that are not tokenised; the empty one stands for bos."""
+
+
+def _pieces(
+    histories: NDArray[np.integer], candidates: NDArray[np.integer], user_slot: bool
+) -> tuple[list[str], Ragged]:
+    """The distinct pieces of all prompts, `_NO_TEXT` first, and each row as indices of pieces.
+
+    A piece has `_TITLE` in place of a title, so that prompts of equally many titles have the same.
+    """
+    shown = [(items != PADDING).sum(axis=1) for items in (histories, candidates)]
+    kinds, kind_of_row = np.unique(np.stack(shown, axis=1), axis=0, return_inverse=True)
+    codes = {piece: code for code, piece in enumerate(_NO_TEXT)}
+    layouts = []
+    for num_history, num_candidates in kinds.tolist():
+        titles = [_TITLE] * num_history, [_TITLE] * num_candidates
+        cut = _SLOTS.split(hybrid_prompt(*titles, user_slot=user_slot))
+        layouts.append([0, *(codes.setdefault(piece, len(codes)) for piece in cut if piece)])
+    return list(codes), Ragged.from_rows(layouts).take(kind_of_row.ravel())
+
+
+def _tokens_of(
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: list[str],
+    titles: Sequence[str],
+    texts: NDArray[np.int64],
+    cache: Path | None,
+) -> Ragged:
+    """Token ids of each text, given as `piece * len(titles) + item`; each is tokenised once."""
+    occurs = np.zeros(len(pieces) * len(titles), dtype=bool)
+    occurs[texts] = True
+    occurs[np.arange(len(_NO_TEXT)) * len(titles)] = True
+    distinct = np.flatnonzero(occurs)[len(_NO_TEXT) :].tolist()
+    written = [
+        pieces[text // len(titles)].replace(_TITLE, titles[text % len(titles)]) for text in distinct
     ]
     bos = find_id(tokenizer, "bos")
     slot = [placeholder_id(tokenizer)]
     opening = [] if bos is None else [bos]
-    table = Ragged.from_rows([opening, slot, slot, *_tokenised(tokenizer, list(codes)[3:])])
-
-    flat = Ragged.from_rows(rows)
-    tokens = table.take(flat.values)
-    starts = tokens.offsets[:-1]
-    slot_items = np.full(len(tokens.values), NO_SLOT, dtype=np.int32)
-    slot_items[starts[flat.values == codes[SLOT]]] = items
-    slot_items[starts[flat.values == codes[USER_SLOT]]] = USER
-    input_ids = tokens.regrouped(flat.lengths)
-    return EncodedPrompts(input_ids, Ragged(slot_items, input_ids.offsets))
+    table = Ragged.from_rows([opening, slot, slot, *tokenised(tokenizer, written, cache)])
+    return table.take((np.cumsum(occurs) - 1)[texts])
 
 
-def encode_answers(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> Ragged:
-    """Token ids of each title as an answer, closed by eos; by item id.
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, cache: Path | None = None
+) -> Ragged:
+    """Token ids of each title as an answer, closed by eos; by item id. For `cache` see `tokenised`.
 
     Raises:
         ValueError: The tokenizer has no eos token.
@@ -101,7 +131,7 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) ->
     eos = required_id(tokenizer, "eos")
     check_titles(titles)
     lead = "" if _opens_words_itself(tokenizer) else " "
-    tokens = _tokenised(tokenizer, [lead + title for title in titles])
+    tokens = tokenised(tokenizer, [lead + title for title in titles], cache)
     return Ragged.from_rows([[*ids, eos] for ids in tokens])
 
 
@@ -111,15 +141,5 @@ def _opens_words_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
     True for tokenizers that put a word marker before every text (SentencePiece) or ignore blanks;
     with a blank of ours they would see two.
     """
-    whole, separator, word = _tokenised(tokenizer, ["; name", ";", "name"])
+    whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"])
     return whole == separator + word
-
-
-def _tokenised(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    # A title that spells a special token, such as "</s>", is text like any other.
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-    )
-    return encoded["input_ids"]

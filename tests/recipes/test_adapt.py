@@ -197,7 +197,7 @@ def test_a_run_interrupted_after_its_last_step_takes_no_further_one(run, tmp_pat
     assert_same(weights(again, "lora"), weights(run, "lora"))
 
 
-def interrupt(*args: object) -> None:
+def interrupt(*args: object, **kwargs: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -283,6 +283,14 @@ def test_it_generates_from_its_prompts(adapted):
         **routing(adapted, inputs),
     )
     assert output.shape[0] == 3 and output.shape[1] <= 3
+
+
+def test_prompts_of_a_trained_split_are_not_tokenised_again(run, monkeypatch):
+    adapted = load_adapted(run, "ilora", 0)
+    monkeypatch.setattr(type(adapted.tokenizer), "__call__", interrupt)
+    assert adapted.prompt_inputs("train", ROWS).inputs_embeds.shape[0] == len(ROWS)
+    with pytest.raises(KeyboardInterrupt):
+        adapted.prompt_inputs("test", ROWS)
 
 
 def test_only_ilora_is_routed(run):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -6,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.prompting.collator import TrainingCollator, prompt_batch
 from recipes.prompting.encoding import NO_SLOT, USER, encode_answers, encode_prompts
-from recipes.prompting.special_tokens import placeholder_id
+from recipes.prompting.prompts import SLOT, USER_SLOT, hybrid_prompt
+from recipes.prompting.special_tokens import find_id, placeholder_id
 
 TITLES = ["Heat", "Big Fish", "Jaws", "La Jetée", "</s>"]
 HISTORIES = np.array([[-1, 0], [3, 1]])
@@ -71,6 +74,66 @@ def test_a_prompt_becomes_these_ids_and_slots():
         0,
         *[USER, NO_SLOT, NO_SLOT],
     ]
+
+
+def piece_by_piece(tokenizer, history, candidates, user_slot):
+    """One row: its prompt as a string, cut at the slots, each piece tokenised by itself."""
+    named = [[TITLES[item] for item in items if item >= 0] for items in (history, candidates)]
+    slots, ids, filled = [i for i in (*candidates, *history) if i >= 0], [], []
+    if (bos := find_id(tokenizer, "bos")) is not None:
+        ids, filled = [bos], [NO_SLOT]
+    for piece in re.split(f"([{SLOT}{USER_SLOT}])", hybrid_prompt(*named, user_slot=user_slot)):
+        if piece in (SLOT, USER_SLOT):
+            ids.append(placeholder_id(tokenizer))
+            filled.append(slots.pop(0) if piece == SLOT else USER)
+        elif piece:
+            options = {"add_special_tokens": False, "split_special_tokens": True}
+            tokens = tokenizer(piece, **options)["input_ids"]
+            ids += tokens
+            filled += [NO_SLOT] * len(tokens)
+    return ids, filled
+
+
+@pytest.mark.parametrize("user_slot", [False, True])
+def test_all_rows_at_once_equal_each_row_piece_by_piece(tokenizer, user_slot):
+    random = np.random.default_rng(0)
+    histories, candidates = random.integers(5, size=(40, 3)), random.integers(5, size=(40, 4))
+    histories[np.arange(3) < random.integers(4, size=(40, 1))] = -1  # empty ones among them
+    prompts = encode_prompts(tokenizer, TITLES, histories, candidates, user_slot=user_slot)
+    for row in range(40):
+        wanted = piece_by_piece(tokenizer, histories[row], candidates[row], user_slot)
+        assert (prompts.input_ids.row(row), prompts.slot_items.row(row)) == wanted
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("tokenised once more")
+
+
+def test_texts_are_tokenised_once_and_then_read_from_disk(tokenizer, tmp_path, monkeypatch):
+    rows = (tokenizer, TITLES, HISTORIES, CANDIDATES)
+    plain, made = encode_prompts(*rows), encode_prompts(*rows, cache=tmp_path)
+    monkeypatch.setattr(type(tokenizer), "__call__", refuse)
+    found = encode_prompts(*rows, cache=tmp_path)
+    for prompts in (made, found):
+        for name in ("input_ids", "slot_items"):
+            for part in ("values", "offsets"):
+                wanted = getattr(getattr(plain, name), part)
+                np.testing.assert_array_equal(
+                    getattr(getattr(prompts, name), part), wanted, strict=True
+                )
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_tokens_on_disk_are_those_of_the_same_tokenizer_and_texts_only(tmp_path):
+    one, other = byte_level(), new_tokenizer(["Jaws Jaws", "Heat Heat"] * 9, 400)
+    for tokenizer in (one, other):
+        for titles in (TITLES, TITLES[::-1]):
+            found = encode_answers(tokenizer, titles, cache=tmp_path)
+            assert found.values.tolist() == encode_answers(tokenizer, titles).values.tolist()
+    assert len(list(tmp_path.iterdir())) == 4
+    one.add_tokens("Heat")  # a tokenizer that is changed after it was loaded
+    assert one.convert_tokens_to_ids("Heat") in encode_answers(one, TITLES, cache=tmp_path).row(0)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_each_shown_item_has_one_slot_and_a_slot_is_one_placeholder(tokenizer):

@@ -1,0 +1,53 @@
+"""Texts -> token ids, kept on disk: every adapter of a run, and its evaluation, need the same."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from recipes.artifacts import read_tensors, write_tensors
+from recipes.prompting.ragged import Ragged
+
+
+def tokenised(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], cache: Path | None = None
+) -> list[list[int]]:
+    """Token ids of each text, without special tokens.
+
+    Args:
+        tokenizer: Of the language model.
+        texts: Plain text: one that spells a special token, such as "</s>", is text like any other.
+        cache: Folder of files that are named after the tokenizer and the texts, so that none is
+            ever out of date; None tokenises anew.
+    """
+    if not texts:
+        return []
+    path = None if cache is None else cache / f"{_key(tokenizer, texts)}.safetensors"
+    if path is not None and path.exists():
+        found = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        rows = Ragged(**found)
+        return [rows.row(index) for index in range(len(rows))]
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+    )
+    tokens: list[list[int]] = encoded["input_ids"]
+    if path is not None:
+        rows = vars(Ragged.from_rows(tokens))
+        write_tensors(path, {name: torch.from_numpy(values) for name, values in rows.items()})
+    return tokens
+
+
+def _key(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
+    """SHA-256 of all that token ids depend on: the tokenizer's files, its code and the texts."""
+    code = [f"{type(tokenizer)} {name} {version(name)}" for name in ("transformers", "tokenizers")]
+    digest = hashlib.sha256(json.dumps([code, list(texts)]).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
