@@ -1,0 +1,234 @@
+"""Around the layer: candidates ranked behind a shared prompt, prompts of like length generated
+together, and what a training step spends on its data.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
+from recipes.bench.models import ROUTING_DIM, Shape, ilora
+from recipes.data.ragged import PADDING
+from recipes.data.tables import PreparedData, Split
+from recipes.evaluation.batching import prompt_lengths
+from recipes.evaluation.generate import generate_answers
+from recipes.evaluation.metrics import Ints
+from recipes.evaluation.rank import _log_probs, _right_padded, _routing, answer_log_probs
+from recipes.experiment import AdaptConfig
+from recipes.llm.adapted import AdaptedModel, PromptInputs
+from recipes.llm.adapter_trainer import parameter_groups
+from recipes.llm.hybrid_model import HybridModel
+from recipes.llm.language_model import token_embeddings
+from recipes.llm.stand_in_tokenizer import new_tokenizer
+from recipes.prompting.collator import TrainingCollator
+from recipes.prompting.encoding import encode_answers, encode_prompts
+from recipes.prompting.projector import new_projector
+from recipes.prompting.special_tokens import required_id
+
+Answers = Sequence[Sequence[Sequence[int]]]
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig(BenchConfig):
+    """Ranking, generation and the data of a training step."""
+
+    shape: Shape = field(default_factory=Shape)
+    """Of the model that ranks and generates."""
+    stand_in: Shape = field(
+        default_factory=lambda: Shape(hidden_size=128, intermediate_size=256, layers=2, heads=4)
+    )
+    """Of the model that is trained: the smaller, the larger the share of its data."""
+    titles: int = 500
+    """Of the catalogue, each of one to four words."""
+    candidates: int = 20
+    history: int = 10
+    """Items of a history at most; at least 3."""
+    ranked: int = 2
+    """Prompts ranked at once."""
+    generated: int = 32
+    """Prompts generated from in one timing."""
+    batch: int = 8
+    """Prompts of a batch of generation."""
+    max_new_tokens: int = 8
+    trained: int = 16
+    """Prompts of a training step."""
+
+
+def run(config: EvaluationConfig) -> list[Figure]:
+    """Time ranking, generation and the data of a training step."""
+    torch.set_num_threads(config.threads)
+    data = _data(config)
+    adapted = _adapted(config, config.shape, data)
+    figures, notes = [], {}
+    for part in (_ranking, _generation, _training):
+        figure, found = part(config, adapted, data)
+        figures.append(figure)
+        notes |= found
+    publish("evaluation", config, figures, notes)
+    return figures
+
+
+Part = tuple[Figure, dict[str, object]]
+
+
+def _ranking(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData) -> Part:
+    rows = range(config.ranked)
+    candidates = data.split("test").candidates[: config.ranked]
+    answers = [[adapted.answer_ids[item] for item in items] for items in candidates]
+
+    def prompts() -> PromptInputs:
+        return adapted.prompt_inputs("test", rows)
+
+    sides = {
+        "shared prompt": lambda: answer_log_probs(adapted.model, prompts(), answers),
+        "full prompts": lambda: full_log_probs(adapted.model, prompts(), answers),
+    }
+    own, theirs = (score() for score in sides.values())
+    worst = (own - theirs).abs().max().item()
+    if worst > 1e-4:
+        raise ValueError(f"the sides do not compute the same: scores differ by {worst}")
+    times = interleaved(sides, config.rounds, config.device)
+    what = f"ranking {config.candidates} candidates, times faster"
+    figure = compare(what, times, "shared prompt", "full prompts", 5.0, at_least=True)
+    return figure, {"largest difference of scores": worst}
+
+
+@torch.inference_mode()
+def full_log_probs(model: PeftModel, inputs: PromptInputs, answers: Answers) -> Tensor:
+    """What `answer_log_probs` gives, from one forward over prompt and answer of every candidate."""
+    choices = len(answers[0])
+    tokens, present = _right_padded(answers, inputs.attention_mask)
+    prompts = inputs.inputs_embeds.repeat_interleave(choices, dim=0)
+    endings = model.get_input_embeddings()(tokens)
+    mask = inputs.attention_mask.repeat_interleave(choices, dim=0)
+    mask = torch.cat([mask, present], dim=1)
+    logits = model(
+        inputs_embeds=torch.cat([prompts, endings], dim=1),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        logits_to_keep=tokens.shape[1] + 1,
+        use_cache=False,
+        **_routing(inputs, repeats=choices),
+    ).logits
+    scores = (_log_probs(logits[:, :-1], tokens) * present).sum(dim=1)
+    return scores.view(len(answers), choices)
+
+
+def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData) -> Part:
+    rows = range(config.generated)
+    lengths = prompt_lengths(adapted, "test", rows, config.batch)
+
+    def side(keys: Ints) -> Callable[[], list[str]]:
+        return lambda: generate_answers(
+            adapted,
+            "test",
+            rows,
+            keys,
+            batch_size=config.batch,
+            max_new_tokens=config.max_new_tokens,
+        )
+
+    # The sort is stable: keys that are all alike leave the rows as they come.
+    sides = {"sorted by length": side(lengths), "unsorted": side(np.zeros_like(lengths))}
+    with redirect_stderr(io.StringIO()):  # progress bars
+        answers = [generate() for generate in sides.values()]
+        times = interleaved(sides, config.rounds, config.device)
+    same = float(np.mean([one == other for one, other in zip(*answers, strict=True)]))
+    if same < 0.9:  # rounding may tip a random model's argmax
+        raise ValueError(f"the sides do not compute the same: {same:.0%} of answers are equal")
+    what = f"generation in batches of {config.batch}, times faster"
+    figure = compare(what, times, "sorted by length", "unsorted", at_least=True)
+    padded = (lengths.min(), lengths.mean(), lengths.max())
+    return figure, {
+        "share of equal answers": same,
+        "tokens of a prompt: least, mean, most": [round(float(n), 1) for n in padded],
+    }
+
+
+def _training(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData) -> Part:
+    model = _hybrid(config, config.stand_in, data).train()
+    collator = _collator(adapted.tokenizer, data)
+    optimizer = torch.optim.AdamW(parameter_groups(model, AdaptConfig()))
+    samples = range(config.trained)
+
+    def made() -> dict[str, Tensor]:
+        return {name: tensor.to(config.device) for name, tensor in collator(samples).items()}
+
+    def prepared() -> Tensor:
+        batch = made()
+        return model.embed(batch["input_ids"], batch["slot_items"], batch["users"], hybrid=True)
+
+    def step() -> None:
+        model(**made(), hybrid=True)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    times = interleaved({"data": prepared, "step": step}, config.rounds, config.device)
+    what = "collation and slot filling, as a share"
+    return compare(what, times, "data", "step", 0.03), {}
+
+
+def _data(config: EvaluationConfig) -> PreparedData:
+    """Titles, and rows whose histories differ in length."""
+    random = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    words = ["".join(random.choice(syllables, size=3)) for _ in range(config.titles)]
+    titles = [" ".join(random.choice(words, size=random.integers(1, 5))) for _ in words]
+    rows = max(config.ranked, config.generated, config.trained)
+    lengths = random.integers(3, config.history + 1, size=rows)
+    histories = random.integers(config.titles, size=(rows, config.history))
+    histories[np.arange(config.history) < config.history - lengths[:, None]] = PADDING
+    candidates = np.argsort(random.random((rows, config.titles)), axis=1)[:, : config.candidates]
+    split = Split(
+        user_ids=np.arange(rows),
+        histories=histories,
+        history_lengths=lengths,
+        targets=candidates[:, 0],
+        candidates=candidates,
+        is_last=np.ones(rows, dtype=bool),
+    )
+    return PreparedData(titles, {"test": split})
+
+
+def _adapted(config: EvaluationConfig, shape: Shape, data: PreparedData) -> AdaptedModel:
+    model = _hybrid(config, shape, data).eval().requires_grad_(False)
+    return AdaptedModel(
+        model,
+        new_tokenizer(data.titles, shape.vocabulary),
+        data,
+        {"test": _users(data)},
+        prompt_history=config.history,
+        user_slot=False,
+    )
+
+
+def _hybrid(config: EvaluationConfig, shape: Shape, data: PreparedData) -> HybridModel:
+    llm = ilora(shape, config.device, dropout=0.1)
+    base = llm.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    items = torch.randn(data.num_items, ROUTING_DIM)
+    projector = new_projector(items, token_embeddings(base), seed=0)
+    return HybridModel(llm, projector, items, routed=True).to(config.device)
+
+
+def _users(data: PreparedData) -> Tensor:
+    return torch.randn(len(data.split("test")), ROUTING_DIM)
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> TrainingCollator:
+    split = data.split("test")
+    return TrainingCollator(
+        prompts=encode_prompts(tokenizer, data.titles, split.histories, split.candidates),
+        answers=encode_answers(tokenizer, data.titles),
+        rows=np.arange(len(split)),
+        targets=split.targets,
+        pad_id=required_id(tokenizer, "pad"),
+        users=_users(data),
+    )
