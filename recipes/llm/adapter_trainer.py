@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from recipes.experiment import AdaptConfig
 from recipes.llm.curriculum import hybrid_steps
 from recipes.llm.hybrid_model import HybridModel
+from recipes.llm.length_groups import LengthGroups
 from recipes.llm.training import Samples
 from recipes.prompting.collator import TrainingCollator
 
@@ -38,8 +41,14 @@ class AdapterTrainer(Trainer):
             train_dataset=Samples(len(collator.rows)),
         )
         self.hybrid_model = model
+        self.collator = collator
         self.config = config
         self.hybrid_steps = hybrid_steps(args.max_steps, args.seed, curriculum=config.curriculum)
+
+    def _get_train_sampler(self, train_dataset: Dataset[int] | None = None) -> LengthGroups:
+        order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroups(order, self.collator.lengths, batch_size)
 
     def compute_loss(
         self,

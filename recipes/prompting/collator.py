@@ -53,6 +53,11 @@ class TrainingCollator:
     users: Tensor | None = None
     """float32 [prompts, d]: user representations, by prompt."""
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sample, prompt and answer."""
+        return self.prompts.input_ids.lengths[self.rows] + self.answers.lengths[self.targets]
+
     def __call__(self, samples: Sequence[int]) -> dict[str, Tensor]:
         """Collate.
 
