@@ -162,20 +162,28 @@ def no_learning(self: AdapterTrainer, model: object = None) -> torch.optim.Optim
     return self.optimizer
 
 
+def interrupted(config: AdaptConfig, run: Path, step: int, monkeypatch) -> float:
+    """Train until a step; returns the epoch in which that was."""
+    epochs = []
+    original = AdapterTrainer.training_step
+
+    def failing(self, *args, **kwargs):
+        if self.state.global_step == step:
+            epochs.append(self.state.epoch)
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(config, run, seeds=1)
+    return epochs[0]
+
+
 @pytest.mark.parametrize("failing_step", [3, 5])
 def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, failing_step):
     again = copied(run, tmp_path / "again")
-    with monkeypatch.context() as patch:
-        original = AdapterTrainer.training_step
-
-        def failing(self, *args, **kwargs):
-            if self.state.global_step == failing_step:
-                raise KeyboardInterrupt
-            return original(self, *args, **kwargs)
-
-        patch.setattr(AdapterTrainer, "training_step", failing)
-        with pytest.raises(KeyboardInterrupt):
-            adapt(replace(CONFIG, methods=["ilora"]), again, seeds=1)
+    interrupted(replace(CONFIG, methods=["ilora"]), again, failing_step, monkeypatch)
     saved = [path.name for path in adapter_folder(again, "ilora", 0).glob("*/checkpoint-*")]
     assert saved == [f"checkpoint-{failing_step - 1}"]
     pickles = {path.name for path in again.rglob("*") if path.suffix in (".bin", ".pt", ".pth")}
@@ -185,6 +193,18 @@ def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, monkeypatc
     loss = "loss.json"
     folders = adapter_folder(again, "ilora", 0), adapter_folder(run, "ilora", 0)
     assert (folders[0] / loss).read_text() == (folders[1] / loss).read_text()
+
+
+def test_a_run_interrupted_in_its_second_epoch_resumes_to_the_same_result(
+    run, tmp_path, monkeypatch
+):
+    config = replace(CONFIG, methods=["ilora"], min_history=10)
+    whole, again = copied(run, tmp_path / "whole"), copied(run, tmp_path / "again")
+    adapt(config, whole, seeds=1)
+    epoch = interrupted(config, again, 5, monkeypatch)
+    assert 1 < epoch < 2
+    adapt(config, again, seeds=1)
+    assert_same(weights(again), weights(whole))
 
 
 def test_a_run_interrupted_after_its_last_step_takes_no_further_one(run, tmp_path, monkeypatch):
@@ -285,12 +305,14 @@ def test_it_generates_from_its_prompts(adapted):
     assert output.shape[0] == 3 and output.shape[1] <= 3
 
 
-def test_prompts_of_a_trained_split_are_not_tokenised_again(run, monkeypatch):
-    adapted = load_adapted(run, "ilora", 0)
+def test_prompts_of_a_trained_split_are_not_tokenised_again(run, tmp_path, monkeypatch):
+    again = shutil.copytree(run, tmp_path / "again")
+    adapted, without = load_adapted(again, "ilora", 0), load_adapted(again, "ilora", 0)
     monkeypatch.setattr(type(adapted.tokenizer), "__call__", interrupt)
     assert adapted.prompt_inputs("train", ROWS).inputs_embeds.shape[0] == len(ROWS)
+    shutil.rmtree(again / "tokens")
     with pytest.raises(KeyboardInterrupt):
-        adapted.prompt_inputs("test", ROWS)
+        without.prompt_inputs("train", ROWS)
 
 
 def test_only_ilora_is_routed(run):
