@@ -11,7 +11,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -67,6 +70,27 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with written_whole(path) as temporary:
         table.to_parquet(temporary, index=False)
+
+
+def write_parts(path: Path, parts: Iterable[pa.Table]) -> None:
+    """Write a table that is made part by part: one is written while the next one is made.
+
+    Args:
+        path: Where to.
+        parts: At least one, all of one schema.
+    """
+    rest = iter(parts)
+    first = next(rest)
+    with (
+        written_whole(path) as temporary,
+        pq.ParquetWriter(temporary, first.schema) as writer,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        written = thread.submit(writer.write_table, first)
+        for part in rest:
+            written.result()
+            written = thread.submit(writer.write_table, part)
+        written.result()
 
 
 def read_table(path: Path) -> pd.DataFrame:

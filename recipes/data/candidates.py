@@ -14,6 +14,72 @@ import numpy as np
 from recipes.data.ragged import PADDING
 from recipes.data.splits import SPLITS, SplitName
 
+BLOCK = 8192
+"""Rows drawn at once: what they need in between stays in the processor's cache."""
+INDEX_BITS = 11
+"""Low bits of a raw number that the uniform number leaves out (53 of 64 are kept)."""
+
+
+class CandidateStream:
+    """The draw of one split, rows in order, in as many calls as wanted."""
+
+    def __init__(self, num_items: int, num_candidates: int, seed: int, split: SplitName) -> None:
+        """Start at row 0.
+
+        Args:
+            num_items: Items of the catalogue, 0 .. num_items-1.
+            num_candidates: Candidates c of a row, the target included.
+            seed: Not negative.
+            split: Each split has its own stream of random numbers.
+
+        Raises:
+            ValueError: `num_candidates` is below 2, or `seed` is negative.
+        """
+        check_draw(num_candidates, seed)
+        self.num_items, self.num_candidates, self.split = num_items, num_candidates, split
+        # The raw Philox stream, which numpy keeps unchanged for ever; it gives no such promise for
+        # `Generator.random`, and candidates must outlive an upgrade.
+        self._numbers = np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split)]))
+
+    def draw(self, excluded: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Draw the next rows' candidates.
+
+        Args:
+            excluded: Integers [n, width], item ids that are no negatives of the row; -1 is ignored,
+                and the target need not be there.
+            targets: Integers [n].
+
+        Returns:
+            int64 [n, c]: different items, the target once, in uniformly random order.
+
+        Raises:
+            ValueError: A row leaves fewer than `num_candidates - 1` items to draw from.
+        """
+        candidates = np.empty((len(targets), self.num_candidates), np.int64)
+        for start in range(0, len(targets), BLOCK):
+            rows = slice(start, start + BLOCK)
+            self._block(excluded[rows], targets[rows], candidates[rows])
+        return candidates
+
+    def _block(self, excluded: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
+        count, draws = len(targets), self.num_candidates - 1
+        taken = _sorted_unique(np.column_stack([excluded, targets]), self.num_items)
+        free = self.num_items - (taken < self.num_items).sum(axis=0)
+        if free.min(initial=draws) < draws:
+            raise ValueError(
+                f"num_candidates={self.num_candidates} asks for {draws} negatives, but a row of "
+                f"{self.split} has only {free.min()} of the {self.num_items} items left: choose "
+                "fewer candidates"
+            )
+        width = draws + self.num_candidates
+        raw = self._numbers.random_raw(count * width).reshape(count, width)
+        uniform = (raw[:, :draws].T >> np.uint64(INDEX_BITS)) * 2.0**-53
+        chosen = np.empty((self.num_candidates, count), np.int64)
+        chosen[:draws] = _unrank(_subsets(uniform, free), taken)
+        chosen[draws] = targets
+        flat = _random_order(raw[:, draws:]) * count + np.arange(count)[:, None]
+        chosen.take(flat, out=out, mode="clip")  # unlike the default mode, without a copy
+
 
 def draw_candidates(
     excluded: np.ndarray,
@@ -23,38 +89,8 @@ def draw_candidates(
     seed: int,
     split: SplitName,
 ) -> np.ndarray:
-    """Draw every row's candidates.
-
-    Args:
-        excluded: int64 [n, width], item ids that are no negatives of the row; -1 is ignored, and
-            the target need not be there.
-        targets: int64 [n].
-        num_items: Items of the catalogue, 0 .. num_items-1.
-        num_candidates: Candidates c of a row, the target included.
-        seed: Not negative.
-        split: Each split has its own stream of random numbers.
-
-    Returns:
-        int64 [n, c]: different items, the target once, in uniformly random order.
-
-    Raises:
-        ValueError: `num_candidates` is below 2, `seed` is negative, or a row leaves fewer than
-            `num_candidates - 1` items to draw from.
-    """
-    check_draw(num_candidates, seed)
-    draws = num_candidates - 1
-    taken = _sorted_unique(np.concatenate([excluded, targets[:, None]], axis=1), num_items)
-    free = num_items - (taken < num_items).sum(axis=1)
-    if free.min(initial=draws) < draws:
-        raise ValueError(
-            f"num_candidates={num_candidates} asks for {draws} negatives, but a row of {split} has "
-            f"only {free.min()} of the {num_items} items left: choose fewer candidates"
-        )
-    uniform = _uniform(len(targets), draws + num_candidates, seed, split)
-    negatives = _unrank(_subsets(uniform[:, :draws], free), taken)
-    candidates = np.concatenate([negatives, targets[:, None]], axis=1)
-    order = uniform[:, draws:].argsort(axis=1, kind="stable")
-    return np.take_along_axis(candidates, order, axis=1)
+    """Draw every row's candidates: int64 [n, c]; see `CandidateStream`."""
+    return CandidateStream(num_items, num_candidates, seed, split).draw(excluded, targets)
 
 
 def check_draw(num_candidates: int, seed: int) -> None:
@@ -65,46 +101,59 @@ def check_draw(num_candidates: int, seed: int) -> None:
         raise ValueError(f"candidate_seed={seed}: choose 0 or more")
 
 
-def _uniform(rows: int, width: int, seed: int, split: SplitName) -> np.ndarray:
-    """float64 [rows, width] in [0, 1); row i is the same whatever `rows` is.
-
-    From the raw Philox stream, which numpy keeps unchanged for ever; it gives no such promise for
-    `Generator.random`, and candidates must outlive an upgrade.
-    """
-    stream = np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split)]))
-    bits = stream.random_raw(rows * width).reshape(rows, width)
-    return (bits >> np.uint64(11)) * 2.0**-53
-
-
 def _sorted_unique(ids: np.ndarray, num_items: int) -> np.ndarray:
-    """Sort each row's ids; padding and repetitions become a number past every item, at the end."""
+    """Each row's different ids, ascending: [n, width] -> int32 [width, n].
+
+    Padding and repetitions become a number past every item, at the end.
+    """
     beyond = num_items + ids.shape[1]
-    ids = np.sort(np.where(ids == PADDING, beyond, ids), axis=1)
-    ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = beyond
-    return np.sort(ids, axis=1)
+    ids = np.where(ids == PADDING, beyond, ids).astype(np.int32)
+    ids.sort(axis=1)
+    repeated = ids[:, 1:] == ids[:, :-1]
+    if (repeated & (ids[:, 1:] < num_items)).any():
+        ids[:, 1:][repeated] = beyond
+        ids.sort(axis=1)
+    return np.ascontiguousarray(ids.T)
 
 
 def _subsets(uniform: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """A uniformly random subset of {0 .. free-1} for each row: int64 [n, k], k = uniform.shape[1].
+    """A uniformly random subset of {0 .. free-1} for each row: [k, n] -> int32 [k, n].
 
     Floyd's algorithm, all rows at once: for j = free-k .. free-1, draw t from {0 .. j} and take t,
     or j if t was taken before.
     """
-    chosen = np.full(uniform.shape, -1, np.int64)
-    draws = uniform.shape[1]
+    chosen = np.empty(uniform.shape, np.int32)
+    draws = len(uniform)
     for step in range(draws):
         last = free - draws + step
-        drawn = (uniform[:, step] * (last + 1)).astype(np.int64)
-        repeated = (chosen[:, :step] == drawn[:, None]).any(axis=1)
-        chosen[:, step] = np.where(repeated, last, drawn)
+        drawn = (uniform[step] * (last + 1)).astype(np.int32)
+        repeated = (chosen[:step] == drawn).any(axis=0)
+        chosen[step] = np.where(repeated, last, drawn)
     return chosen
 
 
 def _unrank(ranks: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Item ids of the ranks among each row's free items: [n, k] -> [n, k].
+    """Item ids of the ranks among each row's free items: [k, n] -> [k, n].
 
     The free item of rank r is r plus the number of taken items below it; the j-th taken item
     (from 0, ascending) lies below it if `taken[j] - j <= r`.
     """
-    below = taken - np.arange(taken.shape[1])
-    return ranks + (below[:, None, :] <= ranks[:, :, None]).sum(axis=2)
+    items = ranks.copy()
+    for j, ids in enumerate(taken):
+        items += ids - np.int32(j) <= ranks
+    return items
+
+
+def _random_order(raw: np.ndarray) -> np.ndarray:
+    """A permutation of 0 .. c-1 for each row: the order of its c numbers, int64 [n, c].
+
+    By the uniform numbers, ties by place: a number's lowest bits, which play no part, make way for
+    its place, so that sorting the numbers sorts the places.
+    """
+    width = raw.shape[1]
+    if width > 1 << INDEX_BITS:
+        return (raw >> np.uint64(INDEX_BITS)).argsort(axis=1, kind="stable")
+    low = np.uint64((1 << INDEX_BITS) - 1)
+    keys = raw & ~low | np.arange(width, dtype=np.uint64)
+    keys.sort(axis=1)
+    return (keys & low).astype(np.int64)

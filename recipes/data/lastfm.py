@@ -20,7 +20,7 @@ share one and keep file order, so the leak shrinks (the rule above: .20) without
 A few dates precede Last.fm (1957, 1979); they are kept, as in the reference.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ import pandas as pd
 
 from recipes.artifacts import sha256
 from recipes.data.download import LASTFM_MD5, LASTFM_URL, download
+from recipes.data.ordering import order_by, places, run_starts
 from recipes.data.splits import assign_splits
 from recipes.experiment import PrepareConfig, Protocol
 
@@ -35,6 +36,9 @@ ARTISTS = "artists.dat"
 TAGGINGS = "user_taggedartists.dat"
 OFFICIAL_ROWS = {ARTISTS: 17_632, TAGGINGS: 186_479}
 """Rows without the header; another number means a truncated or altered file."""
+
+READ_AT_ONCE = 2**20
+"""Rows parsed at once."""
 
 MIN_USERS_OF_ARTIST = 4
 MIN_ARTISTS_OF_USER = 4
@@ -62,7 +66,8 @@ def read(
     artists = _read_artists(_existing(folder, ARTISTS))
     taggings = _read_taggings(_existing(folder, TAGGINGS))
     pairs = _filtered(_pairs(taggings), artists)
-    item_ids, artist_ids = pd.factorize(pairs["artistID"].to_numpy())
+    del taggings
+    item_ids, artist_ids = pd.factorize(pairs.pop("artistID").to_numpy())
     pairs["item_id"] = item_ids
     ranking = pairs["first_row"].to_numpy()
     interactions = assign_splits(_ordered(pairs, config.protocol), ranking)
@@ -82,7 +87,8 @@ def _existing(folder: Path, name: str) -> Path:
 
 def _read_artists(path: Path) -> pd.Series:
     """Artist names by artist id (UTF-8; an artist may be called `NA` or carry a quotation mark)."""
-    table = _read_table(path, {"id": "int64", "name": "str", "url": "str"}).set_index("id")
+    columns: dict[Hashable, str] = {"id": "int64", "name": "str", "url": "str"}
+    table = pd.concat(_read_table(path, columns)).set_index("id")
     names, urls = table["name"].str.strip(), table["url"]
     # The address is not used, but a name before a missing one may have been cut.
     if not (names.str.len().ge(1).all() and urls.str.len().ge(1).all() and names.index.is_unique):
@@ -93,21 +99,37 @@ def _read_artists(path: Path) -> pd.Series:
 def _read_taggings(path: Path) -> pd.DataFrame:
     """Columns userID, artistID, timestamp (int64, ms), one row a tag, in file order."""
     columns: tuple[Hashable, ...] = ("userID", "artistID", "day", "month", "year")
-    table = _read_table(path, dict.fromkeys(columns, "int64"))
-    if not table["year"].between(1900, 2100).all():
-        raise _altered(path, "a year outside 1900 .. 2100")
-    try:
-        dates = pd.to_datetime(table[["year", "month", "day"]])
-    except ValueError as error:
-        raise _altered(path, f"no date: {error}") from error
-    timestamps = dates.to_numpy("datetime64[ms]").astype(np.int64)
-    return table[["userID", "artistID"]].assign(timestamp=timestamps)
+    read: dict[str, list[np.ndarray]] = {"userID": [], "artistID": [], "timestamp": []}
+    for table in _read_table(path, dict.fromkeys(columns, "int64")):
+        if not table["year"].between(1900, 2100).all():
+            raise _altered(path, "a year outside 1900 .. 2100")
+        timestamps = _timestamps(table)
+        if timestamps is None:
+            raise _altered(path, "a day that is in no calendar")
+        for name, values in read.items():
+            values.append(timestamps if name == "timestamp" else table[name].to_numpy())
+    # One column at a time, so that no more than one is there twice.
+    joined = {name: np.concatenate(read.pop(name)) for name in list(read)}
+    return pd.DataFrame(joined, copy=False)
 
 
-def _read_table(path: Path, columns: dict[Hashable, str]) -> pd.DataFrame:
-    """Columns of a tab-separated file with a header; line ends may be LF or CRLF."""
+def _timestamps(table: pd.DataFrame) -> np.ndarray | None:
+    """Midnights, int64 [n] in ms since 1970; None if a month has no such day."""
+    years, months, days = (table[name].to_numpy() for name in ("year", "month", "day"))
+    if not ((months >= 1) & (months <= 12) & (days >= 1) & (days <= 31)).all():
+        return None
+    first = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
+    dates = first.astype("datetime64[D]") + (days - 1)
+    if (dates.astype("datetime64[M]") != first).any():
+        return None
+    return dates.astype("datetime64[ms]").astype(np.int64)
+
+
+def _read_table(path: Path, columns: dict[Hashable, str]) -> Iterator[pd.DataFrame]:
+    """Columns of a tab-separated file with a header, in parts; line ends may be LF or CRLF."""
+    rows = 0
     try:
-        table = pd.read_csv(
+        with pd.read_csv(
             path,
             sep="\t",
             usecols=list(columns),
@@ -115,13 +137,16 @@ def _read_table(path: Path, columns: dict[Hashable, str]) -> pd.DataFrame:
             encoding="utf-8",
             quoting=3,
             keep_default_na=False,
-        )
+            chunksize=READ_AT_ONCE,
+        ) as parts:
+            for part in parts:
+                rows += len(part)
+                yield part
     except ValueError as error:
         raise _altered(path, str(error)) from error
     expected = OFFICIAL_ROWS[path.name]
-    if len(table) != expected:
-        raise _altered(path, f"{len(table)} rows, where the official file has {expected}")
-    return table
+    if rows != expected:
+        raise _altered(path, f"{rows} rows, where the official file has {expected}")
 
 
 def _altered(path: Path, reason: str) -> ValueError:
@@ -136,8 +161,21 @@ def _pairs(taggings: pd.DataFrame) -> pd.DataFrame:
 
     They differ in 7 % of the pairs kept: a pair's rows are in the order of tag ids.
     """
-    grouped = taggings.groupby(["userID", "artistID"], sort=False)["timestamp"]
-    return grouped.agg(first_row="first", earliest="min").reset_index()
+    users, artists = taggings["userID"].to_numpy(), taggings["artistID"].to_numpy()
+    timestamps = taggings["timestamp"].to_numpy()
+    order = order_by(users, artists)
+    starts = run_starts(users[order], artists[order])
+    earliest = np.minimum.reduceat(timestamps[order], starts) if len(starts) else timestamps
+    first = order[starts]
+    in_file_order = order_by(first)
+    first = first[in_file_order]
+    columns = {
+        "userID": users[first],
+        "artistID": artists[first],
+        "first_row": timestamps[first],
+        "earliest": earliest[in_file_order],
+    }
+    return pd.DataFrame(columns, copy=False)
 
 
 def _filtered(pairs: pd.DataFrame, artists: pd.Series) -> pd.DataFrame:
@@ -148,20 +186,29 @@ def _filtered(pairs: pd.DataFrame, artists: pd.Series) -> pd.DataFrame:
 
 def _occurrences(ids: np.ndarray) -> np.ndarray:
     """How often each row's id occurs: int64 [n]."""
-    _, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    return counts[inverse]
+    codes, _ = pd.factorize(ids)
+    return np.bincount(codes)[codes]
 
 
 def _where(table: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
-    return table.take(np.flatnonzero(selected)).reset_index(drop=True)
+    if selected.all():
+        return table
+    rows = np.flatnonzero(selected)
+    columns = {name: column.to_numpy()[rows] for name, column in table.items()}
+    return pd.DataFrame(columns, copy=False)
 
 
 def _ordered(pairs: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """Interactions in file order, with the position that the protocol gives each."""
-    timestamps = pairs["first_row"] if protocol == "llara" else pairs["earliest"]
-    table = pd.DataFrame(
-        {"user_id": pairs["userID"], "item_id": pairs["item_id"], "timestamp": timestamps}
-    )
-    order = table if protocol == "llara" else table.sort_values("timestamp", kind="stable")
-    table["position"] = order.groupby("user_id").cumcount()
-    return table
+    users = pairs["userID"].to_numpy()
+    timestamps = pairs["first_row" if protocol == "llara" else "earliest"].to_numpy()
+    order = order_by(users) if protocol == "llara" else order_by(users, timestamps)
+    positions = np.empty(len(users), np.int64)
+    positions[order] = places(run_starts(users[order]), len(users))
+    columns = {
+        "user_id": users,
+        "item_id": pairs["item_id"],
+        "timestamp": timestamps,
+        "position": positions,
+    }
+    return pd.DataFrame(columns, copy=False)

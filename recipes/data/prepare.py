@@ -1,14 +1,17 @@
 """Stage `prepare`: raw files -> interactions, items, examples and frozen candidates."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from recipes.artifacts import Record, run_stage, write_json, write_table
-from recipes.data.candidates import check_draw, draw_candidates
+from recipes.artifacts import Record, run_stage, write_json, write_parts, write_table
+from recipes.data.candidates import CandidateStream, check_draw
 from recipes.data.ragged import PADDING
 from recipes.data.sequences import Windows, sliding_windows
 from recipes.data.splits import SPLITS, assign_splits
@@ -16,6 +19,8 @@ from recipes.experiment import PrepareConfig
 
 REFERENCE_HISTORY = 3
 """The shortest history that the reference trains and evaluates on; counted in the manifest."""
+WRITTEN_AT_ONCE = 2**20
+"""Rows of a table: neither histories nor candidates are ever held whole."""
 
 
 def prepare(config: PrepareConfig, folder: Path) -> Record:
@@ -46,19 +51,19 @@ def check_config(config: PrepareConfig) -> None:
 def _write(config: PrepareConfig, folder: Path) -> None:
     interactions, titles, checksums = _read(config)
     windows = sliding_windows(interactions, config.max_history)
-    recurring = bool(interactions.duplicated(["user_id", "item_id"]).any())
-    candidates = _candidates(config, windows, len(titles), recurring)
-    write_table(folder / "interactions.parquet", interactions)
+    recurring = _recurring(windows)
+    write_parts(folder / "interactions.parquet", _interactions(interactions))
     items = pd.DataFrame({"item_id": np.arange(len(titles)), "title": titles})
     write_table(folder / "items.parquet", items)
-    write_table(folder / "examples.parquet", windows.examples())
-    write_table(folder / "candidates.parquet", candidates)
+    write_parts(folder / "examples.parquet", _examples(windows))
+    candidates = _candidates(config, windows, len(titles), recurring)
+    write_parts(folder / "candidates.parquet", candidates)
     manifest = {
         "dataset": config.dataset,
         "protocol": config.protocol,
         "raw_sha256": checksums,
         "negatives": "all items but the target" + ("" if recurring else " and the visible history"),
-        "counts": _counts(interactions, windows, titles),
+        "counts": _counts(windows, titles),
         "config": asdict(config),
     }
     write_json(folder / "manifest.json", manifest)
@@ -76,50 +81,100 @@ def _read(config: PrepareConfig) -> tuple[pd.DataFrame, list[str], dict[str, str
 
         interactions, titles, checksums = synthetic.read(config, source)
         interactions = assign_splits(interactions)
-    columns = ["user_id", "item_id", "position", "split", "timestamp"]
-    table = pd.DataFrame(interactions, columns=columns)
+    return interactions, titles, checksums
+
+
+def _recurring(windows: Windows) -> bool:
+    """Whether any user meets an item twice."""
+    starts = np.flatnonzero(windows.lengths == 0)
+    users = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(windows.targets)))
+    met = users * (windows.targets.max(initial=0) + 1) + windows.targets
+    met.sort()
+    return bool((met[1:] == met[:-1]).any())
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, WRITTEN_AT_ONCE):
+        yield slice(start, min(start + WRITTEN_AT_ONCE, count))
+
+
+def _interactions(interactions: pd.DataFrame) -> Iterator[pa.Table]:
     # A dataset without timestamps has a column of nulls, which only the nullable type can hold.
-    table["timestamp"] = table["timestamp"].astype("Int64")
-    return table, titles, checksums
+    row = {"user_id": 0, "item_id": 0, "position": 0, "split": "", "timestamp": pd.NA}
+    schema = _schema(row, {"timestamp": "Int64"})
+    for rows in _parts(len(interactions)):
+        part = interactions.iloc[rows]
+        values = {name: part[name].to_numpy() for name in ("user_id", "item_id", "position")}
+        values["split"] = _names(part["split"].cat.codes.to_numpy())
+        values["timestamp"] = pa.array(part["timestamp"].astype("Int64"))
+        yield pa.table(values, schema)
+
+
+def _examples(windows: Windows) -> Iterator[pa.Table]:
+    ids, row = np.zeros(1, np.int64), {"split": "", "row": 0, "user_id": 0}
+    schema = _schema(row | {"history": ids, "target": 0, "is_last": False})
+    for rows in _parts(len(windows.targets)):
+        part = windows.table.iloc[rows]
+        histories = windows.cut(rows.start, rows.stop)
+        values = {
+            "split": _names(windows.splits[rows]),
+            "row": part["row"].to_numpy(),
+            "user_id": part["user_id"].to_numpy(),
+            "history": _lists(histories[histories != PADDING], windows.lengths[rows]),
+            "target": windows.targets[rows],
+            "is_last": part["is_last"].to_numpy(),
+        }
+        yield pa.table(values, schema)
 
 
 def _candidates(
     config: PrepareConfig, windows: Windows, num_items: int, recurring: bool
-) -> pd.DataFrame:
+) -> Iterator[pa.Table]:
     """Columns split, row, candidates, seed; one row an example, in the examples' order."""
-    tables = []
-    for split in SPLITS:
-        rows = (windows.table["split"] == split).to_numpy()
-        histories = windows.histories[rows]
+    size, seed = config.num_candidates, config.candidate_seed
+    schema = _schema({"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0})
+    streams = [CandidateStream(num_items, size, seed, split) for split in SPLITS]
+    for rows in _parts(len(windows.targets)):
+        codes, targets = windows.splits[rows], windows.targets[rows]
         # Where items recur, leaving the history out would mark every candidate from it as target.
-        excluded = histories[:, :0] if recurring else histories
-        drawn = draw_candidates(
-            excluded,
-            windows.targets[rows],
-            num_items,
-            config.num_candidates,
-            config.candidate_seed,
-            split,
-        )
-        table = windows.table.loc[rows, ["split", "row"]]
-        tables.append(
-            table.assign(
-                candidates=pd.Series(list(drawn), index=table.index, dtype=object),
-                seed=config.candidate_seed,
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
+        excluded = targets[:, None][:, :0] if recurring else windows.cut(rows.start, rows.stop)
+        # `assign_splits` has sorted the rows by split.
+        ends = np.searchsorted(codes, np.arange(len(SPLITS) + 1)).tolist()
+        own = [slice(*pair) for pair in pairwise(ends)]
+        draws = zip(streams, own, strict=True)
+        drawn = np.concatenate([stream.draw(excluded[at], targets[at]) for stream, at in draws])
+        values = {
+            "split": _names(codes),
+            "row": windows.table["row"].to_numpy()[rows],
+            "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
+            "seed": np.full(len(drawn), seed),
+        }
+        yield pa.table(values, schema)
 
 
-def _counts(interactions: pd.DataFrame, windows: Windows, titles: list[str]) -> dict[str, Any]:
-    lengths = (windows.histories != PADDING).sum(axis=1)
-    reference = lengths >= REFERENCE_HISTORY
+def _schema(row: Mapping[str, Any], types: Mapping[str, str] | None = None) -> pa.Schema:
+    """What pandas would write for rows like this one, so that it reads the same types back."""
+    example = pd.DataFrame({name: [value] for name, value in row.items()}).astype(dict(types or {}))
+    return pa.Schema.from_pandas(example, preserve_index=False)
+
+
+def _names(codes: np.ndarray) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(codes, list(SPLITS)).cast(pa.large_string())
+
+
+def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.Array:
+    offsets = np.append(0, lengths.cumsum()).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
+    reference = windows.lengths >= REFERENCE_HISTORY
     last = windows.table["is_last"].to_numpy()
-    trained = interactions.loc[interactions["split"] == "train", "item_id"].nunique()
+    trained = np.bincount(windows.targets[windows.splits == SPLITS.index("train")])
     return {
-        "interactions": len(interactions),
+        "interactions": len(windows.targets),
         "items": len(titles),
-        "items_absent_from_train": len(titles) - trained,
+        "items_absent_from_train": len(titles) - int(np.count_nonzero(trained)),
         "duplicate_titles": int(pd.Series(titles).str.lower().duplicated().sum()),
         "users": _by_split(windows, last),
         "windows": _by_split(windows, np.ones_like(last)),
@@ -129,5 +184,5 @@ def _counts(interactions: pd.DataFrame, windows: Windows, titles: list[str]) -> 
 
 
 def _by_split(windows: Windows, selected: np.ndarray) -> dict[str, int]:
-    counts = windows.table.loc[selected, "split"].value_counts()
-    return {split: int(counts.get(split, 0)) for split in SPLITS}
+    counts = np.bincount(windows.splits[selected], minlength=len(SPLITS))
+    return {split: int(count) for split, count in zip(SPLITS, counts, strict=True)}

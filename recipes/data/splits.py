@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from recipes.data.ordering import order_by
+
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 MIN_USERS = 6
@@ -25,7 +27,8 @@ def assign_splits(interactions: pd.DataFrame, ranking: np.ndarray | None = None)
             any timestamp, who come last.
 
     Returns:
-        A copy with the column `split`, sorted by the user's rank, then by position.
+        A copy with the column `split` (categories `SPLITS`), sorted by the user's rank, then by
+        position.
 
     Raises:
         ValueError: There are fewer than `MIN_USERS` users.
@@ -35,11 +38,16 @@ def assign_splits(interactions: pd.DataFrame, ranking: np.ndarray | None = None)
         raise ValueError(f"{len(users)} users cannot be split 8:1:1; give at least {MIN_USERS}")
     if ranking is None:
         ranking = interactions["timestamp"].to_numpy(np.float64, na_value=np.inf)
+    ranking = ranking.astype(np.float64, copy=False)
     first = np.full(len(users), np.inf)
     np.minimum.at(first, owners, ranking)
     rank = np.empty(len(users), np.int64)
     rank[first.argsort(kind="stable")] = np.arange(len(users))
     bounds = [int(0.8 * len(users)), int(0.9 * len(users))]
-    split = np.asarray(SPLITS)[np.searchsorted(bounds, rank, side="right")]
-    order = np.lexsort((interactions["position"].to_numpy(), rank[owners]))
-    return interactions.assign(split=split[owners]).take(order).reset_index(drop=True)
+    ranks = rank[owners]
+    del owners, first
+    order = order_by(ranks, interactions["position"].to_numpy())
+    codes = np.searchsorted(bounds, ranks[order], side="right").astype(np.int8)
+    ordered = {name: column.take(order).array for name, column in interactions.items()}
+    ordered["split"] = pd.Categorical.from_codes(codes, list(SPLITS))
+    return pd.DataFrame(ordered, copy=False)

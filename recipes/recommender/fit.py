@@ -8,7 +8,7 @@ The second: a window trains its newest state only. The paper trains the states a
 once, but the windows already slide over every position of a user.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recipes.experiment import RecommenderConfig
 from recipes.recommender.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
 from recipes.recommender.ranking import Validation, target_ranks, validation
-from recipes.recommender.representations import encode
+from recipes.recommender.representations import ENCODED_AT_ONCE, encode
 from recipes.recommender.sasrec import SASRec
 
 
@@ -56,16 +56,14 @@ def fit(
     Returns:
         The curve, one entry an epoch.
     """
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = build_optimizer(model, config)
     progress = load_checkpoint(folder, identity, model, optimizer)
     batches = -(-len(train.targets) // config.batch_size)
     with tqdm(
         total=config.max_epochs * batches, initial=len(progress.history) * batches, desc="SASRec"
     ) as bar:
         while not _finished(progress, config):
-            loss = _train_epoch(model, optimizer, train, config, len(progress.history), bar)
+            loss = train_epoch(model, optimizer, train, config, len(progress.history), bar.update)
             score = validate(model, val)
             _advance(progress, model, loss, score)
             save_checkpoint(folder, identity, model, optimizer, progress)
@@ -76,9 +74,29 @@ def fit(
 
 def validate(model: SASRec, windows: Windows) -> Validation:
     """Rank the full catalogue for each window."""
-    users = encode(model, windows.histories)
-    with torch.no_grad():
-        return validation(target_ranks(users, model.item_embeddings, windows.targets))
+    return validation(window_ranks(model, windows))
+
+
+@torch.no_grad()
+def window_ranks(model: SASRec, windows: Windows) -> Tensor:
+    """Rank of each window's target in the full catalogue, from 1: int64 [rows].
+
+    Memory does not grow with rows or catalogue, but for the result.
+    """
+    chunks = zip(
+        windows.histories.split(ENCODED_AT_ONCE),
+        windows.targets.split(ENCODED_AT_ONCE),
+        strict=True,
+    )
+    items = model.item_embeddings
+    return torch.cat([target_ranks(encode(model, rows), items, wanted) for rows, wanted in chunks])
+
+
+def build_optimizer(model: SASRec, config: RecommenderConfig) -> torch.optim.Adam:
+    """Adam, in one pass over each tensor."""
+    return torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
 
 
 def _finished(progress: Progress, config: RecommenderConfig) -> bool:
@@ -97,13 +115,13 @@ def _advance(progress: Progress, model: SASRec, loss: float, score: Validation) 
         }
 
 
-def _train_epoch(
+def train_epoch(
     model: SASRec,
     optimizer: torch.optim.Optimizer,
     train: Windows,
     config: RecommenderConfig,
     epoch: int,
-    bar: tqdm,
+    after_batch: Callable[[], object],
 ) -> float:
     """One pass over the windows; returns the mean loss."""
     model.train()
@@ -118,7 +136,7 @@ def _train_epoch(
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
-            bar.update()
+            after_batch()
     return total / len(train.targets)
 
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024
-"""Rows scored at once: the scores [rows, num_items] are never held whole."""
+"""Rows scored at once, at most: the scores [rows, num_items] are never held whole."""
+SCORES = 2**23
+"""Scores held at once, at most; whatever the catalogue, its scores take no more than 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ def target_ranks(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     Returns:
         int64 [rows].
     """
-    ranks = []
-    for user, target in zip(users.split(CHUNK), targets.split(CHUNK), strict=True):
+    ranks, rows = [], max(1, min(CHUNK, SCORES // len(items)))
+    for user, target in zip(users.split(rows), targets.split(rows), strict=True):
         scores = user @ items.T
         ranks.append((scores >= scores.gather(1, target[:, None])).sum(dim=1))
     return torch.cat(ranks)

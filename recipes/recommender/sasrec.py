@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from recipes.data.ragged import PADDING
 
+GROUP, GROUPS = 64, 8
+"""Histories of like length that are taken together: at least so many; groups at most."""
+
 
 class SASRec(nn.Module):
     """History -> user representation; score of an item = representation . embedding, no bias.
@@ -53,21 +56,42 @@ class SASRec(nn.Module):
             float [rows, time, hidden]. A state sees its own and older items only. States at padding
             are finite and mean nothing; so does the representation of an empty history.
         """
+        hidden, mask = self._embed(histories)
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        return self.final_norm(hidden)
+
+    def forward(self, histories: Tensor) -> Tensor:
+        """User representations: float [rows, hidden], the states at the newest items.
+
+        Equal to `states(histories)[:, -1]`, without what nothing depends on: the last block's other
+        states, and the padding of short histories, which are taken together by length.
+        """
+        width = histories.shape[1]
+        lengths = (histories != PADDING).sum(dim=1)
+        lengths, order = lengths.sort(stable=True)
+        size = max(GROUP, -(-len(histories) // GROUPS))
+        parts = []
+        for rows, own in zip(order.split(size), lengths.split(size), strict=True):
+            longest = max(1, int(own[-1])) if len(own) else width
+            parts.append(self._newest(histories[rows, width - longest :]))
+        return torch.cat(parts)[order.argsort()]
+
+    def _newest(self, histories: Tensor) -> Tensor:
+        hidden, mask = self._embed(histories)
+        *blocks, last = self.blocks
+        for block in blocks:
+            hidden = block(hidden, mask)
+        return self.final_norm(last(hidden, mask, newest=True))[:, -1]
+
+    def _embed(self, histories: Tensor) -> tuple[Tensor, Tensor]:
         real = histories != PADDING
         time, longest = histories.shape[1], self.positions.num_embeddings
         if time > longest:
             raise ValueError(f"histories of width {time}: this model was built for {longest}")
         hidden = self.items(torch.where(real, histories, self.num_items))
         hidden = hidden * math.sqrt(hidden.shape[-1]) + self.positions.weight[longest - time :]
-        hidden = self.dropout(hidden)
-        mask = attention_mask(real)
-        for block in self.blocks:
-            hidden = block(hidden, mask)
-        return self.final_norm(hidden)
-
-    def forward(self, histories: Tensor) -> Tensor:
-        """User representations: float [rows, hidden], the states at the newest items."""
-        return self.states(histories)[:, -1]
+        return self.dropout(hidden), attention_mask(real)
 
 
 class Block(nn.Module):
@@ -92,20 +116,38 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        hidden = hidden + self.dropout(self._attend(self.attention_norm(hidden), mask))
+    def forward(self, hidden: Tensor, mask: Tensor, newest: bool = False) -> Tensor:
+        """States after the block; with `newest`, those of the last position alone.
+
+        Args:
+            hidden: float [rows, time, hidden].
+            mask: bool [rows, 1, time, time], where a query may look.
+            newest: Leave out the other positions.
+
+        Returns:
+            float [rows, time or 1, hidden].
+        """
+        asked = slice(-1, None) if newest else slice(None)
+        attended = self._attend(self.attention_norm(hidden), mask[:, :, asked], asked)
+        hidden = hidden[:, asked] + self.dropout(attended)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
-    def _attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        rows, time, width = hidden.shape
+    def _attend(self, hidden: Tensor, mask: Tensor, asked: slice) -> Tensor:
+        rows, _, width = hidden.shape
         # [rows, time, hidden] -> [rows, heads, time, hidden / heads]
         query, key, value = (
-            project(hidden).view(rows, time, self.num_heads, -1).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
+            project(states)
+            .view(rows, states.shape[1], self.num_heads, width // self.num_heads)
+            .transpose(1, 2)
+            for project, states in (
+                (self.query, hidden[:, asked]),
+                (self.key, hidden),
+                (self.value, hidden),
+            )
         )
         rate = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
-        return mixed.transpose(1, 2).reshape(rows, time, width)
+        return mixed.transpose(1, 2).reshape(rows, query.shape[2], width)
 
 
 def attention_mask(real: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recipes.artifacts import read_table, write_table
@@ -119,16 +120,15 @@ def test_the_result_is_the_same_on_every_run(tmp_path: Path) -> None:
 def test_a_killed_write_leaves_no_partial_file_and_the_next_run_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_parquet = pd.DataFrame.to_parquet
+    write_table = pq.ParquetWriter.write_table
 
-    def killed(table: pd.DataFrame, path: Path, index: bool) -> None:
-        if "history" in table:
-            Path(path).write_bytes(b"PAR1 and no more")
+    def killed(writer: pq.ParquetWriter, table: pa.Table, **options: object) -> None:
+        write_table(writer, table, **options)
+        if "history" in table.column_names:
             raise KeyboardInterrupt
-        to_parquet(table, path, index=index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pd.DataFrame, "to_parquet", killed)
+        patch.setattr(pq.ParquetWriter, "write_table", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(CONFIG, tmp_path)
     assert names(tmp_path) == ["interactions.parquet", "items.parquet"]

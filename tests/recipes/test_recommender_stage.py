@@ -317,6 +317,7 @@ def test_a_linear_map_reads_the_kind_off_the_representation(world):
     kinds = torch.tensor(synthetic.user_kinds(SyntheticConfig(num_users=500)))
 
     def last(name: SplitName) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each user's last representation, with a constant, and the user's kind."""
         split = data.split(name)
         rows = torch.tensor(np.flatnonzero(split.is_last))
         users = torch.nn.functional.pad(representations.users[name][rows], (0, 1), value=1.0)
@@ -324,5 +325,8 @@ def test_a_linear_map_reads_the_kind_off_the_representation(world):
 
     users, labels = last("train")
     weights = torch.linalg.lstsq(users, torch.eye(4)[labels]).solution
-    users, labels = last("test")
-    assert ((users @ weights).argmax(dim=1) == labels).float().mean() > 0.9
+    right = [
+        (users @ weights).argmax(dim=1) == labels for users, labels in (last("val"), last("test"))
+    ]
+    # Over seeds of training .84 to .97, .90 on average; without the kind .25.
+    assert torch.cat(right).float().mean() > 0.8

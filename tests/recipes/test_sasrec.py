@@ -72,6 +72,25 @@ def test_left_padding_does_not_change_the_representation(model: SASRec):
         torch.testing.assert_close(model(row), model(torch.tensor([history])))
 
 
+@pytest.mark.parametrize("group", [1, 2, 64])
+def test_representations_are_the_newest_states_however_histories_are_grouped(
+    model: SASRec, monkeypatch: pytest.MonkeyPatch, group: int
+):
+    monkeypatch.setattr("recipes.recommender.sasrec.GROUP", group)
+    histories = padded([3], [1, 4], [], [1, 5, 9, 2, 6, 5], [3, 5, 8], [7], [2, 7, 1, 8])
+    newest = model.states(histories)[:, -1]
+    torch.testing.assert_close(model(histories), newest)
+    loss, same = (output.square().sum() for output in (model(histories), newest))
+    gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    expected = torch.autograd.grad(same, list(model.parameters()), materialize_grads=True)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_no_histories_give_no_representations(model: SASRec):
+    assert model(padded([1])[:0]).shape == (0, 8)
+
+
 def test_the_order_of_items_matters(model: SASRec):
     assert not torch.allclose(model(padded([1, 2, 3])), model(padded([2, 1, 3])), atol=1e-4)
 
@@ -165,6 +184,24 @@ def test_ranks_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch):
     whole = target_ranks(users, items, targets)
     monkeypatch.setattr("recipes.recommender.ranking.CHUNK", 7)
     assert torch.equal(target_ranks(users, items, targets), whole)
+    monkeypatch.setattr("recipes.recommender.ranking.SCORES", 45)
+    assert torch.equal(target_ranks(users, items, targets), whole)
+
+
+def test_full_catalogue_scores_are_held_in_chunks_of_bounded_size(monkeypatch: pytest.MonkeyPatch):
+    largest = 0
+
+    class Spy(torch.Tensor):
+        def __matmul__(self, other: Tensor) -> Tensor:
+            nonlocal largest
+            scores = self.as_subclass(Tensor) @ other
+            largest = max(largest, scores.numel())
+            return scores
+
+    monkeypatch.setattr("recipes.recommender.ranking.SCORES", 1000)
+    users, items = torch.randn(70, 4).as_subclass(Spy), torch.randn(90, 4)
+    target_ranks(users, items, torch.randint(90, (70,)))
+    assert largest == 11 * 90
 
 
 def test_validation_discounts_by_rank_and_stops_after_ten():

@@ -1,0 +1,1 @@
+"""Programs that run another project's code in an environment of its own."""

@@ -1,0 +1,189 @@
+"""The stage `prepare` on interactions by the million: seconds, memory, and whether time is linear.
+
+The interactions are written to a temporary folder in HetRec-LastFM's format, each a pair of its own
+whose item follows Zipf's law; then the whole stage runs on them in a process of its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from recipes.bench.measure import BenchConfig, Figure, peak_bytes, publish
+from recipes.data import lastfm
+from recipes.data.prepare import prepare
+from recipes.experiment import PrepareConfig, Protocol
+
+ROWS_OF_USER = 125
+"""On average."""
+ROWS_OF_ITEM = 500
+FEWEST_ITEMS = 500
+SECONDS = 120
+GIB = 6
+USERS_AT_ONCE = 4096
+
+
+@dataclass(kw_only=True)
+class PrepareBenchConfig(BenchConfig):
+    """Synthetic interactions; users and items grow with them."""
+
+    rows: int = 25_000_000
+    """Interactions at the largest size; the other size is a quarter of it."""
+    rounds: int = 3
+    protocol: Protocol = "chronological"
+    """`chronological` sorts besides."""
+    shuffled: bool = False
+    """Write the rows in random order; the official file is sorted by user and item."""
+    folder: str | None = None
+    """Where the temporary files go; by default where the system puts them. They take about 120
+    bytes an interaction."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows < 40_000:
+            raise ValueError(f"rows={self.rows} is too few to measure: use 40,000 or more")
+
+
+def run(config: PrepareBenchConfig) -> list[Figure]:
+    """Time both sizes, in turn."""
+    sizes = (config.rows // 4, config.rows)
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    memory: dict[int, list[int]] = {size: [] for size in sizes}
+    with tempfile.TemporaryDirectory(dir=config.folder) as temporary:
+        folders = {size: Path(temporary) / str(size) for size in sizes}
+        for size, folder in folders.items():
+            write_raw(folder, size, config.shuffled)
+        for _ in range(config.rounds):
+            for size, folder in folders.items():
+                found = in_a_process_of_its_own(config, folder)
+                if found["interactions"] < 0.99 * size:  # rare items are left out
+                    raise ValueError(f"{found['interactions']} of {size} interactions came through")
+                seconds[size].append(found["seconds"])
+                memory[size].append(found["bytes"])
+    small, large = sizes
+    pairs = zip(seconds[large], seconds[small], strict=True)
+    name = f"{large:,} interactions"
+    times = {f"{size:,}": median(seconds[size]) for size in sizes}
+    figures = [
+        _figure(f"prepare {name}", f"{SECONDS} s", [t / SECONDS for t in seconds[large]], 1.0),
+        _figure(
+            f"peak memory of {name}", f"{GIB} GiB", [b / 2**30 / GIB for b in memory[large]], 1.0
+        ),
+        _figure(
+            "time of an interaction",
+            f"of {small:,}",
+            [(a / large) / (b / small) for a, b in pairs],
+            1.2,
+        ),
+    ]
+    figures = [replace(figure, seconds=times) for figure in figures]
+    notes = {"GiB": {f"{size:,}": median(memory[size]) / 2**30 for size in sizes}}
+    publish("prepare", config, figures, notes)
+    return figures
+
+
+def _figure(what: str, against: str, ratios: list[float], target: float) -> Figure:
+    low, _, high = quantiles(ratios, n=4)
+    return Figure(what, against, median(ratios), low, high, {}, target)
+
+
+def write_raw(folder: Path, rows: int, shuffled: bool = False, seed: int = 0) -> None:
+    """Write `rows` interactions as `user_taggedartists.dat` and `artists.dat`.
+
+    Args:
+        folder: Created.
+        rows: Pairs of a user and an item, each once.
+        shuffled: Rows in random order instead of by user and item.
+        seed: Of everything.
+    """
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    items = max(rows // ROWS_OF_ITEM, FEWEST_ITEMS)
+    pairs = _pairs(rows, items, random)
+    if shuffled:
+        random.shuffle(pairs)
+    users, artists = np.divmod(pairs, items)
+    columns = {"userID": users + 1, "artistID": artists + 1, "tagID": np.full(rows, 13, np.int16)}
+    # A year or so from a day of the user's own.
+    days = (users * 7919 % 1000 + random.integers(0, 400, rows)).astype("timedelta64[D]")
+    dates = np.datetime64("2005-08-01") + days
+    months = dates.astype("datetime64[M]")
+    columns["day"] = ((dates - months).astype(np.int64) + 1).astype(np.int8)
+    columns["month"] = (months.astype(np.int64) % 12 + 1).astype(np.int8)
+    columns["year"] = (months.astype(np.int64) // 12 + 1970).astype(np.int16)
+    _write(folder / lastfm.TAGGINGS, columns)
+    names = [f"artist {number}" for number in range(1, items + 1)]
+    artists = {"id": np.arange(1, items + 1), "name": names, "url": names, "pictureURL": names}
+    _write(folder / lastfm.ARTISTS, artists)
+
+
+def _pairs(rows: int, items: int, random: np.random.Generator) -> np.ndarray:
+    """Different pairs `user * items + item`, ascending: int64 [rows]."""
+    users, left = rows // ROWS_OF_USER, rows
+    parts = []
+    for start in range(0, users, USERS_AT_ONCE):
+        count = min(USERS_AT_ONCE, users - start)
+        wanted = left if start + count == users else count * ROWS_OF_USER
+        drawn = np.empty(0, np.int64)
+        while len(drawn) < wanted:
+            of_user = random.integers(start, start + count, 2 * wanted)
+            # P(item <= x) = log x / log(items + 1): the frequency falls as 1 / x.
+            item = (items + 1) ** random.random(2 * wanted)
+            pairs = of_user * items + np.minimum(item.astype(np.int64), items) - 1
+            drawn = np.unique(np.concatenate([drawn, pairs]))
+        kept = random.choice(len(drawn), wanted, replace=False)
+        parts.append(np.sort(drawn[kept]))
+        left -= wanted
+    return np.concatenate(parts)
+
+
+def _write(path: Path, columns: dict[str, object]) -> None:
+    options = csv.WriteOptions(delimiter="\t", quoting_style="none", quoting_header="none")
+    csv.write_csv(pa.table(columns), path, options)
+
+
+def in_a_process_of_its_own(config: PrepareBenchConfig, source: Path) -> dict[str, float]:
+    """Prepare `source`: seconds, peak bytes and the count of interactions."""
+    command = [sys.executable, "-m", __name__, str(source), json.dumps(asdict(config), default=str)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"prepare failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(source: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Prepare `source` in this process: seconds, peak bytes and the count of interactions."""
+    pa.set_cpu_count(int(settings["threads"]))
+    for name in lastfm.OFFICIAL_ROWS:
+        with (source / name).open("rb") as stream:
+            blocks = iter(lambda: stream.read(2**20), b"")
+            lastfm.OFFICIAL_ROWS[name] = sum(block.count(b"\n") for block in blocks) - 1
+    chosen = PrepareConfig(dataset="lastfm", protocol=settings["protocol"], source=str(source))
+    took: list[float] = []
+
+    def work(folder: Path) -> None:
+        start = time.perf_counter()
+        prepare(chosen, folder)
+        took.append(time.perf_counter() - start)
+
+    with tempfile.TemporaryDirectory(dir=source) as folder:
+        peak = peak_bytes(lambda: work(Path(folder)), "cpu")
+        manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+    if peak is None:
+        raise ValueError("the system does not tell a process's peak memory: run this on Linux")
+    counted = manifest["counts"]["interactions"]
+    return {"seconds": took[0], "bytes": peak, "interactions": counted}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(Path(sys.argv[1]), json.loads(sys.argv[2]))))

@@ -1,0 +1,237 @@
+"""SASRec's training against RecBole's: examples a second, and HitRatio@10 at equal settings.
+
+Both sides run in processes of their own, in turn, on the same sequences: every item but a user's
+first and last is the target of one training example, with what came before it as history; the last
+is held out. Both learn by the softmax cross-entropy over the whole catalogue, from the newest state
+of each example, with Adam. RecBole lives in an environment of its own (`--peer_python`).
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from recipes.bench.measure import BenchConfig, Figure, compare, exact, peak_bytes, publish
+from recipes.data.ragged import to_padded
+from recipes.experiment import RecommenderConfig as SASRecConfig
+from recipes.recommender.fit import Windows, build_optimizer, train_epoch, window_ranks
+from recipes.recommender.ranking import target_ranks
+from recipes.recommender.train import build_model
+
+PEER = Path(__file__).parent / "peers" / "recbole_sasrec.py"
+MAKE_PEER = (
+    "python -m venv PEER && PEER/bin/pip install torch==2.13.0 recbole==1.2.1 'numpy<2' 'pandas<3' "
+    "'scipy<1.15', then --peer_python PEER/bin/python"
+)
+RESAMPLES = 2000
+BOUNDS = (0.025, 0.975)
+
+
+@dataclass(kw_only=True)
+class RecommenderConfig(BenchConfig):
+    """Synthetic sequences, and SASRec's settings on both sides."""
+
+    rounds: int = 3
+    peer_python: str | None = None
+    """The Python of an environment with RecBole; without one only this project's side is timed."""
+    num_users: int = 600
+    num_items: int = 1000
+    shortest: int = 20
+    """Items of a sequence."""
+    longest: int = 60
+    epochs: int = 10
+    """Of training; the first is a warm-up and is not counted."""
+    max_history: int = 50
+    hidden_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    dropout: float = 0.2
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+    catalogue: int = 50_000
+    """Items of the catalogue whose scoring's memory is measured."""
+    scored_rows: int = 8192
+    """Rows at the larger size of it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 2:
+            raise ValueError(f"epochs={self.epochs}: the first is a warm-up; use 2 or more")
+        if not 3 <= self.shortest <= self.longest:
+            raise ValueError(
+                f"shortest={self.shortest}, longest={self.longest}: choose 3 <= shortest <= longest"
+            )
+
+
+def run(config: RecommenderConfig) -> list[Figure]:
+    """Train both sides `rounds` times."""
+    sequences = make_sequences(config)
+    sides = {"SASRec": [sys.executable, "-m", __name__]}
+    if config.peer_python is None:
+        print(f"no --peer_python: this project's side alone. RecBole's environment: {MAKE_PEER}")
+    else:
+        sides["RecBole"] = [config.peer_python, str(PEER)]
+    found: dict[str, list[dict]] = {name: [] for name in sides}
+    with tempfile.TemporaryDirectory() as temporary:
+        data, settings = Path(temporary) / "sequences.json", Path(temporary) / "settings.json"
+        data.write_text(json.dumps(sequences), encoding="utf-8")
+        for turn in range(config.rounds):
+            chosen = {name: getattr(config, name) for name in SHARED} | {"seed": turn}
+            settings.write_text(json.dumps(chosen), encoding="utf-8")
+            names = list(sides)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                found[name].append(in_a_process(sides[name], data, settings))
+    examples = {run["examples"] for runs in found.values() for run in runs}
+    if len(examples) > 1:
+        raise ValueError(f"the sides do not train on the same examples: {sorted(examples)}")
+    seconds = {name: [median(run["seconds"][1:]) for run in runs] for name, runs in found.items()}
+    hits = {name: np.array([run["hits"] for run in runs]) for name, runs in found.items()}
+    figures = []
+    if "RecBole" in found:
+        figures = [
+            compare("examples a second", seconds, "SASRec", "RecBole", 1.5, at_least=True),
+            hit_ratio(hits["SASRec"], hits["RecBole"]),
+        ]
+    figures.append(scoring_memory(config))
+    count = examples.pop()
+    notes = {
+        "examples of an epoch": count,
+        "examples a second": {name: count / median(times) for name, times in seconds.items()},
+        "HitRatio@10": {name: interval(values) for name, values in hits.items()},
+        "last loss": {name: runs[0]["losses"][-1] for name, runs in found.items()},
+        "parameters": {name: runs[0]["parameters"] for name, runs in found.items()},
+        "loss": "softmax cross-entropy over the catalogue, on both sides",
+        "feed-forward width": "hidden_size, on both sides",
+    }
+    publish("recommender", config, figures, notes)
+    return figures
+
+
+SHARED = (
+    "threads",
+    "num_items",
+    "epochs",
+    "max_history",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "dropout",
+    "learning_rate",
+    "batch_size",
+)
+
+
+def make_sequences(config: RecommenderConfig) -> list[list[int]]:
+    """Sequences in which an item's successors depend on the item and on the user's group.
+
+    Each item has 5 likely successors in each of 4 groups; one step in four is to an item by
+    popularity (1 / rank) instead. Every item occurs.
+    """
+    random = np.random.default_rng(0)
+    successors = random.integers(0, config.num_items, (4, config.num_items, 5))
+    popularity = 1 / np.arange(1, config.num_items + 1)
+    popularity /= popularity.sum()
+    lengths = random.integers(config.shortest, config.longest + 1, config.num_users)
+    sequences = []
+    for user, length in enumerate(lengths.tolist()):
+        jumps = random.choice(config.num_items, length, p=popularity)
+        jumps[0] = user % config.num_items
+        follows, which = random.random(length) < 0.75, random.integers(0, 5, length)
+        items = [int(jumps[0])]
+        for step in range(1, length):
+            ruled = successors[user % 4, items[-1], which[step]]
+            items.append(int(ruled if follows[step] else jumps[step]))
+        sequences.append(items)
+    return sequences
+
+
+def in_a_process(command: list[str], data: Path, settings: Path) -> dict:
+    """Run one side."""
+    done = subprocess.run(
+        [*command, str(data), str(settings)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def interval(hits: np.ndarray) -> list[float]:
+    """Mean of hits [rounds, users], and its 95 % interval."""
+    low, high = np.quantile(hits.mean(axis=0)[_resampled(hits.shape[1])].mean(axis=1), BOUNDS)
+    return [float(hits.mean()), float(low), float(high)]
+
+
+def hit_ratio(own: np.ndarray, peer: np.ndarray) -> Figure:
+    """The ratio of two sides' HitRatio@10, with its 95 % interval.
+
+    The target is 1 less half the interval: not worse by more than noise.
+    """
+    a, b = own.mean(axis=0), peer.mean(axis=0)
+    rows = _resampled(len(a))
+    low, high = np.quantile(a[rows].mean(axis=1) / np.maximum(b[rows].mean(axis=1), 1e-9), BOUNDS)
+    ratio = float(a.mean() / max(b.mean(), 1e-9))
+    target = round(1 - float(high - low) / 2, 3)
+    return Figure("HitRatio@10", "RecBole", ratio, float(low), float(high), {}, target, True)
+
+
+def _resampled(users: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, users, (RESAMPLES, users))
+
+
+def scoring_memory(config: RecommenderConfig) -> Figure:
+    """Peak memory of ranking the full catalogue for four times as many rows."""
+    random = torch.Generator().manual_seed(0)
+    items = torch.randn(config.catalogue, config.hidden_size, generator=random)
+    users = torch.randn(config.scored_rows, config.hidden_size, generator=random)
+    targets = torch.randint(config.catalogue, (config.scored_rows,), generator=random)
+
+    def peak(rows: int) -> int:
+        return peak_bytes(lambda: target_ranks(users[:rows], items, targets[:rows]), "cpu") or 1
+
+    peak(config.scored_rows // 4)
+    few, many = peak(config.scored_rows // 4), peak(config.scored_rows)
+    what = f"peak memory of scoring {config.scored_rows} rows x {config.catalogue} items"
+    return exact(what, "a quarter of the rows", many / few, 1.05)
+
+
+def own_side(data: Path, settings: dict) -> dict:
+    """This project's side: what the peer's program prints."""
+    torch.set_num_threads(settings["threads"])
+    sequences = json.loads(data.read_text(encoding="utf-8"))
+    names = ("hidden_size", "num_layers", "num_heads", "dropout", "learning_rate", "batch_size")
+    chosen = SASRecConfig(seed=settings["seed"], **{name: settings[name] for name in names})
+    width = settings["max_history"]
+    train = [(items[:end], items[end]) for items in sequences for end in range(1, len(items) - 1)]
+    test = [(items[:-1], items[-1]) for items in sequences]
+    windows, held_out = _windows(train, width), _windows(test, width)
+    model = build_model(chosen, settings["num_items"], width)
+    optimizer = build_optimizer(model, chosen)
+    seconds, losses = [], []
+    for epoch in range(settings["epochs"]):
+        start = time.perf_counter()
+        losses.append(train_epoch(model, optimizer, windows, chosen, epoch, lambda: None))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": seconds,
+        "losses": losses,
+        "examples": len(windows.targets),
+        "hits": (window_ranks(model, held_out) <= 10).int().tolist(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _windows(examples: list[tuple[list[int], int]], width: int) -> Windows:
+    histories = to_padded([np.array(history[-width:]) for history, _ in examples], width)
+    return Windows(torch.tensor(histories), torch.tensor([target for _, target in examples]))
+
+
+if __name__ == "__main__":
+    given = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    print(json.dumps(own_side(Path(sys.argv[1]), given)))
