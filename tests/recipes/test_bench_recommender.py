@@ -73,6 +73,7 @@ PEER = """
 import json, sys
 sequences, settings = (json.load(open(name)) for name in sys.argv[1:])
 assert settings["hidden_size"] == 8 and settings["epochs"] == 2
+assert settings["learning_rate"] == 1e-3
 examples = sum(len(items) - 2 for items in sequences) + {more}
 hits = [1] * len(sequences)
 print(json.dumps(dict(seconds=[9, 1e-9], losses=[1], examples=examples, hits=hits, parameters=1)))
@@ -179,7 +180,7 @@ def test_each_side_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert found["interactions"] > 39_600 and found["seconds"] > 0 and found["bytes"] > 2**26
     data, settings = tmp_path / "data.json", tmp_path / "settings.json"
     chosen = {name: getattr(RecommenderConfig(epochs=2), name) for name in recommender.SHARED}
-    settings.write_text(json.dumps(chosen | {"seed": 0}), encoding="utf-8")
+    settings.write_text(json.dumps(chosen | {"seed": 0, "learning_rate": 1e-3}), encoding="utf-8")
     data.write_text(json.dumps([[0, 1, 2, 3], [5, 4, 3, 2, 1]]), encoding="utf-8")
     command = [sys.executable, "-m", "recipes.bench.recommender"]
     found = recommender.in_a_process(command, data, settings)

@@ -5,6 +5,7 @@ JSON: `seconds` of each training epoch, `examples` of an epoch, `losses`, and `h
 user's held-out item is among the ten best of the whole catalogue.
 """
 
+# pyright: reportMissingImports=false
 import json
 import sys
 import tempfile
