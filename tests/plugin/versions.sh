@@ -23,6 +23,7 @@ for pair in "$@"; do
     "$environment/bin/pip" install --quiet "torch==$torch" "peft==$peft" \
         "transformers==$transformers" accelerate datasets hypothesis pytest
     "$environment/bin/python" -m pytest tests/plugin -m "not slow" -q --tb=line -rfE -p no:cacheprovider \
+        --ignore tests/plugin/test_families.py --ignore tests/plugin/test_trainer.py \
         > "$environment/log" 2>&1 || true
     count() { tail -n 1 "$environment/log" | grep -o "[0-9]* $1" | cut -d " " -f 1; }
     passed=$(count passed || true) failed=$(count failed || true) skipped=$(count skipped || true)
