@@ -45,7 +45,7 @@ def gated_product(
         hidden = lora_a(dropout(x))
         return (result + lora_b(hidden * scale)).to(result.dtype)
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    mask = draw_mask(p)
+    mask = draw_mask(p) if p else None
     if mask is not None:
         scale = scale * mask.rescale
     a, b = lora_a._parameters["weight"], lora_b._parameters["weight"]
@@ -64,9 +64,10 @@ def adapter_weight(lora_a: nn.Module, otherwise: Tensor) -> Tensor:
     """The weight of A, for its dtype and device, or another tensor where a wrapper (FSDP's) hides
     it. Of an offloaded weight, which accelerate loads when A is called, only the dtype holds.
     """
-    if not isinstance(lora_a, nn.Linear):
+    weight = lora_a._parameters["weight"] if isinstance(lora_a, nn.Linear) else None
+    if weight is None:
         return otherwise
-    return otherwise.to(lora_a.weight.dtype) if lora_a.weight.is_meta else lora_a.weight
+    return otherwise.to(weight.dtype) if weight.is_meta else weight
 
 
 def _is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:

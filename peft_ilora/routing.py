@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +22,15 @@ from peft_ilora.gate import Gate, HardGate
 Owner = Literal["context", "generate", "forward"]
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """What a layer's input tells of the batch."""
 
-    count: int
-    """Leading dimension."""
+    leading: int
+    """Size of the first dimension."""
     flattened: bool
     """Batch and sequence may lie flattened in it."""
+    between: int = 0
+    """Dimensions between the batch and the rank coordinates."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Routing:
 
     def repeats(self, rows: Rows) -> int | None:
         """How often each row of `embeds` is repeated to match a layer's input; None: it is not."""
-        if rows.count == self.batch:
+        if rows.leading == self.batch:
             return 1
-        times, rest = divmod(rows.count, self.batch)
+        times, rest = divmod(rows.leading, self.batch)
         if rest:
             return None
         if times == self.times:
@@ -84,6 +85,7 @@ class Routing:
         coordinates: Coordinates,
         scaling: float,
         times: int,
+        between: int,
         like: Tensor,
     ) -> Tensor:
         """`scaling * spread(w(z))`, each row repeated `times`.
@@ -94,18 +96,20 @@ class Routing:
             coordinates: Of the layer.
             scaling: alpha over rank.
             times: From `repeats`.
+            between: Dimensions of size one after the first.
             like: The result takes its dtype and device.
 
         Returns:
-            [batch * times, sum of ranks]
+            [batch * times, 1, ..., sum of ranks]
         """
-        key = (id(gate), adapter, coordinates, scaling, times, like.dtype, like.device)
 
         def compute() -> Tensor:
             weights = self.expert_weights(gate, adapter) * scaling
             scale = coordinates.spread(weights.to(like.device, like.dtype))
-            return scale if times == 1 else scale.repeat_interleave(times, dim=0)
+            scale = scale if times == 1 else scale.repeat_interleave(times, dim=0)
+            return scale.view(scale.shape[0], *[1] * between, scale.shape[1])
 
+        key = (gate, coordinates, scaling, times, between, like.dtype, like.device)
         return self._remembered(key, compute)
 
     def expert_weights(self, gate: Gate | HardGate, adapter: str) -> Tensor:
@@ -113,15 +117,16 @@ class Routing:
         if id(gate) in self.weights:
             return self.weights[id(gate)]
         noise = self.noise.get(adapter)
-        return self._remembered((id(gate), adapter), lambda: gate(self.embeds, noise))
+        return self._remembered((gate,), lambda: gate(self.embeds, noise))
 
     def _remembered(self, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
         if self.memo is None or torch.compiler.is_compiling():
             return compute()
-        key = (*key, torch.is_grad_enabled())  # a part of a model may run without gradients
-        if key not in self.memo:
-            self.memo[key] = compute()
-        return self.memo[key]
+        key = (key, torch.is_grad_enabled())  # a part of a model may run without gradients
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = compute()
+        return found
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ class GatedUpdate(LoraVariant):
             like: The result takes its dtype and device.
 
         Returns:
-            [rows, sum of ranks], where tokens are routed [..., sum of ranks], or one number.
+            [rows, 1, ..., sum of ranks], where tokens are routed [..., sum of ranks], or one
+            number.
 
         Raises:
             ValueError: No routing is in force, or its rows do not correspond to the input's.
@@ -112,7 +113,9 @@ class GatedUpdate(LoraVariant):
                 f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
                 "routing row for each input row, or leave this module out by exclude_modules"
             )
-        return routing.rank_scale(self.gate, adapter, self.coordinates, scaling, times, like)
+        return routing.rank_scale(
+            self.gate, adapter, self.coordinates, scaling, times, rows.between, like
+        )
 
     def _token_scale(self, x: Tensor, scaling: float, like: Tensor) -> Tensor:
         assert isinstance(self.gate, Gate)
@@ -202,18 +205,20 @@ class GatedLinear(GatedUpdate):
     ) -> Tensor:
         lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         like = adapter_weight(lora_a, x)
-        rank = self.rank
-        if isinstance(lora_a, nn.Linear) and not hasattr(lora_a.weight, "ds_id"):
-            found = lora_a.weight.shape[0]
-            if found != rank:
-                raise padded_error(self.name, found, rank)
-        rows = Rows(x.shape[0], flattened=x.dim() == 2)
+        if like.shape[0] != self.rank:
+            self._check_rank(lora_a)
+        rows = Rows(x.shape[0], x.dim() == 2, x.dim() - 2)
         scale = self.rank_scale(module, active_adapter, x, rows, like)
-        if isinstance(scale, Tensor) and scale.dim() == 2:
-            scale = scale.view(scale.shape[0], *[1] * (x.dim() - 2), rank)
         dropout = module.lora_dropout[active_adapter]
         cast = module.cast_input_dtype_enabled
         return gated_product(result, x, lora_a, lora_b, dropout, scale, cast)
+
+    def _check_rank(self, lora_a: nn.Module) -> None:
+        """Refuse an A whose rank has been changed; a sharded or wrapped one does not tell."""
+        if isinstance(lora_a, nn.Linear) and not hasattr(lora_a.weight, "ds_id"):
+            found = lora_a.weight.shape[0]
+            if found != self.rank:
+                raise padded_error(self.name, found, self.rank)
 
 
 class GatedConv(GatedUpdate):
@@ -249,10 +254,8 @@ class GatedEmbedding(GatedUpdate):
     ) -> Tensor:
         # [batch, ..., sum of ranks]
         hidden = module._embed(x, module.lora_embedding_A[active_adapter].T)
-        rows = Rows(x.shape[0], flattened=x.dim() == 1)
+        rows = Rows(x.shape[0], x.dim() == 1, hidden.dim() - 2)
         scale = self.rank_scale(module, active_adapter, x, rows, hidden)
-        if isinstance(scale, Tensor):
-            scale = scale.view(scale.shape[0], *[1] * (hidden.dim() - 2), scale.shape[1])
         update = (hidden * scale) @ module.lora_embedding_B[active_adapter].T
         embed_scale = module._get_embed_scale()  # Gemma's embeddings multiply their output
         return result + (update if embed_scale is None else update * embed_scale.to(update.dtype))
