@@ -1,8 +1,9 @@
-"""`result + B (scale * A dropout(x))` of a linear layer: as one autograd function, or composed.
+"""`result + B (scale * A dropout(x))` of a linear layer.
 
-The function keeps the layer's input as it came and the rank coordinates, nothing else of the
-input's or the output's size: neither the dropped input nor its mask (`peft_ilora/dropout.py`), nor
-a copy in the adapter's dtype. The addition is fused into the product with B.
+What is kept for the backward pass is the layer's input as it came and the rank coordinates, nothing
+else of the input's or the output's size: where there is dropout or another dtype, one autograd
+function computes the dropped (`peft_ilora/dropout.py`) or cast input again. The addition is fused
+into the product with B.
 """
 
 from typing import Any
@@ -50,10 +51,10 @@ def gated_product(
         scale = scale * mask.rescale
     a, b = lora_a._parameters["weight"], lora_b._parameters["weight"]
     assert a is not None and b is not None
-    operands = (result, x, a, b, scale, mask)
-    if torch.is_grad_enabled():
+    copies = mask is not None or x.dtype != a.dtype  # which autograd would keep
+    if copies and torch.is_grad_enabled():
         # A view made in here, past the function, may be written to: some models add to it in place.
-        return _GatedProduct.apply(*operands).view(result.shape)
+        return _GatedProduct.apply(result, x, a, b, scale, mask).view(result.shape)
     hidden = _rank_coordinates(x, a, _kept(mask, x)) * scale
     if result.numel() <= _SMALL and result.dtype == hidden.dtype:
         return result + F.linear(hidden, b)
