@@ -8,27 +8,18 @@ to be repeated, and nothing of the input's size is kept.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LEVELS = 2**16
 
 
 @dataclass(frozen=True)
 class DropMask:
-    """A mask of dropped elements.
-
-    The probability is rounded to a multiple of 2**-16; `rescale` is exact for the rounded one, so
-    that the expectation is the input.
-    """
+    """A mask of dropped elements."""
 
     seed: int
     threshold: int
     """An element is dropped when its 16 bits, as a number from 0, lie below."""
-
-    @property
-    def rescale(self) -> float:
-        """What kept elements are to be multiplied by."""
-        return _LEVELS / (_LEVELS - self.threshold)
 
     def kept(self, like: Tensor) -> Tensor:
         """Which elements of a tensor of this shape are kept, bool; the same at every call."""
@@ -38,24 +29,35 @@ class DropMask:
         return (bits[: like.numel()] >= self.threshold - _LEVELS // 2).view(like.shape)
 
 
-def dropped(x: Tensor, kept: Tensor | None) -> Tensor:
-    """`x` with its dropped elements zero, not rescaled.
-
-    Args:
-        x: Any shape.
-        kept: Of the same shape, bool; None: all of them.
-    """
-    return x if kept is None else torch.where(kept, x, 0.0)
+def dropped(x: Tensor, mask: DropMask | None) -> Tensor:
+    """`x` with its dropped elements zero, not rescaled; None drops none."""
+    return x if mask is None else torch.where(mask.kept(x), x, 0.0)
 
 
 def draw_mask(p: float) -> DropMask | None:
     """Draw a mask from torch's CPU generator, which checkpointing restores for recomputation.
 
     Args:
-        p: Probability that an element is dropped, in [0, 1).
+        p: Probability that an element is dropped, in [0, 1); rounded to a multiple of 2**-16.
 
     Returns:
         None where nothing is dropped.
     """
-    threshold = min(round(p * _LEVELS), _LEVELS - 1)
+    threshold = _threshold(p)
     return DropMask(int(torch.randint(2**62, (), device="cpu")), threshold) if threshold else None
+
+
+def probability(module: nn.Module) -> float:
+    """That a module drops an element now: `nn.Dropout`, or `nn.Identity`."""
+    return module.p if module.training and isinstance(module, nn.Dropout) else 0.0
+
+
+def rescale(p: float) -> float:
+    """What kept elements are to be multiplied by, so that the expectation is the input. Exact for
+    the rounded probability.
+    """
+    return _LEVELS / (_LEVELS - _threshold(p))
+
+
+def _threshold(p: float) -> int:
+    return min(round(p * _LEVELS), _LEVELS - 1)

@@ -73,7 +73,8 @@ class Gate(nn.Module):
             logits = logits.float()
         if noise is not None:
             logits = logits + self.noise_std * noise.to(logits.device, logits.dtype)
-        logits = logits / self.temperature
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k is not None:
             kept = logits.topk(self.top_k, dim=-1).indices
             dropped = torch.ones_like(logits, dtype=torch.bool).scatter(-1, kept, False)

@@ -86,12 +86,13 @@ class RoutingHooks:
         """Bind the forward's routing: its keyword, what is already in force, or the prompt's."""
         self.state.drop_aborted_forward()
         kwargs = dict(kwargs)
-        routing = self.routing_for(kwargs.pop(KEYWORD, None), "forward")
         configs = self.routed()
+        routing = self.routing_for(kwargs.pop(KEYWORD, None), "forward", configs)
         if routing is None and _reads_prompt(configs):
             routing = self.prompt_routing(model, args, kwargs, "forward")
         if routing is not None and configs:
-            check_fits(routing.embeds, configs)
+            if routing.owner != "forward":  # bound before, for adapters that may have changed
+                check_fits(routing.embeds, configs)
             inputs = _model_inputs(args, kwargs)
             if not any(name in kwargs for name in _INPUTS):
                 rows = routing.batch  # forward(mask, x): the batch need not come first
@@ -110,8 +111,10 @@ class RoutingHooks:
         """Unbind; also after an exception."""
         self.state.close_forward()
 
-    def routing_for(self, routing_embeds: Any, owner: Owner) -> Routing | None:
-        """The routing of a call with this keyword; None where no adapter would read it.
+    def routing_for(
+        self, routing_embeds: Any, owner: Owner, configs: dict[str, ILoRAConfig]
+    ) -> Routing | None:
+        """The routing of a call with this keyword; None where no adapter, of these, would read it.
 
         Raises:
             ValueError: A keyword inside `model.routing`, where two routings would compete, or one
@@ -125,7 +128,6 @@ class RoutingHooks:
                 "routing_embeds was passed inside `with model.routing(...)`: use one of the two"
             )
         self.check_readable(routing_embeds)
-        configs = self.routed()
         if not configs:
             return None
         return Routing(checked_embeds(routing_embeds, configs), owner, memo={})
@@ -188,8 +190,9 @@ class RoutedGenerate:
         state, model = self.hooks.state, self.hooks.model
         generate = self.hooks.own_generate or partial(type(model).generate, model)  # type: ignore[attr-defined]
         state.drop_aborted_forward()
-        routing = self.hooks.routing_for(routing_embeds, "generate")
-        if routing is None and _reads_prompt(self.hooks.routed()):
+        configs = self.hooks.routed()
+        routing = self.hooks.routing_for(routing_embeds, "generate", configs)
+        if routing is None and _reads_prompt(configs):
             routing = self.hooks.prompt_routing(model, args, kwargs, "generate")
         if routing is None:
             return generate(*args, **kwargs)

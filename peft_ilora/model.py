@@ -4,10 +4,12 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
+from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import (
     _check_lora_target_modules_mamba,
@@ -21,13 +23,14 @@ from peft_ilora.coordinates import coordinates
 from peft_ilora.gate import Gate, HardGate, make_gate
 from peft_ilora.gates import own_gate, trains
 from peft_ilora.hooks import RoutingHooks, is_routed
+from peft_ilora.linear import GatedLinear, Linear, uncast
 from peft_ilora.merging import MergeableLoraModel
 from peft_ilora.prompt import check_prompt_width, prompt_embeds
 from peft_ilora.routing import Routing, RoutingState
 from peft_ilora.saving import GATES
+from peft_ilora.siblings import followers
 from peft_ilora.statistics import Statistics, entropy, load_balancing, statistics
 from peft_ilora.targets import MIXING, UPDATES, check_in_memory, check_target, routed_layer
-from peft_ilora.update import GatedLinear, uncast
 
 
 class ILoRAModel(MergeableLoraModel):
@@ -50,6 +53,7 @@ class ILoRAModel(MergeableLoraModel):
 
     # The shared gate lives here, not in a layer: PEFT then refuses bare injection with a message.
     uses_shared_state = True
+    _sample: tuple[LoraLayer, ...] = ()  # one, in a tuple: a bare layer would become a submodule
 
     # ---------------------------------------------------------------- injection
 
@@ -100,6 +104,8 @@ class ILoRAModel(MergeableLoraModel):
         for name, requires_grad in others.items():
             self._gates[name].requires_grad_(requires_grad)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        self._introduce_siblings(adapter_name)
+        self._sample = tuple(islice((m for m in model.modules() if isinstance(m, LoraLayer)), 1))
         if first:
             self.routing_hooks = RoutingHooks(
                 model,
@@ -108,6 +114,13 @@ class ILoRAModel(MergeableLoraModel):
                 self._check_readable,
                 self._shared_gates,
             )
+
+    def _introduce_siblings(self, adapter_name: str) -> None:
+        layers = {layer.name: layer for layer in self._layers(adapter_name)}
+        for name, later in followers(layers).items():
+            update = layers[name].update
+            if isinstance(update, GatedLinear):
+                update.followers = [layers[other].layer for other in later]
 
     def _prepare_model(self, peft_config: LoraConfig, model: nn.Module) -> None:
         # Called before the first layer is replaced: the place to refuse.
@@ -147,6 +160,8 @@ class ILoRAModel(MergeableLoraModel):
             parameter_name=parameter_name,
         )
         layer = routed_layer(getattr(parent, target_name), current_key)
+        if type(layer) is lora.Linear:
+            layer.__class__ = Linear  # PEFT has chosen the back end that it extends
         if lora_config.gate_scope == "shared":
             gate = self._shared_gate(adapter_name)
         else:
@@ -268,7 +283,8 @@ class ILoRAModel(MergeableLoraModel):
         return True
 
     def _any_layer(self) -> LoraLayer | None:
-        return next((m for m in self.model.modules() if isinstance(m, LoraLayer)), None)
+        """One that tells whether adapters are enabled."""
+        return self._sample[0] if self._sample else None
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -1,24 +1,79 @@
-"""`result + B (scale * A dropout(x))` of a linear layer.
+"""`W x + B (scale * A dropout(x))`: a linear layer's output with its gated update.
 
-What is kept for the backward pass is the layer's input as it came and the rank coordinates, nothing
-else of the input's or the output's size: where there is dropout or another dtype, one autograd
-function computes the dropped (`peft_ilora/dropout.py`) or cast input again. The addition is fused
-into the product with B.
+Where nothing else wants to see the parts, one autograd function computes it. What is kept for the
+backward pass is the layer's input as it came and the rank coordinates, nothing else of the input's
+or the output's size: the dropped (`peft_ilora/dropout.py`) or cast input is computed again. The
+update is added inside of the product with B, in place where the base layer's output is made here
+too, and its gradient inside of the product with A. Layers that read the same input
+(`peft_ilora/siblings.py`) share one mask, one product with all their A, and one input gradient.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from peft_ilora.dropout import DropMask, draw_mask, dropped
 
-_SMALL = 2**15
-"""Output elements up to which an addition of its own costs less than the fused one's views."""
+
+def fused_product(
+    base: Tensor | nn.Module,
+    x: Tensor,
+    downs: Sequence[Tensor],
+    b: Tensor,
+    scale: Tensor | float,
+    p: float = 0.0,
+    given: Tensor | None = None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The updated output of a linear layer, and the rank coordinates of others with its input.
+
+    Args:
+        base: The base layer, or its output, [..., out].
+        x: The layer's input, [..., in], of any floating dtype.
+        downs: A of this layer, [rank, in], and of the others; none with `given`.
+        b: [out, rank]
+        scale: Of the rank coordinates; broadcasts to [..., rank]. Kept elements are not rescaled.
+        p: Probability that dropout drops an element of `x`.
+        given: The layer's rank coordinates, [..., rank], where they are known.
+
+    Returns:
+        [..., out] in the dtype of the base layer's output; [..., rank] for each of the others, to
+        be passed as `given`.
+    """
+    mask = draw_mask(p) if p and given is None else None
+    output, weight, bias = _taken_apart(base, x)
+    updated, *others = _GatedProduct.apply(output, x, weight, bias, given, b, scale, mask, *downs)
+    width = b.shape[0]
+    # A view made in here, past the function, may be written to: some models add to it in place.
+    return updated.view(*x.shape[:-1], width), others
 
 
-def gated_product(
+def inferred_product(
+    base: Tensor | nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | float
+) -> Tensor:
+    """The updated output, without gradients or dropout. Short, as a decode step of a small model
+    is as fast as its Python.
+
+    Args:
+        base: The base layer, or its output, [..., out].
+        x: The layer's input, [..., in].
+        a: [rank, in]
+        b: [out, rank]
+        scale: Of the rank coordinates; broadcasts to [..., rank].
+    """
+    output, weight, bias = _taken_apart(base, x)
+    hidden = F.linear(x if x.dtype == a.dtype else x.to(a.dtype), a) * scale
+    if weight is None or x.dtype != a.dtype:
+        return _updated(output, x, weight, bias, hidden, b).view(*x.shape[:-1], b.shape[0])
+    output = F.linear(x, weight, bias)
+    _flat(output).addmm_(_flat(hidden), b.t())
+    return output
+
+
+def composed_product(
     result: Tensor,
     x: Tensor,
     lora_a: nn.Module,
@@ -27,7 +82,7 @@ def gated_product(
     scale: Tensor | float,
     cast: bool = True,
 ) -> Tensor:
-    """Add a gated update to the output of a linear layer.
+    """The same of modules that are called, for whoever wants to see them.
 
     Args:
         result: The base layer's output, [..., out].
@@ -41,24 +96,9 @@ def gated_product(
     Returns:
         [..., out], in the dtype of `result`.
     """
-    if not (cast and _is_plain(x, lora_a, lora_b, dropout)):
-        x = x.to(adapter_weight(lora_a, x).dtype) if cast else x
-        hidden = lora_a(dropout(x))
-        return (result + lora_b(hidden * scale)).to(result.dtype)
-    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    mask = draw_mask(p) if p else None
-    if mask is not None:
-        scale = scale * mask.rescale
-    a, b = lora_a._parameters["weight"], lora_b._parameters["weight"]
-    assert a is not None and b is not None
-    copies = mask is not None or x.dtype != a.dtype  # which autograd would keep
-    if copies and torch.is_grad_enabled():
-        # A view made in here, past the function, may be written to: some models add to it in place.
-        return _GatedProduct.apply(result, x, a, b, scale, mask).view(result.shape)
-    hidden = _rank_coordinates(x, a, _kept(mask, x)) * scale
-    if result.numel() <= _SMALL and result.dtype == hidden.dtype:
-        return result + F.linear(hidden, b)
-    return _added(result, hidden, b).view(result.shape)
+    x = x.to(adapter_weight(lora_a, x).dtype) if cast else x
+    hidden = lora_a(dropout(x))
+    return (result + lora_b(hidden * scale)).to(result.dtype)
 
 
 def adapter_weight(lora_a: nn.Module, otherwise: Tensor) -> Tensor:
@@ -71,93 +111,166 @@ def adapter_weight(lora_a: nn.Module, otherwise: Tensor) -> Tensor:
     return otherwise.to(weight.dtype) if weight.is_meta else weight
 
 
-def _is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight of a plain linear layer, past `nn.Module`'s slow attributes."""
+    weight = linear._parameters["weight"]
+    assert weight is not None
+    return weight
+
+
+def is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
     """Whether nothing else wants to see the parts: compilers, autocast, hooks, sharded weights.
 
     The answer is the same when a checkpointed block is recomputed, so its dropout is too.
     """
-    device = x.device.type
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
-        return False
-    if type(dropout) not in (nn.Dropout, nn.Identity) or device not in ("cpu", "cuda"):
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
         return False
     if torch._C._are_functorch_transforms_active():  # vmap, grad: they see through plain calls only
         return False
-    return _is_plain_linear(lora_a) and _is_plain_linear(lora_b)
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    if type(module) is not nn.Linear or "_hf_hook" in vars(module):  # accelerate's, which loads
+    if type(dropout) not in (nn.Dropout, nn.Identity) or not (x.is_cpu or x.is_cuda):
         return False
-    if module._forward_hooks or module._forward_pre_hooks:
+    return is_plain_linear(lora_a) and is_plain_linear(lora_b) and not _has_any_global_hook()
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling a module is multiplying with its weight, and nothing else."""
+    own = module.__dict__
+    if type(module) is not nn.Linear or "_hf_hook" in own or "forward" in own:  # accelerate's loads
         return False
-    if module._backward_hooks or module._backward_pre_hooks:
+    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
         return False
-    weight = module._parameters["weight"]
-    return type(weight) in (nn.Parameter, Tensor) and "ds_id" not in vars(weight)  # DeepSpeed's
+    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    weight = own["_parameters"]["weight"]
+    return type(weight) in (nn.Parameter, Tensor) and "ds_id" not in weight.__dict__  # DeepSpeed's
 
 
-def _kept(mask: DropMask | None, x: Tensor) -> Tensor | None:
-    return None if mask is None else mask.kept(x)
+def _taken_apart(
+    base: Tensor | nn.Module, x: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """A base layer's output, or the weight and bias to compute it with, where these are frozen."""
+    if isinstance(base, Tensor):
+        return base, None, None
+    if is_plain_linear(base):
+        weight, bias = base._parameters["weight"], base._parameters["bias"]
+        trained = any(part is not None and part.requires_grad for part in (weight, bias))
+        if weight is not None and weight.dtype == x.dtype and not trained:
+            return None, weight, bias
+    return base(x), None, None
 
 
-def _rank_coordinates(x: Tensor, a: Tensor, kept: Tensor | None) -> Tensor:
-    """[..., in] -> [..., rank]"""
-    return F.linear(dropped(x.to(a.dtype), kept), a)
+def _rank_coordinates(
+    x: Tensor, downs: Sequence[Tensor], mask: DropMask | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """[..., in] -> [..., rank] of the first A, and of each other one."""
+    wide = F.linear(_seen(x, downs[0], mask), _stacked(downs))
+    if len(downs) == 1:
+        return wide, ()
+    first, *others = wide.split([a.shape[0] for a in downs], dim=-1)
+    return first, others
 
 
-def _added(result: Tensor, scaled: Tensor, b: Tensor) -> Tensor:
-    """[..., out] and [..., rank] -> [tokens, out], in the dtype of `result`."""
-    if torch.promote_types(result.dtype, b.dtype) == b.dtype:
-        updated = torch.addmm(_flat(result.to(b.dtype)), _flat(scaled), b.t())
-    else:  # an adapter of lower precision than the base
-        updated = _flat(result) + _flat(scaled) @ b.t()
-    return updated.to(result.dtype)
+def _seen(x: Tensor, a: Tensor, mask: DropMask | None) -> Tensor:
+    """The input as A sees it."""
+    return dropped(x.to(a.dtype), mask)
+
+
+def _stacked(downs: Sequence[Tensor]) -> Tensor:
+    return downs[0] if len(downs) == 1 else torch.cat(tuple(downs))
+
+
+def _updated(
+    output: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scaled: Tensor,
+    b: Tensor,
+) -> Tensor:
+    """The base layer's output, or its input and weight, and [..., rank] -> [tokens, out]."""
+    scaled, up = _flat(scaled), b.t()
+    if output is None:
+        assert weight is not None
+        output = F.linear(_flat(x), weight, bias)
+        if output.dtype == b.dtype:
+            return output.addmm_(scaled, up)
+    else:
+        output = _flat(output)
+    if torch.promote_types(output.dtype, b.dtype) == b.dtype:
+        return torch.addmm(output.to(b.dtype), scaled, up).to(output.dtype)
+    return (output + scaled @ up).to(output.dtype)  # an adapter of lower precision than the base
 
 
 def _flat(x: Tensor) -> Tensor:
     """[..., width] -> [tokens, width]; one vector is one token."""
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 class _GatedProduct(torch.autograd.Function):
-    """The updated output, [tokens, out]; its backward pass draws the dropped input again."""
+    """The updated output, [tokens, out], and the others' rank coordinates."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        result: Tensor,
+        output: Tensor | None,
         x: Tensor,
-        a: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        given: Tensor | None,
         b: Tensor,
         scale: Tensor | float,
         mask: DropMask | None,
-    ) -> Tensor:
-        hidden = _rank_coordinates(x, a, _kept(mask, x))
-        ctx.shape, ctx.mask = result.shape, mask
-        ctx.constant = None if isinstance(scale, Tensor) else scale
-        ctx.save_for_backward(x, a, b, hidden, *(() if ctx.constant is not None else (scale,)))
-        return _added(result, hidden * scale, b)
+        *downs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        hidden, others = (given, ()) if given is not None else _rank_coordinates(x, downs, mask)
+        ctx.mask, ctx.constant = mask, None if isinstance(scale, Tensor) else scale
+        ctx.shapes = None if output is None else output.shape, x.shape
+        ctx.x_dtype = x.dtype
+        saved_scale = scale if ctx.constant is None else None
+        ctx.save_for_backward(x if downs else None, weight, hidden, b, saved_scale, *downs)
+        return _updated(output, x, weight, bias, hidden * scale, b), *others
 
     @staticmethod
-    def backward(ctx: Any, of_result: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, a, b, hidden, *rest = ctx.saved_tensors
-        scale = rest[0] if rest else ctx.constant
-        _, wants_x, wants_a, wants_b, wants_scale, _ = ctx.needs_input_grad
-        kept = _kept(ctx.mask, x)
-        if torch.is_grad_enabled():  # a second derivative: what is kept has no history
-            hidden = _rank_coordinates(x, a, kept)
-        # [tokens, out], [tokens, rank]
-        of_out = of_result.to(b.dtype)
+    def backward(  # type: ignore[override]
+        ctx: Any, of_updated: Tensor, *of_others: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, hidden, b, scale, *downs = ctx.saved_tensors
+        scale = ctx.constant if scale is None else scale
+        wants_output, wants_x, _, _, wants_given, wants_b, wants_scale, _, *_ = ctx.needs_input_grad
+        if downs and torch.is_grad_enabled():  # a second derivative: what is kept has no history
+            hidden, _ = _rank_coordinates(x, downs, ctx.mask)
+        of_out = of_updated.to(b.dtype)  # [tokens, out]
         of_scaled = (of_out @ b).view(hidden.shape)
         of_hidden = of_scaled * scale
-        of_x = of_a = of_b = of_scale = None
-        if wants_b:
-            of_b = (_flat(hidden * scale).t() @ of_out).t()
-        if wants_scale:
-            of_scale = (of_scaled * hidden).sum_to_size(scale.shape)
-        if wants_a:
-            of_a = _flat(of_hidden).t() @ _flat(dropped(x.to(a.dtype), kept))
-        if wants_x:
-            of_x = dropped(of_hidden @ a, kept).to(x.dtype)
-        return of_result.view(ctx.shape), of_x, of_a, of_b, of_scale, None
+        of_b = (_flat(hidden * scale).t() @ of_out).t() if wants_b else None
+        of_scale = (of_scaled * hidden).sum_to_size(scale.shape) if wants_scale else None
+        of_x = of_updated @ weight if wants_x and weight is not None else None  # [tokens, in]
+        of_downs: Sequence[Tensor] = ()
+        if downs:
+            of_wide = _flat(torch.cat((of_hidden, *of_others), dim=-1) if of_others else of_hidden)
+            of_stacked = of_wide.t() @ _flat(_seen(x, downs[0], ctx.mask))
+            of_downs = of_stacked.split([a.shape[0] for a in downs])
+            if wants_x:
+                of_x = _of_input(of_x, of_wide, _stacked(downs), ctx.mask, x)
+        output_shape, x_shape = ctx.shapes
+        return (
+            of_updated.view(output_shape) if wants_output else None,
+            None if of_x is None else of_x.view(x_shape),
+            None,
+            None,
+            of_hidden if wants_given else None,
+            of_b,
+            of_scale,
+            None,
+            *of_downs,
+        )
+
+
+def _of_input(
+    of_base: Tensor | None, of_wide: Tensor, stacked: Tensor, mask: DropMask | None, x: Tensor
+) -> Tensor:
+    """The input's gradient, [tokens, in]: the base layer's, to be written to, and that of A."""
+    if mask is None and of_base is not None and of_base.dtype == stacked.dtype:
+        return of_base.addmm_(of_wide, stacked)
+    of_a = dropped((of_wide @ stacked), mask).to(x.dtype)
+    return of_a if of_base is None else of_base.add_(of_a)

@@ -7,7 +7,7 @@ anew (`peft_ilora/hooks.py`).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.coordinates import Coordinates
 from peft_ilora.gate import Gate, HardGate
+from peft_ilora.siblings import Offers
 
 Owner = Literal["context", "generate", "forward"]
 
@@ -84,129 +85,125 @@ class Routing:
         adapter: str,
         coordinates: Coordinates,
         scaling: float,
-        times: int,
-        between: int,
+        rows: Rows,
         like: Tensor,
-    ) -> Tensor:
-        """`scaling * spread(w(z))`, each row repeated `times`.
+    ) -> Tensor | None:
+        """`scaling * spread(w(z))`, each row repeated to match a layer's input.
 
         Args:
             gate: Maps `embeds` to expert weights.
             adapter: Its name.
             coordinates: Of the layer.
             scaling: alpha over rank.
-            times: From `repeats`.
-            between: Dimensions of size one after the first.
+            rows: Of the input.
             like: The result takes its dtype and device.
 
         Returns:
-            [batch * times, 1, ..., sum of ranks]
+            [rows, 1, ..., sum of ranks]; None where the input's rows do not correspond.
         """
-
-        def compute() -> Tensor:
+        key = (gate, coordinates, scaling, rows, like.dtype, like.device)
+        found = self._remembered(key)
+        if found is None:
+            times = self.repeats(rows)
+            if times is None:
+                return None
             weights = self.expert_weights(gate, adapter) * scaling
-            scale = coordinates.spread(weights.to(like.device, like.dtype))
-            scale = scale if times == 1 else scale.repeat_interleave(times, dim=0)
-            return scale.view(scale.shape[0], *[1] * between, scale.shape[1])
-
-        key = (gate, coordinates, scaling, times, between, like.dtype, like.device)
-        return self._remembered(key, compute)
+            found = coordinates.spread(weights.to(like.device, like.dtype))
+            found = found if times == 1 else found.repeat_interleave(times, dim=0)
+            found = found.view(found.shape[0], *[1] * rows.between, found.shape[1])
+            self._remember(key, found)
+        return found
 
     def expert_weights(self, gate: Gate | HardGate, adapter: str) -> Tensor:
         """`w(z)` of each row, [batch, num_experts]; evaluated once a forward."""
         if id(gate) in self.weights:
             return self.weights[id(gate)]
-        noise = self.noise.get(adapter)
-        return self._remembered((gate,), lambda: gate(self.embeds, noise))
-
-    def _remembered(self, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
-        if self.memo is None or torch.compiler.is_compiling():
-            return compute()
-        key = (key, torch.is_grad_enabled())  # a part of a model may run without gradients
-        found = self.memo.get(key)
+        found = self._remembered((gate,))
         if found is None:
-            found = self.memo[key] = compute()
+            found = gate(self.embeds, self.noise.get(adapter))
+            self._remember((gate,), found)
         return found
+
+    # A part of a model may run without gradients; a compiled one remembers by itself.
+
+    def _remembered(self, key: tuple[Any, ...]) -> Tensor | None:
+        if self.memo is None or torch.compiler.is_compiling():
+            return None
+        return self.memo.get((key, torch.is_grad_enabled()))
+
+    def _remember(self, key: tuple[Any, ...], found: Tensor) -> None:
+        if self.memo is not None and not torch.compiler.is_compiling():
+            self.memo[key, torch.is_grad_enabled()] = found
 
 
 @dataclass(frozen=True)
-class _Frame:
-    routing: Routing | None
-    forward: bool
+class Frame:
+    """What layers read while it is on top of the stack."""
+
+    routing: Routing | None = None
+    adapter_names: Sequence[str] | None = None
+    """The adapter of each row of a mixed batch; None: all rows have the active ones."""
+    forward: bool = False
     """Pushed by a forward's opening hook, so popped by its closing one."""
+    offers: Offers = field(default_factory=dict)
+    """What layers have computed for others that read the same input."""
 
 
-class _Threads(threading.local):
+class RoutingState(threading.local):
+    """The bindings of a model; each thread has its own."""
+
     def __init__(self) -> None:  # runs once in each thread
-        self.stack: list[_Frame] = []
+        self.stack = [Frame()]
+        """The last one is in force; the first one always stays."""
         self.last: Routing | None = None
+        """The routing of the last forward that had one."""
         self.adapter_names: Sequence[str] | None = None
-
-
-class RoutingState:
-    """The bindings of a model, a stack for each thread."""
-
-    def __init__(self) -> None:
-        self._threads = _Threads()
+        """The adapter of each row of a mixed batch; None: all rows have the active ones."""
 
     def __reduce__(self) -> tuple[type["RoutingState"], tuple[()]]:
         return RoutingState, ()  # a copied model starts unbound
 
     @property
-    def _stack(self) -> list[_Frame]:
-        return self._threads.stack
-
-    @property
     def current(self) -> Routing | None:
-        """The routing in force in this thread."""
-        stack = self._stack
-        return stack[-1].routing if stack else None
-
-    @property
-    def last(self) -> Routing | None:
-        """The routing of this thread's last forward that had one."""
-        return self._threads.last
-
-    @property
-    def adapter_names(self) -> Sequence[str] | None:
-        """The adapter of each row of a mixed batch; None: all rows have the active ones."""
-        return self._threads.adapter_names
+        """The routing in force."""
+        return self.stack[-1].routing
 
     @contextmanager
     def mixed(self, adapter_names: Sequence[str] | None) -> Iterator[None]:
         """Let each row of the block's batches have its own adapter."""
-        outer = self._threads.adapter_names
-        self._threads.adapter_names = adapter_names
+        outer = self.adapter_names
+        self.adapter_names = adapter_names
         try:
             yield
         finally:
-            self._threads.adapter_names = outer
+            self.adapter_names = outer
 
     @contextmanager
     def bound(self, routing: Routing | None) -> Iterator[None]:
         """Bind `routing` for the block, whatever the block leaves behind."""
-        depth = len(self._stack)
-        self._stack.append(_Frame(routing, forward=False))
+        depth = len(self.stack)
+        self.stack.append(Frame(routing, self.adapter_names))
         try:
             yield
         finally:
-            del self._stack[depth:]
+            del self.stack[depth:]
 
     def open_forward(self, routing: Routing | None) -> None:
         """Bind `routing` until `close_forward`."""
         if routing is not None:
-            self._threads.last = replace(routing, memo=None)  # which holds on to the graph
-        self._stack.append(_Frame(routing, forward=True))
+            holds_graph = torch.is_grad_enabled() and routing.memo is not None
+            self.last = replace(routing, memo=None) if holds_graph else routing
+        self.stack.append(Frame(routing, self.adapter_names, forward=True))
 
     def close_forward(self) -> None:
         """End the running forward. Does nothing where its opening failed."""
-        if self._stack and self._stack[-1].forward:
-            self._stack.pop()
+        if self.stack[-1].forward:
+            self.stack.pop()
 
     def drop_aborted_forward(self) -> None:
         """Forget a forward that an interrupt cut off before its closing hook."""
-        while self._stack and self._stack[-1].forward:
-            self._stack.pop()
+        while self.stack[-1].forward:
+            self.stack.pop()
 
 
 def for_forward(

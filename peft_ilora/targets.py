@@ -4,7 +4,8 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.update import GatedConv, GatedEmbedding, GatedLinear, GatedUpdate
+from peft_ilora.linear import GatedLinear
+from peft_ilora.update import GatedConv, GatedEmbedding, GatedUpdate
 
 UPDATES: dict[str, type[GatedUpdate]] = {
     "Linear": GatedLinear,

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.coordinates import Coordinates
-from peft_ilora.errors import merge_error, missing_routing_error, padded_error
+from peft_ilora.errors import merge_error, missing_routing_error
 from peft_ilora.gate import Gate, HardGate
-from peft_ilora.product import adapter_weight, gated_product
 from peft_ilora.routing import RoutingState, Rows
 
 
@@ -76,7 +75,13 @@ class GatedUpdate(LoraVariant):
         raise NotImplementedError
 
     def rank_scale(
-        self, module: LoraLayer, adapter: str, x: Tensor, rows: Rows, like: Tensor
+        self,
+        module: LoraLayer,
+        adapter: str,
+        x: Tensor,
+        rows: Rows,
+        like: Tensor,
+        factor: float = 1.0,
     ) -> Tensor | float:
         """What the rank coordinates are multiplied by.
 
@@ -86,6 +91,7 @@ class GatedUpdate(LoraVariant):
             x: The layer's input.
             rows: Of `x`.
             like: The result takes its dtype and device.
+            factor: Multiplied in.
 
         Returns:
             [rows, 1, ..., sum of ranks], where tokens are routed [..., sum of ranks], or one
@@ -94,28 +100,26 @@ class GatedUpdate(LoraVariant):
         Raises:
             ValueError: No routing is in force, or its rows do not correspond to the input's.
         """
-        scaling = module.scaling[adapter]
+        scaling = module.scaling[adapter] * factor
         if self.by_token:
             return self._token_scale(x, scaling, like)
-        routing = self.state.current
+        frame = self.state.stack[-1]
+        routing, names = frame.routing, frame.adapter_names
         if routing is None:
             if self.missing_routing == "error":
                 raise missing_routing_error(adapter)
             return scaling / self.coordinates.num_experts
-        names = self.state.adapter_names
         if names is not None:  # PEFT passes this adapter's rows only
             chosen = [row for row, name in enumerate(names) if name == adapter]
             routing = routing.of_rows(chosen, adapter)
-        times = routing.repeats(rows)
-        if times is None:
+        scale = routing.rank_scale(self.gate, adapter, self.coordinates, scaling, rows, like)
+        if scale is None:
             raise ValueError(
                 f"routing_embeds has {routing.batch} rows but {self.name} got an input of shape "
                 f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
                 "routing row for each input row, or leave this module out by exclude_modules"
             )
-        return routing.rank_scale(
-            self.gate, adapter, self.coordinates, scaling, times, rows.between, like
-        )
+        return scale
 
     def _token_scale(self, x: Tensor, scaling: float, like: Tensor) -> Tensor:
         assert isinstance(self.gate, Gate)
@@ -192,35 +196,6 @@ class GatedUpdate(LoraVariant):
             b.data = before
 
 
-class GatedLinear(GatedUpdate):
-    """The update of linear layers, plain or quantised: [batch, ..., in] -> [batch, ..., out]."""
-
-    def forward(  # noqa: D102  # type: ignore[override]
-        self,
-        module: LoraLayer,
-        active_adapter: str,
-        x: Tensor,
-        result: Tensor,
-        **layer_kwargs: Any,
-    ) -> Tensor:
-        lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        like = adapter_weight(lora_a, x)
-        if like.shape[0] != self.rank:
-            self._check_rank(lora_a)
-        rows = Rows(x.shape[0], x.dim() == 2, x.dim() - 2)
-        scale = self.rank_scale(module, active_adapter, x, rows, like)
-        dropout = module.lora_dropout[active_adapter]
-        cast = module.cast_input_dtype_enabled
-        return gated_product(result, x, lora_a, lora_b, dropout, scale, cast)
-
-    def _check_rank(self, lora_a: nn.Module) -> None:
-        """Refuse an A whose rank has been changed; a sharded or wrapped one does not tell."""
-        if isinstance(lora_a, nn.Linear) and not hasattr(lora_a.weight, "ds_id"):
-            found = lora_a.weight.shape[0]
-            if found != self.rank:
-                raise padded_error(self.name, found, self.rank)
-
-
 class GatedConv(GatedUpdate):
     """The update of convolutions: [batch, in, ...] -> [batch, out, ...]."""
 
@@ -259,13 +234,6 @@ class GatedEmbedding(GatedUpdate):
         update = (hidden * scale) @ module.lora_embedding_B[active_adapter].T
         embed_scale = module._get_embed_scale()  # Gemma's embeddings multiply their output
         return result + (update if embed_scale is None else update * embed_scale.to(update.dtype))
-
-
-def uncast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Stands in for a layer's `_cast_input_dtype`, whose copy would be kept for the backward pass;
-    `cast_input_dtype_enabled` keeps its meaning.
-    """
-    return x
 
 
 def up_projection(module: LoraLayer, adapter: str) -> nn.Parameter:

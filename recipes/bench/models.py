@@ -1,17 +1,18 @@
 """The models that adapters are timed on: one shape, every method, the same base weights."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_ilora import ILoRAConfig
+from peft_ilora.linear import GatedLinear
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROUTING_DIM = 64
@@ -127,17 +128,23 @@ def referenced(model: PeftModel) -> PeftModel:
     [batch, length, num_experts, out], and then a weighted sum.
     """
     for module in model.modules():
-        update = getattr(module, "lora_variant", {}).get("default")
-        if update is not None:
-            update.forward = _reference_forward(update)
+        variants = getattr(module, "lora_variant", {})
+        if "default" in variants:
+            variants["default"] = _ReferenceUpdate(variants["default"])
     return model
 
 
-def _reference_forward(update: Any) -> Callable[..., Tensor]:
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        experts = update.coordinates.num_experts
-        routing = update.state.current
-        weights = update.gate(routing.embeds) * module.scaling[active_adapter]
+class _ReferenceUpdate(LoraVariant):
+    def __init__(self, update: GatedLinear) -> None:
+        self.update = update
+
+    def forward(  # type: ignore[override]  # PEFT declares it static; it calls it on the instance
+        self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+    ) -> Tensor:
+        experts = self.update.coordinates.num_experts
+        routing = self.update.state.current
+        assert routing is not None
+        weights = self.update.gate(routing.embeds) * module.scaling[active_adapter]
         b = module.lora_B[active_adapter].weight
         x = module.lora_dropout[active_adapter](x.to(b.dtype))
         hidden = module.lora_A[active_adapter](x).unflatten(-1, (experts, -1))
@@ -145,5 +152,3 @@ def _reference_forward(update: Any) -> Callable[..., Tensor]:
         outputs = torch.einsum("btkr,okr->btko", hidden, b.unflatten(1, (experts, -1)))
         mixed = torch.einsum("btko,bk->bto", outputs, weights)
         return (result + mixed).to(result.dtype)
-
-    return forward

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor, nn
 
-from peft_ilora.dropout import DropMask, draw_mask, dropped
-from peft_ilora.product import _GatedProduct, gated_product
+from peft_ilora import ILoRAConfig
+from peft_ilora.dropout import DropMask, draw_mask, dropped, rescale
+from peft_ilora.product import (
+    _GatedProduct,
+    composed_product,
+    fused_product,
+    inferred_product,
+)
 
 
 def operands(
@@ -19,67 +26,112 @@ def operands(
     return tuple(part.to(dtype) for part in made)  # type: ignore[return-value]
 
 
-class Calling(nn.Module):
-    def __init__(self, layer: nn.Module, run) -> None:
-        super().__init__()
-        self.layer, self.run = layer, run
-
-    def forward(self) -> Tensor:
-        return self.run()
+def fused(
+    base: Tensor | nn.Module,
+    x: Tensor,
+    lora_a: nn.Linear,
+    lora_b: nn.Linear,
+    scale: Tensor | float,
+    p: float = 0.0,
+) -> Tensor:
+    return fused_product(base, x, [lora_a.weight], lora_b.weight, scale, p)[0]
 
 
 @pytest.mark.parametrize("mask", [None, DropMask(3, 20_000)], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("base_of", ["output", "weight"])
 @pytest.mark.parametrize("scale_of", ["rows", "tokens", "constant"])
-def test_gradients_are_those_of_finite_differences_also_the_second_ones(mask, scale_of) -> None:
+@pytest.mark.parametrize("coordinates", ["own", "shared", "given"])
+def test_gradients_are_those_of_finite_differences_also_the_second_ones(
+    mask, base_of, scale_of, coordinates
+) -> None:
     result, x, lora_a, lora_b, scale = operands()
-    scale = {"rows": scale, "tokens": torch.rand(3, 4, 2).double(), "constant": 0.7}[scale_of]
+    weight, bias = torch.randn(6, 5).double(), torch.randn(6).double()
+    others = [torch.randn(3, 5).double(), torch.randn(1, 5).double()]
+    downs = {"own": [lora_a.weight], "shared": [lora_a.weight, *others], "given": []}[coordinates]
+    scales = {"rows": scale, "tokens": torch.rand(3, 4, 2).double(), "constant": None}
+    leaves = {
+        "output": result if base_of == "output" else None,
+        "x": x,
+        "given": torch.randn(3, 4, 2).double() if coordinates == "given" else None,
+        "b": lora_b.weight,
+        "scale": scales[scale_of],
+    } | {f"down {i}": down for i, down in enumerate(downs)}
+    leaves = {
+        name: leaf.detach().clone().requires_grad_()
+        for name, leaf in leaves.items()
+        if leaf is not None and not (name == "x" and coordinates == "given" and base_of == "output")
+    }
 
-    def product(*tensors: Tensor) -> Tensor:
-        given = tensors if scale_of != "constant" else (*tensors, scale)
-        return _GatedProduct.apply(*given, mask)
+    def product(*tensors: Tensor) -> tuple[Tensor, ...]:
+        of = dict(zip(leaves, tensors, strict=True))
+        frozen = (None, None) if base_of == "output" else (weight, bias)
+        rest = [tensor for name, tensor in of.items() if name.startswith("down")]
+        return _GatedProduct.apply(
+            of.get("output"),
+            of.get("x", x),
+            *frozen,
+            of.get("given"),
+            of["b"],
+            of.get("scale", 0.7),
+            mask,
+            *rest,
+        )
 
-    leaves = [result, x, lora_a.weight.detach(), lora_b.weight.detach()]
-    leaves += [scale] if isinstance(scale, Tensor) else []
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    assert torch.autograd.gradcheck(product, leaves)
-    assert torch.autograd.gradgradcheck(product, leaves)
+    assert torch.autograd.gradcheck(product, tuple(leaves.values()))
+    assert torch.autograd.gradgradcheck(product, tuple(leaves.values()))
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 4), (0, 4)], ids=str)
-def test_the_fused_product_is_the_composed_one(shape) -> None:
+@pytest.mark.parametrize("base_of", ["output", "frozen layer", "trained layer"])
+def test_the_fused_product_is_the_composed_one(shape, base_of) -> None:
     found = []
-    for hooked in (False, True):  # a hook on A makes it compose
+    for form in ("fused", "inferred", "composed"):
         result, x, lora_a, lora_b, scale = operands(shape=shape)
+        layer = nn.Linear(5, 6).double().requires_grad_(base_of == "trained layer")
+        nn.init.constant_(layer.weight, 0.3)
+        nn.init.constant_(layer.bias, 0.1)
+        base = result if base_of == "output" else layer
         leaves = [t.requires_grad_() for t in (result, x, scale)]
-        if hooked:
-            lora_a.register_forward_hook(lambda *_: None)
-        out = gated_product(result, x, lora_a, lora_b, nn.Identity(), scale)
+        leaves += [lora_a.weight, lora_b.weight, *layer.parameters()]
+        if form == "inferred":
+            with torch.no_grad():
+                out = inferred_product(base, x, lora_a.weight, lora_b.weight, scale)
+            found.append([out])
+            continue
+        if form == "fused":
+            out = fused(base, x, lora_a, lora_b, scale)
+        else:
+            output = base if isinstance(base, Tensor) else base(x)
+            out = composed_product(output, x, lora_a, lora_b, nn.Identity(), scale)
         out.square().sum().backward()
-        found.append([out, *(t.grad for t in (*leaves, lora_a.weight, lora_b.weight))])
-    for fused, composed in zip(*found, strict=True):
-        assert torch.allclose(fused, composed, atol=1e-12)
+        found.append([out, *(t.grad for t in leaves)])
+    for one, composed in zip(found[0], found[2], strict=True):
+        assert (one is None) == (composed is None)
+        assert one is None or torch.allclose(one, composed, atol=1e-12)
+    assert torch.allclose(found[1][0], found[2][0], atol=1e-12)
 
 
-def test_gradients_of_each_example_come_by_vmap_as_they_do_one_by_one() -> None:
-    result, x, lora_a, lora_b, _ = operands()
+def test_gradients_of_each_example_come_by_vmap_as_they_do_one_by_one(randomise) -> None:
+    config = ILoRAConfig(routing_dim=8, target_modules=["0"], missing_routing="uniform")
+    model = randomise(get_peft_model(nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 2)), config))
+    name = next(name for name, _ in model.named_parameters() if "lora_A" in name)
+    weight, rows = dict(model.named_parameters())[name].detach(), torch.randn(3, 5)
 
-    def loss(parameters: dict[str, Tensor], row: Tensor, base: Tensor) -> Tensor:
-        def run(*_: Tensor) -> Tensor:
-            return gated_product(base, row, lora_a, lora_b, nn.Identity(), 0.5).square().sum()
+    def loss(a: Tensor, row: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {name: a}, (row[None],)).square().sum()
 
-        # functional_call swaps the weight while `run` runs
-        return torch.func.functional_call(Calling(lora_a, run), parameters, ())
-
-    parameters = {"layer.weight": lora_a.weight.detach()}
-    got = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, result)
-    for i in range(3):
-        one = torch.func.grad(loss)(parameters, x[i], result[i])
-        assert torch.allclose(got["layer.weight"][i], one["layer.weight"])
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, rows)
+    for i, row in enumerate(rows):
+        leaf = weight.clone().requires_grad_()
+        loss(leaf, row).backward()
+        assert torch.allclose(got[i], leaf.grad, atol=1e-6)
 
 
-def test_the_output_may_be_added_to_in_place_as_falcon_does() -> None:
+@pytest.mark.parametrize("base_of", ["output", "weight"])
+def test_the_output_may_be_added_to_in_place_as_falcon_does(base_of) -> None:
     result, x, lora_a, lora_b, scale = operands()
-    out = gated_product(result, x, lora_a, lora_b, nn.Identity(), scale)
+    base = result if base_of == "output" else nn.Linear(5, 6).double().requires_grad_(False)
+    out = fused(base, x, lora_a, lora_b, scale)
     out += x.sum()
     out.sum().backward()
     assert lora_b.weight.grad.any()
@@ -91,7 +143,7 @@ def test_dropout_drops_its_share_and_keeps_the_expectation(p) -> None:
     mask = draw_mask(p)
     assert mask is not None
     ones = torch.ones(1000, 1001)
-    kept = dropped(ones, mask.kept(ones)) * mask.rescale
+    kept = dropped(ones, mask) * rescale(p)
     share = (kept == 0).float().mean().item()
     assert share == pytest.approx(p, abs=4 * (p * (1 - p) / 1e6) ** 0.5)
     assert kept.mean().item() == pytest.approx(1, abs=0.005)
@@ -142,9 +194,8 @@ def kept_bytes(dtype: torch.dtype, dropout: float) -> int:
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    module = nn.Dropout(dropout) if dropout else nn.Identity()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        gated_product(result.to(dtype), x, lora_a, lora_b, module, torch.rand(2, 1, 4))
+        fused(result.to(dtype), x, lora_a, lora_b, torch.rand(2, 1, 4), dropout)
     return sum(seen.values())
 
 
@@ -211,8 +262,11 @@ def test_an_adapter_of_lower_precision_does_not_round_the_base(adapter) -> None:
     nn.init.zeros_(lora_b.weight)
     result = result + 1e6
     for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            got = gated_product(result, x, lora_a, lora_b, nn.Identity(), scale)
+        if grad:
+            got = fused(result, x, lora_a, lora_b, scale)
+        else:
+            with torch.no_grad():
+                got = inferred_product(result, x, lora_a.weight, lora_b.weight, scale)
         assert torch.equal(got, result)
 
 
