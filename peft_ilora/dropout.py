@@ -22,16 +22,21 @@ class DropMask:
     """An element is dropped when its 16 bits, as a number from 0, lie below."""
 
     def kept(self, like: Tensor) -> Tensor:
-        """Which elements of a tensor of this shape are kept, bool; the same at every call."""
+        """One where an element of `like` is kept, zero where it is dropped; of its shape and dtype.
+
+        The same at every call. Numbers, as multiplying is faster than choosing.
+        """
         generator = torch.Generator(like.device).manual_seed(self.seed)
         words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
         bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
-        return (bits[: like.numel()] >= self.threshold - _LEVELS // 2).view(like.shape)
+        kept = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        torch.ge(bits[: like.numel()], self.threshold - _LEVELS // 2, out=kept.view(-1))
+        return kept
 
 
 def dropped(x: Tensor, mask: DropMask | None) -> Tensor:
     """`x` with its dropped elements zero, not rescaled; None drops none."""
-    return x if mask is None else torch.where(mask.kept(x), x, 0.0)
+    return x if mask is None else x * mask.kept(x)
 
 
 def draw_mask(p: float) -> DropMask | None:

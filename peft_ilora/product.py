@@ -272,5 +272,6 @@ def _of_input(
     """The input's gradient, [tokens, in]: the base layer's, to be written to, and that of A."""
     if mask is None and of_base is not None and of_base.dtype == stacked.dtype:
         return of_base.addmm_(of_wide, stacked)
-    of_a = dropped((of_wide @ stacked), mask).to(x.dtype)
+    of_a = of_wide @ stacked
+    of_a = (of_a if mask is None else of_a.mul_(mask.kept(of_a))).to(x.dtype)
     return of_a if of_base is None else of_base.add_(of_a)
