@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from recipes.bench.measure import (
     BenchConfig,
     Figure,
+    added,
     compare,
     exact,
     interleaved,
@@ -44,10 +46,13 @@ def run(config: AdaptersConfig) -> list[Figure]:
     for dropout in (config.dropout, 0.0):
         sides = _sides(config, dropout)
         steps = {name: _step(model, inputs, batch) for name, (model, inputs) in sides.items()}
-        times = interleaved(steps, config.rounds, config.device)
+        bare = _bare_products(sides["iLoRA"][0], config)
+        times = interleaved(steps | {"products with A and B": bare}, config.rounds, config.device)
         what, of = f"training step, dropout {dropout:g}", "PEFT LoRA"
         figures.append(compare(what, times, "iLoRA", of, 0.85 if dropout else 0.88))
         figures.append(compare(f"frozen base, dropout {dropout:g}", times, "frozen base", of))
+        least = added(times, "frozen base", "products with A and B")
+        figures.append(compare(f"least possible, dropout {dropout:g}", least, "sum", of))
         figures.append(compare(what, times, "iLoRA", "reference arithmetic", 0.50))
         kept = {name: _kept_bytes(model, inputs, batch) for name, (model, inputs) in sides.items()}
         figures.append(
@@ -123,6 +128,40 @@ def _step(model: nn.Module, inputs: list[str], batch: Batch) -> Callable[[], Non
             parameter.grad = None
 
     return step
+
+
+def _bare_products(model: nn.Module, config: AdaptersConfig) -> Callable[[], None]:
+    """The matrix products that no LoRA can do without: two in the forward pass of every layer, four
+    in its backward pass, each into a result of its own.
+    """
+    tokens = config.batch * config.length
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [
+        (
+            layer.lora_A["default"].get_parameter("weight").detach(),
+            layer.lora_B["default"].get_parameter("weight").detach(),
+        )
+        for layer in layers
+    ]
+    widths = {a.shape[1] for a, _ in weights} | {b.shape[0] for _, b in weights}
+    dtype, device = weights[0][0].dtype, config.device
+    full = {width: torch.randn(tokens, width, dtype=dtype, device=device) for width in widths}
+    hidden = torch.randn(tokens, config.rank, dtype=dtype, device=device)
+
+    def run() -> None:
+        for a, b in weights:
+            x, out = full[a.shape[1]], full[b.shape[0]]
+            for left, right in (
+                (x, a.t()),
+                (hidden, b.t()),
+                (out, b),
+                (hidden.t(), out),
+                (hidden.t(), x),
+                (hidden, a),
+            ):
+                torch.mm(left, right)
+
+    return run
 
 
 def _kept_bytes(model: nn.Module, inputs: list[str], batch: Batch) -> int:

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
-from recipes.bench.models import ROUTING_DIM, Shape, ilora, lora
+from recipes.bench.models import ROUTING_DIM, Shape, frozen, ilora, lora
 
 
 @dataclass(kw_only=True)
 class GenerationConfig(BenchConfig):
     """Prefill and decode."""
 
+    rounds: int = 25
     shape: Shape = field(default_factory=Shape)
     batch: int = 32
     prompt: int = 32
@@ -35,6 +36,7 @@ def run(config: GenerationConfig) -> list[Figure]:
     # An even gate: both models compute the same.
     routed = ilora(shape, device, config.experts, config.rank, gate_init="zeros").eval()
     plain = lora(shape, device, config.rank).eval()
+    base = frozen(shape, device).eval()
     figures = []
     with torch.inference_mode():
         worst = 0.0
@@ -46,19 +48,25 @@ def run(config: GenerationConfig) -> list[Figure]:
             prefill = {
                 "iLoRA": lambda ids=ids, given=given: routed(input_ids=ids, **given),
                 "PEFT LoRA": lambda ids=ids: plain(input_ids=ids),
+                "frozen base": lambda ids=ids: base(input_ids=ids),
             }
             if batch > 1:
                 times = interleaved(prefill, config.rounds, device)
                 what = f"prefill, batch {batch} x {config.prompt}"
-                figures.append(compare(what, times, "iLoRA", "PEFT LoRA", 0.95))
+                figures += [
+                    compare(what, times, "iLoRA", "PEFT LoRA", 0.95),
+                    compare(f"{what}, frozen base", times, "frozen base", "PEFT LoRA"),
+                ]
             decode = {
                 "iLoRA": decoding(routed, ids, config.steps, given),
                 "PEFT LoRA": decoding(plain, ids, config.steps, {}),
+                "frozen base": decoding(base, ids, config.steps, {}),
             }
-            times = interleaved(decode, config.rounds, device)
-            figures.append(
-                compare(f"decode step, batch {batch}", times, "iLoRA", "PEFT LoRA", target)
-            )
+            times, what = interleaved(decode, config.rounds, device), f"decode step, batch {batch}"
+            figures += [
+                compare(what, times, "iLoRA", "PEFT LoRA", target),
+                compare(f"{what}, frozen base", times, "frozen base", "PEFT LoRA"),
+            ]
         figures.append(_overhead(config))
     if worst > 1e-3:
         raise ValueError(f"the sides do not compute the same: outputs differ by {worst}")

@@ -120,6 +120,12 @@ def compare(
     return Figure(what, against, statistics.median(ratios), low, high, seconds, target, at_least)
 
 
+def added(times: Mapping[str, list[float]], *sides: str) -> dict[str, list[float]]:
+    """The times, and as `sum` what some sides take together in each round."""
+    together = [float(sum(parts)) for parts in zip(*(times[side] for side in sides), strict=True)]
+    return {**times, "sum": together}
+
+
 def exact(what: str, against: str, ratio: float, target: float | None = None) -> Figure:
     """A ratio that has no spread: of bytes, say."""
     return Figure(what, against, ratio, ratio, ratio, {}, target)

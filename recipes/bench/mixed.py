@@ -9,7 +9,7 @@ from torch import Tensor
 from peft_ilora import ILoRAModel
 from recipes.bench.generation import decoding
 from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
-from recipes.bench.models import ROUTING_DIM, Shape, base_model, ilora
+from recipes.bench.models import ROUTING_DIM, Shape, base_model, frozen, ilora
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,7 @@ def run(config: MixedConfig) -> list[Figure]:
             parameter.data.mul_(10)  # instances that differ
     embeds = torch.randn(config.instances, ROUTING_DIM, device=device)
     plain = one_lora_each(routed, embeds, config).eval()
+    base = frozen(shape, device).eval()
     names = [f"user{i}" for i in range(config.instances)]
     size = (config.instances, config.prompt)
     ids = torch.randint(1, shape.vocabulary, size, device=device)
@@ -50,17 +51,22 @@ def run(config: MixedConfig) -> list[Figure]:
         prefill = {
             "iLoRA": lambda: routed(input_ids=ids, **own),
             "adapter_names": lambda: plain(input_ids=ids, **theirs),
+            "frozen base": lambda: base(input_ids=ids),
         }
         decode = {
             "iLoRA": decoding(routed, ids, config.steps, own),
             "adapter_names": decoding(plain, ids, config.steps, theirs),
+            "frozen base": decoding(base, ids, config.steps, {}),
         }
         for what, sides, target in (
-            (f"decode step of {config.instances} instances, times faster", decode, 8.0),
-            (f"prefill {config.instances} x {config.prompt}, times faster", prefill, 2.5),
+            (f"decode step of {config.instances} instances", decode, 8.0),
+            (f"prefill {config.instances} x {config.prompt}", prefill, 2.5),
         ):
-            times = interleaved(sides, config.rounds, device)
-            figures.append(compare(what, times, "iLoRA", "adapter_names", target, at_least=True))
+            times, of = interleaved(sides, config.rounds, device), "adapter_names"
+            figures += [
+                compare(f"{what}, times faster", times, "iLoRA", of, target, at_least=True),
+                compare(f"{what}, frozen base", times, "frozen base", of, at_least=True),
+            ]
     publish("mixed", config, figures, {"largest difference of outputs": worst})
     return figures
 

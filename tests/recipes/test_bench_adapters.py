@@ -44,8 +44,11 @@ def test_generation_compares_equal_models(common) -> None:
     rows = [row["what"] for row in written(common)["figures"]]
     assert rows == [
         "prefill, batch 3 x 4",
+        "prefill, batch 3 x 4, frozen base",
         "decode step, batch 3",
+        "decode step, batch 3, frozen base",
         "decode step, batch 1",
+        "decode step, batch 1, frozen base",
         "forward with gate and context, 1 layers",
     ]
 
