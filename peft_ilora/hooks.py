@@ -224,13 +224,17 @@ class RoutedCheckpoint:
         gates = {} if routing is None else self.shared_gates()
         embeds = None if routing is None else routing.embeds
         weights = [routing.expert_weights(g, n) for n, g in gates.items()] if routing else []
-        run = partial(_run_bound, self.state, routing, [id(g) for g in gates.values()], block)
+        shares = self.state.offers is not None
+        run = partial(
+            _run_bound, self.state, routing, shares, [id(g) for g in gates.values()], block
+        )
         return self.function(run, embeds, *weights, *args, **kwargs)
 
 
 def _run_bound(
     state: RoutingState,
     routing: Routing | None,
+    shares: bool,
     gates: list[int],
     block: Callable[..., Any],
     embeds: Tensor | None,
@@ -244,7 +248,7 @@ def _run_bound(
     if routing is not None and embeds is not None:
         handed = dict(zip(gates, weights, strict=True))
         routing = replace(routing, embeds=embeds, weights=handed, memo={})
-    with state.bound(routing):
+    with state.bound(routing, shares):
         return block(*args, **kwargs)
 
 

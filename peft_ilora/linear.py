@@ -74,14 +74,16 @@ class GatedLinear(GatedUpdate):
         """`updated`, where the gradients' needs decide; p is the probability of dropout."""
         a, b = weight_of(module.lora_A[adapter]), weight_of(module.lora_B[adapter])
         scale = self._linear_scale(module, adapter, x, a, rescale(p))
-        offers = self.state.stack[-1].offers
-        given = take(offers, module, adapter, x)
+        offers = self.state.offers
+        given = None if offers is None else take(offers, module, adapter, x)
         if given is not None:
             return fused_product(base, x, (), b, scale, given=given)[0]
-        others = [layer for layer in self.followers if _shares(layer, adapter, x, a, p)]
+        later = () if offers is None else self.followers
+        others = [layer for layer in later if _shares(layer, adapter, x, a, p)]
         downs = [a, *(weight_of(other.lora_A[adapter]) for other in others)]
         output, hidden = fused_product(base, x, downs, b, scale, p)
         for other, coordinates in zip(others, hidden, strict=True):
+            assert offers is not None
             offer(offers, other, adapter, x, coordinates)
         return output
 

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -53,7 +52,8 @@ class ILoRAModel(MergeableLoraModel):
 
     # The shared gate lives here, not in a layer: PEFT then refuses bare injection with a message.
     uses_shared_state = True
-    _sample: tuple[LoraLayer, ...] = ()  # one, in a tuple: a bare layer would become a submodule
+    _sample = ""
+    """Name of a layer, looked at in every forward."""
 
     # ---------------------------------------------------------------- injection
 
@@ -105,7 +105,7 @@ class ILoRAModel(MergeableLoraModel):
             self._gates[name].requires_grad_(requires_grad)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self._introduce_siblings(adapter_name)
-        self._sample = tuple(islice((m for m in model.modules() if isinstance(m, LoraLayer)), 1))
+        self._any_layer()
         if first:
             self.routing_hooks = RoutingHooks(
                 model,
@@ -283,8 +283,18 @@ class ILoRAModel(MergeableLoraModel):
         return True
 
     def _any_layer(self) -> LoraLayer | None:
-        """One that tells whether adapters are enabled."""
-        return self._sample[0] if self._sample else None
+        """One that tells whether adapters are enabled; searched for when it has moved."""
+        try:
+            found = self.model.get_submodule(self._sample)
+        except AttributeError:
+            found = None
+        if isinstance(found, LoraLayer):
+            return found
+        named = ((n, m) for n, m in self.model.named_modules() if isinstance(m, LoraLayer))
+        name, layer = next(named, ("", None))
+        if not torch.compiler.is_compiling():
+            self._sample = name
+        return layer
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from peft_ilora.dropout import DropMask, draw_mask, dropped
@@ -123,13 +124,28 @@ def is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module
 
     The answer is the same when a checkpointed block is recomputed, so its dropout is too.
     """
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or _is_watched():
         return False
-    if torch._C._are_functorch_transforms_active():  # vmap, grad: they see through plain calls only
+    if type(dropout) is not nn.Identity and (
+        type(dropout) is not nn.Dropout or dropout._forward_hooks or dropout._forward_pre_hooks
+    ):
         return False
-    if type(dropout) not in (nn.Dropout, nn.Identity) or not (x.is_cpu or x.is_cuda):
+    if not (x.is_cpu or x.is_cuda):
         return False
-    return is_plain_linear(lora_a) and is_plain_linear(lora_b) and not _has_any_global_hook()
+    return is_plain_linear(lora_a) and is_plain_linear(lora_b)
+
+
+def _is_watched() -> bool:
+    """Whether plain calls are expected: by vmap and grad, selective checkpointing, forward
+    derivatives, tracing, or hooks of all modules.
+    """
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or _has_any_global_hook()
+    )
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -141,7 +157,7 @@ def is_plain_linear(module: nn.Module) -> bool:
         return False
     if own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
-    weight = own["_parameters"]["weight"]
+    weight = own["_parameters"].get("weight")
     return type(weight) in (nn.Parameter, Tensor) and "ds_id" not in weight.__dict__  # DeepSpeed's
 
 
@@ -225,36 +241,43 @@ class _GatedProduct(torch.autograd.Function):
         hidden, others = (given, ()) if given is not None else _rank_coordinates(x, downs, mask)
         ctx.mask, ctx.constant = mask, None if isinstance(scale, Tensor) else scale
         ctx.shapes = None if output is None else output.shape, x.shape
-        ctx.x_dtype = x.dtype
+        ctx.set_materialize_grads(False)
         saved_scale = scale if ctx.constant is None else None
         ctx.save_for_backward(x if downs else None, weight, hidden, b, saved_scale, *downs)
         return _updated(output, x, weight, bias, hidden * scale, b), *others
 
     @staticmethod
     def backward(  # type: ignore[override]
-        ctx: Any, of_updated: Tensor, *of_others: Tensor
+        ctx: Any, of_updated: Tensor | None, *of_others: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, weight, hidden, b, scale, *downs = ctx.saved_tensors
         scale = ctx.constant if scale is None else scale
         wants_output, wants_x, _, _, wants_given, wants_b, wants_scale, _, *_ = ctx.needs_input_grad
         if downs and torch.is_grad_enabled():  # a second derivative: what is kept has no history
             hidden, _ = _rank_coordinates(x, downs, ctx.mask)
-        of_out = of_updated.to(b.dtype)  # [tokens, out]
-        of_scaled = (of_out @ b).view(hidden.shape)
-        of_hidden = of_scaled * scale
-        of_b = (_flat(hidden * scale).t() @ of_out).t() if wants_b else None
-        of_scale = (of_scaled * hidden).sum_to_size(scale.shape) if wants_scale else None
-        of_x = of_updated @ weight if wants_x and weight is not None else None  # [tokens, in]
-        of_downs: Sequence[Tensor] = ()
-        if downs:
-            of_wide = _flat(torch.cat((of_hidden, *of_others), dim=-1) if of_others else of_hidden)
-            of_stacked = of_wide.t() @ _flat(_seen(x, downs[0], ctx.mask))
-            of_downs = of_stacked.split([a.shape[0] for a in downs])
+        of_hidden = of_b = of_scale = of_x = None
+        if of_updated is not None:
+            of_out = of_updated.to(b.dtype)  # [tokens, out]
+            of_scaled = (of_out @ b).view(hidden.shape)
+            of_hidden = of_scaled * scale
+            of_b = (_flat(hidden * scale).t() @ of_out).t() if wants_b else None
+            of_scale = (of_scaled * hidden).sum_to_size(scale.shape) if wants_scale else None
+            of_x = of_updated @ weight if wants_x and weight is not None else None  # [tokens, in]
+        # A layer that has not run has no gradient.
+        ofs = (of_hidden, *of_others) if downs else ()
+        ran = [(a, of) for a, of in zip(downs, ofs, strict=True) if of is not None]
+        of_downs: dict[int, Tensor] = {}
+        if ran:
+            ranks = [a.shape[0] for a, _ in ran]
+            of_wide = _flat(torch.cat([of for _, of in ran], dim=-1) if len(ran) > 1 else ran[0][1])
+            of_stacked = of_wide.t() @ _flat(_seen(x, ran[0][0], ctx.mask))
+            parts = (part.clone() for part in of_stacked.split(ranks)) if ran[1:] else [of_stacked]
+            of_downs = {id(a): part for (a, _), part in zip(ran, parts, strict=True)}
             if wants_x:
-                of_x = _of_input(of_x, of_wide, _stacked(downs), ctx.mask, x)
+                of_x = _of_input(of_x, of_wide, _stacked([a for a, _ in ran]), ctx.mask, x)
         output_shape, x_shape = ctx.shapes
         return (
-            of_updated.view(output_shape) if wants_output else None,
+            of_updated.view(output_shape) if wants_output and of_updated is not None else None,
             None if of_x is None else of_x.view(x_shape),
             None,
             None,
@@ -262,7 +285,7 @@ class _GatedProduct(torch.autograd.Function):
             of_b,
             of_scale,
             None,
-            *of_downs,
+            *(of_downs.get(id(a)) for a in downs),
         )
 
 

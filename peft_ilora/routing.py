@@ -145,8 +145,10 @@ class Frame:
     """The adapter of each row of a mixed batch; None: all rows have the active ones."""
     forward: bool = False
     """Pushed by a forward's opening hook, so popped by its closing one."""
-    offers: Offers = field(default_factory=dict)
-    """What layers have computed for others that read the same input."""
+    block: bool = False
+    """Pushed for a checkpointed block, in a forward or for its recomputation."""
+    offers: Offers | None = None
+    """What layers have computed for others that read the same input, until the frame ends."""
 
 
 class RoutingState(threading.local):
@@ -159,6 +161,7 @@ class RoutingState(threading.local):
         """The routing of the last forward that had one."""
         self.adapter_names: Sequence[str] | None = None
         """The adapter of each row of a mixed batch; None: all rows have the active ones."""
+        self._recomputed: tuple[int, Offers] = (-1, {})
 
     def __reduce__(self) -> tuple[type["RoutingState"], tuple[()]]:
         return RoutingState, ()  # a copied model starts unbound
@@ -167,6 +170,21 @@ class RoutingState(threading.local):
     def current(self) -> Routing | None:
         """The routing in force."""
         return self.stack[-1].routing
+
+    @property
+    def offers(self) -> Offers | None:
+        """None where nothing is shared: in mixed batches, whose rows PEFT copies, and outside of
+        forwards, where nothing would end an offer.
+        """
+        frame, backward = self.stack[-1], torch._C._current_graph_task_id()
+        if frame.adapter_names is not None:
+            return None
+        within = frame.forward or frame.block
+        if not within and backward != -1:  # a model that checkpoints by itself recomputes
+            if self._recomputed[0] != backward:
+                self._recomputed = (backward, {})
+            return self._recomputed[1]
+        return frame.offers
 
     @contextmanager
     def mixed(self, adapter_names: Sequence[str] | None) -> Iterator[None]:
@@ -179,10 +197,16 @@ class RoutingState(threading.local):
             self.adapter_names = outer
 
     @contextmanager
-    def bound(self, routing: Routing | None) -> Iterator[None]:
-        """Bind `routing` for the block, whatever the block leaves behind."""
-        depth = len(self.stack)
-        self.stack.append(Frame(routing, self.adapter_names))
+    def bound(self, routing: Routing | None, shares: bool | None = None) -> Iterator[None]:
+        """Bind `routing` for the block, whatever the block leaves behind.
+
+        Args:
+            routing: None hides what is bound outside.
+            shares: Of a checkpointed block, whether its layers compute for each other.
+        """
+        depth, offers = len(self.stack), {} if shares else None
+        block = shares is not None
+        self.stack.append(Frame(routing, self.adapter_names, block=block, offers=offers))
         try:
             yield
         finally:
@@ -193,7 +217,7 @@ class RoutingState(threading.local):
         if routing is not None:
             holds_graph = torch.is_grad_enabled() and routing.memo is not None
             self.last = replace(routing, memo=None) if holds_graph else routing
-        self.stack.append(Frame(routing, self.adapter_names, forward=True))
+        self.stack.append(Frame(routing, self.adapter_names, forward=True, offers={}))
 
     def close_forward(self) -> None:
         """End the running forward. Does nothing where its opening failed."""

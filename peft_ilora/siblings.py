@@ -45,8 +45,7 @@ class Offer:
     """Rank coordinates computed ahead, until their layer takes them."""
 
     x: Tensor
-    version: int
-    with_gradients: bool
+    circumstances: tuple[object, ...]
     hidden: Tensor
 
 
@@ -56,12 +55,20 @@ Offers = dict[tuple[int, str], Offer]
 
 def offer(offers: Offers, layer: LoraLayer, adapter: str, x: Tensor, hidden: Tensor) -> None:
     """Leave a layer the coordinates, [..., rank], of an input, [..., in]."""
-    offers[id(layer), adapter] = Offer(x, x._version, torch.is_grad_enabled(), hidden)
+    offers[id(layer), adapter] = Offer(x, _circumstances(x), hidden)
 
 
 def take(offers: Offers, layer: LoraLayer, adapter: str, x: Tensor) -> Tensor | None:
     """The layer's coordinates, where they have been computed of this very input."""
     found = offers.pop((id(layer), adapter), None)
-    if found is None or found.x is not x or found.version != x._version:
+    if found is None or found.x is not x or found.circumstances != _circumstances(x):
         return None
-    return found.hidden if found.with_gradients == torch.is_grad_enabled() else None
+    return found.hidden
+
+
+def _circumstances(x: Tensor) -> tuple[object, ...]:
+    """What must not change in between: the input's values, its gradients, and who keeps tensors,
+    as a checkpoint that begins after the first layer does.
+    """
+    keeper = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return x._version, x.requires_grad, torch.is_grad_enabled(), keeper

@@ -14,7 +14,7 @@ from recipes.bench.measure import (
     compare,
     exact,
     interleaved,
-    peak_bytes,
+    peaks,
     publish,
 )
 from recipes.bench.models import ROUTING_DIM, Shape, frozen, ilora, lora, referenced
@@ -64,8 +64,7 @@ def run(config: AdaptersConfig) -> list[Figure]:
             )
         )
         notes[f"bytes kept for backward, dropout {dropout:g}"] = kept
-        peaks = {name: peak_bytes(step, config.device) for name, step in steps.items()}
-        notes[f"peak memory in bytes, dropout {dropout:g}"] = peaks
+        notes[f"peak memory in bytes, dropout {dropout:g}"] = peaks(steps, config.device)
     if config.growth:
         figures += _growth(config, batch)
     publish("adapters", config, figures, notes)

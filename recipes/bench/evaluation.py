@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
+from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, peaks, publish
 from recipes.bench.models import ROUTING_DIM, Shape, ilora
 from recipes.data.ragged import PADDING
 from recipes.data.tables import PreparedData, Split
@@ -97,7 +97,11 @@ def _ranking(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData
     times = interleaved(sides, config.rounds, config.device)
     what = f"ranking {config.candidates} candidates, times faster"
     figure = compare(what, times, "shared prompt", "full prompts", 5.0, at_least=True)
-    return figure, {"largest difference of scores": worst}
+    memory = peaks(sides, config.device)
+    return figure, {
+        "largest difference of scores": worst,
+        "peak memory of ranking in bytes": memory,
+    }
 
 
 @torch.inference_mode()
@@ -140,6 +144,7 @@ def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedD
     with redirect_stderr(io.StringIO()):  # progress bars
         answers = [generate() for generate in sides.values()]
         times = interleaved(sides, config.rounds, config.device)
+        memory = peaks(sides, config.device)
     same = float(np.mean([one == other for one, other in zip(*answers, strict=True)]))
     if same < 0.9:  # rounding may tip a random model's argmax
         raise ValueError(f"the sides do not compute the same: {same:.0%} of answers are equal")
@@ -148,6 +153,7 @@ def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedD
     padded = (lengths.min(), lengths.mean(), lengths.max())
     return figure, {
         "share of equal answers": same,
+        "peak memory of generation in bytes": memory,
         "tokens of a prompt: least, mean, most": [round(float(n), 1) for n in padded],
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
+from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, peaks, publish
 from recipes.bench.models import ROUTING_DIM, Shape, frozen, ilora, lora
 
 
@@ -37,7 +37,7 @@ def run(config: GenerationConfig) -> list[Figure]:
     routed = ilora(shape, device, config.experts, config.rank, gate_init="zeros").eval()
     plain = lora(shape, device, config.rank).eval()
     base = frozen(shape, device).eval()
-    figures = []
+    figures, memory = [], {}
     with torch.inference_mode():
         worst = 0.0
         for batch, target in ((config.batch, 1.0), (1, 1.0)):
@@ -53,6 +53,7 @@ def run(config: GenerationConfig) -> list[Figure]:
             if batch > 1:
                 times = interleaved(prefill, config.rounds, device)
                 what = f"prefill, batch {batch} x {config.prompt}"
+                memory[what] = peaks(prefill, device)
                 figures += [
                     compare(what, times, "iLoRA", "PEFT LoRA", 0.95),
                     compare(f"{what}, frozen base", times, "frozen base", "PEFT LoRA"),
@@ -63,6 +64,7 @@ def run(config: GenerationConfig) -> list[Figure]:
                 "frozen base": decoding(base, ids, config.steps, {}),
             }
             times, what = interleaved(decode, config.rounds, device), f"decode step, batch {batch}"
+            memory[what] = peaks(decode, device)
             figures += [
                 compare(what, times, "iLoRA", "PEFT LoRA", target),
                 compare(f"{what}, frozen base", times, "frozen base", "PEFT LoRA"),
@@ -70,7 +72,8 @@ def run(config: GenerationConfig) -> list[Figure]:
         figures.append(_overhead(config))
     if worst > 1e-3:
         raise ValueError(f"the sides do not compute the same: outputs differ by {worst}")
-    publish("generation", config, figures, {"largest difference of outputs": worst})
+    notes = {"largest difference of outputs": worst, "peak memory in bytes": memory}
+    publish("generation", config, figures, notes)
     return figures
 
 

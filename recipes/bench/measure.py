@@ -152,6 +152,11 @@ def peak_bytes(run: Callable[[], object], device: str) -> int | None:
     return int(line.split()[1]) * 1024
 
 
+def peaks(sides: Mapping[str, Callable[[], object]], device: str) -> dict[str, int | None]:
+    """`peak_bytes` of each side; in a process's memory all models count that live in it."""
+    return {name: peak_bytes(run, device) for name, run in sides.items()}
+
+
 def environment(config: BenchConfig) -> dict[str, object]:
     """What the figures were measured with."""
     cuda = config.device.startswith("cuda")

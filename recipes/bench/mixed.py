@@ -8,7 +8,7 @@ from torch import Tensor
 
 from peft_ilora import ILoRAModel
 from recipes.bench.generation import decoding
-from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, publish
+from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, peaks, publish
 from recipes.bench.models import ROUTING_DIM, Shape, base_model, frozen, ilora
 
 
@@ -41,7 +41,7 @@ def run(config: MixedConfig) -> list[Figure]:
     names = [f"user{i}" for i in range(config.instances)]
     size = (config.instances, config.prompt)
     ids = torch.randint(1, shape.vocabulary, size, device=device)
-    figures = []
+    figures, memory = [], {}
     with torch.inference_mode():
         own, theirs = {"routing_embeds": embeds}, {"adapter_names": names}
         a, b = routed(input_ids=ids, **own).logits, plain(input_ids=ids, **theirs).logits
@@ -63,11 +63,13 @@ def run(config: MixedConfig) -> list[Figure]:
             (f"prefill {config.instances} x {config.prompt}", prefill, 2.5),
         ):
             times, of = interleaved(sides, config.rounds, device), "adapter_names"
+            memory[what] = peaks(sides, device)
             figures += [
                 compare(f"{what}, times faster", times, "iLoRA", of, target, at_least=True),
                 compare(f"{what}, frozen base", times, "frozen base", of, at_least=True),
             ]
-    publish("mixed", config, figures, {"largest difference of outputs": worst})
+    notes = {"largest difference of outputs": worst, "peak memory in bytes": memory}
+    publish("mixed", config, figures, notes)
     return figures
 
 

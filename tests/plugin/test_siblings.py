@@ -1,6 +1,9 @@
 """Layers that read the same input, and the layer that computes base and update in one."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from functools import partial
 from threading import Thread
 
 import pytest
@@ -8,6 +11,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners import lora
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from peft_ilora import ILoRAConfig
 from peft_ilora.dropout import draw_mask, dropped, rescale
@@ -251,3 +260,142 @@ def test_a_half_precision_base_is_updated_as_by_peft(randomise) -> None:
         outs.append(model(x.bfloat16(), routing_embeds=z))
     assert outs[0].dtype == torch.bfloat16
     assert torch.allclose(outs[0].float(), outs[1].float(), atol=0.05)
+
+
+class Checkpointed(Attention):
+    """Attention that checkpoints its keys by itself."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q_proj(x)
+        k = checkpoint(self.k_proj, x, use_reentrant=self.reentrant)
+        return self.o_proj(q + torch.cat((k, self.v_proj(x)[..., :2]), dim=-1))
+
+
+class Whole(nn.Module):
+    """Attention that is checkpointed as a whole, past the plugin's eyes."""
+
+    reentrant = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.attention, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, Whole])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_model_that_checkpoints_by_itself_gets_the_gradients_of_its_own_masks(
+    randomise, kind, reentrant
+) -> None:
+    torch.manual_seed(0)
+    config = ILoRAConfig(
+        routing_dim=3,
+        num_experts=2,
+        r=2,
+        target_modules=NAMES,
+        lora_dropout=0.4,
+        missing_routing="uniform",
+    )
+    base = kind()
+    base.reentrant = reentrant
+    model = randomise(get_peft_model(base, config)).double().train()
+    x, _ = leaves()
+
+    def loss(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return model(x).square().sum()
+
+    x = x.detach().double().requires_grad_()
+    loss(x).backward()
+    step = torch.zeros_like(x)
+    step[0, 1, 2] = 1e-5
+    ahead, behind = ((x.detach() + sign * step).requires_grad_() for sign in (1, -1))
+    difference = (loss(ahead) - loss(behind)) / 2e-5
+    assert torch.allclose(x.grad[0, 1, 2], difference, atol=1e-6)
+
+
+def test_selective_checkpointing_keeps_outputs_that_nothing_writes_to(make_adapted, ids, z) -> None:
+    def policy(context, op, *args, **kwargs):
+        products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        keeps = op in products
+        return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
+
+    found = []
+    for selective in (False, True):
+        model = make_adapted().train()
+        if selective:
+            model.enable_input_require_grads()
+            contexts = partial(create_selective_checkpoint_contexts, policy)
+            model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        model(input_ids=ids, labels=ids, routing_embeds=z, use_cache=False).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert equal(*found)
+
+
+def test_a_sibling_that_does_not_run_has_no_gradient(randomise) -> None:
+    class Queries(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o_proj(self.q_proj(x))
+
+    torch.manual_seed(0)
+    config = ILoRAConfig(routing_dim=3, num_experts=2, r=2, target_modules=NAMES)
+    model = randomise(get_peft_model(Queries(), config))
+    unused = model.base_model.model.k_proj.lora_A["default"].weight
+    unused.data.fill_(torch.nan)
+    found = gradients(model)
+    assert unused.grad is None
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+def test_layers_called_outside_of_a_forward_leave_nothing_behind(randomise) -> None:
+    model = routed(randomise, missing_routing="uniform")
+    layer, later = model.base_model.model.q_proj, model.base_model.model.k_proj
+    x, _ = leaves()
+    layer(x).sum().backward()
+    later(x).sum().backward()
+    hidden = x * 1
+    layer(hidden)
+    gone = weakref.ref(hidden)
+    del hidden
+    gc.collect()
+    assert gone() is None
+
+
+def test_nothing_of_the_input_outlives_a_forward(randomise) -> None:
+    model = routed(randomise)
+    x, z = leaves()
+    for context in (torch.enable_grad, torch.no_grad):
+        with context():
+            hidden = x * 1
+            model(hidden, routing_embeds=z)
+        gone = weakref.ref(hidden)
+        del hidden
+        gc.collect()
+        assert gone() is None
+
+
+def test_forward_derivatives_and_traces_come_as_from_plain_layers(randomise) -> None:
+    model = routed(randomise).eval()
+    x, z = (leaf.detach() for leaf in leaves())
+    tangent = torch.ones_like(x)
+    with forward_ad.dual_level():
+        out = model(forward_ad.make_dual(x, tangent), routing_embeds=z)
+        got = forward_ad.unpack_dual(out).tangent
+    step = 1e-2
+    expected = model(x + step * tangent, routing_embeds=z) - model(x, routing_embeds=z)
+    assert torch.allclose(got, expected / step, atol=1e-3)
+
+
+def test_adapters_are_disabled_where_layers_have_been_dropped(make_adapted, ids, z) -> None:
+    model = make_adapted()
+    llama = model.base_model.model.model
+    llama.layers = nn.ModuleList(list(llama.layers)[1:])
+    for index, layer in enumerate(llama.layers):
+        layer.self_attn.layer_idx = index
+    routed = model(input_ids=ids, routing_embeds=z, use_cache=False).logits
+    with model.disable_adapter():
+        assert not torch.allclose(model(input_ids=ids, use_cache=False).logits, routed)
