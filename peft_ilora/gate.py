@@ -60,7 +60,8 @@ class Gate(nn.Module):
             RuntimeError: The gate is sharded (FSDP2), and called outside of the model's forward.
             ValueError: `z` is on the meta device and the gate is not.
         """
-        weight = next(self.parameters())
+        of = self.project
+        weight = of.weight if isinstance(of, GateLinear) else next(self.parameters())
         if hasattr(weight, "device_mesh") and not _gathers(self.project):
             raise sharded_error("the gate's")
         if z.is_meta and not weight.is_meta:

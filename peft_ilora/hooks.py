@@ -127,8 +127,8 @@ class RoutingHooks:
             raise ValueError(
                 "routing_embeds was passed inside `with model.routing(...)`: use one of the two"
             )
-        self.check_readable(routing_embeds)
         if not configs:
+            self.check_readable(routing_embeds)
             return None
         return Routing(checked_embeds(routing_embeds, configs), owner, memo={})
 

@@ -19,7 +19,6 @@ from peft_ilora.product import (
     is_plain_linear,
     weight_of,
 )
-from peft_ilora.routing import Rows
 from peft_ilora.siblings import offer, take
 from peft_ilora.update import GatedUpdate
 
@@ -40,9 +39,7 @@ class GatedLinear(GatedUpdate):
     ) -> Tensor:
         return self.updated(module, active_adapter, x, result)
 
-    def updated(
-        self, module: LoraLayer, adapter: str, x: Tensor, base: Tensor | nn.Module
-    ) -> Tensor:
+    def updated(self, module: Any, adapter: str, x: Tensor, base: Tensor | nn.Module) -> Tensor:
         """The layer's output with the update.
 
         Args:
@@ -51,29 +48,38 @@ class GatedLinear(GatedUpdate):
             x: The layer's input, [batch, ..., in].
             base: The base layer, or its output, [batch, ..., out].
         """
-        lora_a, lora_b = module.lora_A[adapter], module.lora_B[adapter]
-        dropout = module.lora_dropout[adapter]
+        rows = (x.shape[0], x.dim() == 2, x.dim() - 2)
+        parts = module._modules  # past nn.Module's slow attributes
+        lora_a, lora_b = parts["lora_A"]._modules[adapter], parts["lora_B"]._modules[adapter]
+        dropout = parts["lora_dropout"]._modules[adapter]
         cast = module.cast_input_dtype_enabled
         if not (cast and is_plain(x, lora_a, lora_b, dropout)):
             result = base if isinstance(base, Tensor) else base(x)
             like = adapter_weight(lora_a, x)
             self._check_rank(lora_a)
-            scale = self._linear_scale(module, adapter, x, like)
+            scale = self.rank_scale(module, adapter, x, rows, like)
             return composed_product(result, x, lora_a, lora_b, dropout, scale, cast)
         a, b = weight_of(lora_a), weight_of(lora_b)
         if a.shape[0] != self.rank:
             self._check_rank(lora_a)
         p = probability(dropout)
         if p == 0 and not torch.is_grad_enabled():
-            return inferred_product(base, x, a, b, self._linear_scale(module, adapter, x, a))
-        return self._trained(module, adapter, x, base, p)
+            scale = self.rank_scale(module, adapter, x, rows, a)
+            return inferred_product(base, x, a, b, scale)
+        scale = self.rank_scale(module, adapter, x, rows, a, rescale(p))
+        return self._trained(module, adapter, x, base, scale, p)
 
     def _trained(
-        self, module: LoraLayer, adapter: str, x: Tensor, base: Tensor | nn.Module, p: float
+        self,
+        module: LoraLayer,
+        adapter: str,
+        x: Tensor,
+        base: Tensor | nn.Module,
+        scale: Tensor | float,
+        p: float,
     ) -> Tensor:
-        """`updated`, where the gradients' needs decide; p is the probability of dropout."""
+        """`updated` with the rank coordinates shared; p is the probability of dropout."""
         a, b = weight_of(module.lora_A[adapter]), weight_of(module.lora_B[adapter])
-        scale = self._linear_scale(module, adapter, x, a, rescale(p))
         offers = self.state.offers
         given = None if offers is None else take(offers, module, adapter, x)
         if given is not None:
@@ -86,13 +92,6 @@ class GatedLinear(GatedUpdate):
             assert offers is not None
             offer(offers, other, adapter, x, coordinates)
         return output
-
-    def _linear_scale(
-        self, module: LoraLayer, adapter: str, x: Tensor, like: Tensor, factor: float = 1.0
-    ) -> Tensor | float:
-        return self.rank_scale(
-            module, adapter, x, Rows(x.shape[0], x.dim() == 2, x.dim() - 2), like, factor
-        )
 
     def _check_rank(self, lora_a: nn.Module) -> None:
         """Refuse an A whose rank has been changed; a sharded or wrapped one does not tell."""

@@ -120,32 +120,27 @@ def weight_of(linear: nn.Module) -> Tensor:
 
 
 def is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
-    """Whether nothing else wants to see the parts: compilers, autocast, hooks, sharded weights.
+    """Whether nothing else wants to see the parts: compilers, autocast, hooks, sharded weights;
+    vmap, selective checkpointing, forward derivatives and traces see through plain calls only.
 
     The answer is the same when a checkpointed block is recomputed, so its dropout is too.
     """
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or _is_watched():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_tracing()
+        or forward_ad._current_level >= 0
+        or _has_any_global_hook()
+        or not (x.is_cpu or x.is_cuda)
+    ):
         return False
     if type(dropout) is not nn.Identity and (
         type(dropout) is not nn.Dropout or dropout._forward_hooks or dropout._forward_pre_hooks
     ):
         return False
-    if not (x.is_cpu or x.is_cuda):
-        return False
     return is_plain_linear(lora_a) and is_plain_linear(lora_b)
-
-
-def _is_watched() -> bool:
-    """Whether plain calls are expected: by vmap and grad, selective checkpointing, forward
-    derivatives, tracing, or hooks of all modules.
-    """
-    return bool(
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-        or _has_any_global_hook()
-    )
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -168,9 +163,9 @@ def _taken_apart(
     if isinstance(base, Tensor):
         return base, None, None
     if is_plain_linear(base):
-        weight, bias = base._parameters["weight"], base._parameters["bias"]
-        trained = any(part is not None and part.requires_grad for part in (weight, bias))
-        if weight is not None and weight.dtype == x.dtype and not trained:
+        weight, bias = weight_of(base), base._parameters["bias"]
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if weight.dtype == x.dtype and not trained:
             return None, weight, bias
     return base(x), None, None
 

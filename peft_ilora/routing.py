@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,15 +23,9 @@ from peft_ilora.siblings import Offers
 Owner = Literal["context", "generate", "forward"]
 
 
-class Rows(NamedTuple):
-    """What a layer's input tells of the batch."""
-
-    leading: int
-    """Size of the first dimension."""
-    flattened: bool
-    """Batch and sequence may lie flattened in it."""
-    between: int = 0
-    """Dimensions between the batch and the rank coordinates."""
+Rows = tuple[int, bool, int]
+"""What a layer's input tells of the batch: the size of its first dimension; whether batch and
+sequence may lie flattened in it; how many dimensions lie between it and the rank coordinates."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +56,17 @@ class Routing:
 
     def repeats(self, rows: Rows) -> int | None:
         """How often each row of `embeds` is repeated to match a layer's input; None: it is not."""
-        if rows.leading == self.batch:
+        leading, may_be_flattened, _ = rows
+        if leading == self.batch:
             return 1
-        times, rest = divmod(rows.leading, self.batch)
+        times, rest = divmod(leading, self.batch)
         if rest:
             return None
         if times == self.times:
             return times
         # No set: hashing a symbolic length would compile one graph for each length.
         flattened = (length * n for length in self.lengths for n in (1, self.times))
-        return times if rows.flattened and any(times == n for n in flattened) else None
+        return times if may_be_flattened and any(times == n for n in flattened) else None
 
     def of_rows(self, chosen: Sequence[int], adapter: str) -> "Routing":
         """The routing of some rows: those of one adapter in a mixed batch."""
@@ -101,39 +96,26 @@ class Routing:
         Returns:
             [rows, 1, ..., sum of ranks]; None where the input's rows do not correspond.
         """
-        key = (gate, coordinates, scaling, rows, like.dtype, like.device)
-        found = self._remembered(key)
-        if found is None:
-            times = self.repeats(rows)
-            if times is None:
-                return None
-            weights = self.expert_weights(gate, adapter) * scaling
-            found = coordinates.spread(weights.to(like.device, like.dtype))
-            found = found if times == 1 else found.repeat_interleave(times, dim=0)
-            found = found.view(found.shape[0], *[1] * rows.between, found.shape[1])
-            self._remember(key, found)
-        return found
+        times = self.repeats(rows)
+        if times is None:
+            return None
+        weights = self.expert_weights(gate, adapter) * scaling
+        scale = coordinates.spread(weights.to(like.device, like.dtype))
+        scale = scale if times == 1 else scale.repeat_interleave(times, dim=0)
+        return scale.view(scale.shape[0], *[1] * rows[2], scale.shape[1])
 
     def expert_weights(self, gate: Gate | HardGate, adapter: str) -> Tensor:
         """`w(z)` of each row, [batch, num_experts]; evaluated once a forward."""
         if id(gate) in self.weights:
             return self.weights[id(gate)]
-        found = self._remembered((gate,))
+        memo = None if torch.compiler.is_compiling() else self.memo
+        key = (gate, torch.is_grad_enabled())  # a part of a model may run without gradients
+        found = None if memo is None else memo.get(key)
         if found is None:
             found = gate(self.embeds, self.noise.get(adapter))
-            self._remember((gate,), found)
+            if memo is not None:
+                memo[key] = found
         return found
-
-    # A part of a model may run without gradients; a compiled one remembers by itself.
-
-    def _remembered(self, key: tuple[Any, ...]) -> Tensor | None:
-        if self.memo is None or torch.compiler.is_compiling():
-            return None
-        return self.memo.get((key, torch.is_grad_enabled()))
-
-    def _remember(self, key: tuple[Any, ...], found: Tensor) -> None:
-        if self.memo is not None and not torch.compiler.is_compiling():
-            self.memo[key, torch.is_grad_enabled()] = found
 
 
 @dataclass(frozen=True)

@@ -112,13 +112,21 @@ class GatedUpdate(LoraVariant):
         if names is not None:  # PEFT passes this adapter's rows only
             chosen = [row for row, name in enumerate(names) if name == adapter]
             routing = routing.of_rows(chosen, adapter)
-        scale = routing.rank_scale(self.gate, adapter, self.coordinates, scaling, rows, like)
+        memo = None if torch.compiler.is_compiling() else routing.memo
+        key = (self.gate, self.coordinates, scaling, rows, like.dtype, like.device)
+        key = (key, torch.is_grad_enabled())
+        scale = None if memo is None else memo.get(key)
         if scale is None:
-            raise ValueError(
-                f"routing_embeds has {routing.batch} rows but {self.name} got an input of shape "
-                f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
-                "routing row for each input row, or leave this module out by exclude_modules"
-            )
+            scale = routing.rank_scale(self.gate, adapter, self.coordinates, scaling, rows, like)
+            if scale is None:
+                raise ValueError(
+                    f"routing_embeds has {routing.batch} rows but {self.name} got an input of "
+                    f"shape {tuple(x.shape)}, which is neither that batch nor a flattening of it: "
+                    "give one routing row for each input row, or leave this module out by "
+                    "exclude_modules"
+                )
+            if memo is not None:
+                memo[key] = scale
         return scale
 
     def _token_scale(self, x: Tensor, scaling: float, like: Tensor) -> Tensor:
@@ -209,7 +217,7 @@ class GatedConv(GatedUpdate):
     ) -> Tensor:
         # [batch, sum of ranks, ...]
         hidden = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        rows = Rows(x.shape[0], flattened=False)
+        rows = (x.shape[0], False, 0)
         scale = self.rank_scale(module, active_adapter, x, rows, hidden)
         if isinstance(scale, Tensor):
             scale = scale.view(*scale.shape, *[1] * (hidden.dim() - 2))
@@ -229,7 +237,7 @@ class GatedEmbedding(GatedUpdate):
     ) -> Tensor:
         # [batch, ..., sum of ranks]
         hidden = module._embed(x, module.lora_embedding_A[active_adapter].T)
-        rows = Rows(x.shape[0], x.dim() == 1, hidden.dim() - 2)
+        rows = (x.shape[0], x.dim() == 1, hidden.dim() - 2)
         scale = self.rank_scale(module, active_adapter, x, rows, hidden)
         update = (hidden * scale) @ module.lora_embedding_B[active_adapter].T
         embed_scale = module._get_embed_scale()  # Gemma's embeddings multiply their output

@@ -272,16 +272,16 @@ def test_flattened_inputs_follow_their_row_and_foreign_ones_are_refused(z) -> No
 
 
 def test_rows_that_only_happen_to_be_a_multiple_are_refused() -> None:
-    from peft_ilora.routing import Routing, Rows
+    from peft_ilora.routing import Routing
 
     # Two instances, beams of three, five tokens: what a layer may see, and what it may not.
     routing = Routing(torch.zeros(2, 8), "generate", lengths=(5,), times=3)
-    assert routing.repeats(Rows(6, flattened=False)) == 3
-    assert routing.repeats(Rows(2, flattened=False)) == 1  # an encoder's unrepeated rows
-    assert routing.repeats(Rows(30, flattened=True)) == 15  # batch and sequence flattened
-    assert routing.repeats(Rows(4, flattened=False)) is None  # four images of two instances
-    assert routing.repeats(Rows(8, flattened=True)) is None  # gathered tokens
-    assert routing.repeats(Rows(7, flattened=True)) is None
+    assert routing.repeats((6, False, 0)) == 3
+    assert routing.repeats((2, False, 0)) == 1  # an encoder's unrepeated rows
+    assert routing.repeats((30, True, 0)) == 15  # batch and sequence flattened
+    assert routing.repeats((4, False, 0)) is None  # four images of two instances
+    assert routing.repeats((8, True, 0)) is None  # gathered tokens
+    assert routing.repeats((7, True, 0)) is None
 
 
 def test_switching_adapters_inside_a_context_rechecks_the_width(llama, ids, z) -> None:
