@@ -34,11 +34,6 @@ class DropMask:
         return kept
 
 
-def dropped(x: Tensor, mask: DropMask | None) -> Tensor:
-    """`x` with its dropped elements zero, not rescaled; None drops none."""
-    return x if mask is None else x * mask.kept(x)
-
-
 def draw_mask(p: float) -> DropMask | None:
     """Draw a mask from torch's CPU generator, which checkpointing restores for recomputation.
 

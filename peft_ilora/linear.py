@@ -19,6 +19,7 @@ from peft_ilora.product import (
     is_plain_linear,
     weight_of,
 )
+from peft_ilora.routing import Rows
 from peft_ilora.siblings import offer, take
 from peft_ilora.update import GatedUpdate
 
@@ -59,15 +60,31 @@ class GatedLinear(GatedUpdate):
             self._check_rank(lora_a)
             scale = self.rank_scale(module, adapter, x, rows, like)
             return composed_product(result, x, lora_a, lora_b, dropout, scale, cast)
-        a, b = weight_of(lora_a), weight_of(lora_b)
+        a, b = lora_a._parameters["weight"], lora_b._parameters["weight"]
         if a.shape[0] != self.rank:
             self._check_rank(lora_a)
-        p = probability(dropout)
+        p = 0.0 if type(dropout) is nn.Identity else probability(dropout)
+        scale = self._remembered_scale(module, adapter, x, rows, a, rescale(p) if p else 1.0)
         if p == 0 and not torch.is_grad_enabled():
-            scale = self.rank_scale(module, adapter, x, rows, a)
             return inferred_product(base, x, a, b, scale)
-        scale = self.rank_scale(module, adapter, x, rows, a, rescale(p))
         return self._trained(module, adapter, x, base, scale, p)
+
+    def _remembered_scale(
+        self, module: LoraLayer, adapter: str, x: Tensor, rows: Rows, like: Tensor, factor: float
+    ) -> Tensor | float:
+        """`rank_scale`, computed once for all layers of a kind."""
+        routing = self.state.stack[-1].routing
+        if routing is None or routing.memo is None or self.by_token:
+            return self.rank_scale(module, adapter, x, rows, like, factor)
+        memo, scaling = routing.memo, module.scaling[adapter] * factor
+        kind = (self.gate, self.coordinates, scaling, rows, like.dtype, like.device)
+        key = (kind, torch.is_grad_enabled())
+        scale = memo.get(key)
+        if scale is None:
+            scale = self.rank_scale(module, adapter, x, rows, like, factor)
+            assert isinstance(scale, Tensor)
+            memo[key] = scale
+        return scale
 
     def _trained(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from peft_ilora.dropout import DropMask, draw_mask, dropped
+from peft_ilora.dropout import DropMask, draw_mask
 
 
 def fused_product(
@@ -170,20 +170,20 @@ def _taken_apart(
     return base(x), None, None
 
 
-def _rank_coordinates(
-    x: Tensor, downs: Sequence[Tensor], mask: DropMask | None
-) -> tuple[Tensor, Sequence[Tensor]]:
+def _seen(x: Tensor, a: Tensor, mask: DropMask | None) -> tuple[Tensor, Tensor | None]:
+    """The input as A sees it, and which of its elements are kept, as numbers."""
+    x = x.to(a.dtype)
+    kept = None if mask is None else mask.kept(x)
+    return (x if kept is None else x * kept), kept
+
+
+def _rank_coordinates(seen: Tensor, downs: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
     """[..., in] -> [..., rank] of the first A, and of each other one."""
-    wide = F.linear(_seen(x, downs[0], mask), _stacked(downs))
+    wide = F.linear(seen, _stacked(downs))
     if len(downs) == 1:
         return wide, ()
     first, *others = wide.split([a.shape[0] for a in downs], dim=-1)
     return first, others
-
-
-def _seen(x: Tensor, a: Tensor, mask: DropMask | None) -> Tensor:
-    """The input as A sees it."""
-    return dropped(x.to(a.dtype), mask)
 
 
 def _stacked(downs: Sequence[Tensor]) -> Tensor:
@@ -233,7 +233,9 @@ class _GatedProduct(torch.autograd.Function):
         mask: DropMask | None,
         *downs: Tensor,
     ) -> tuple[Tensor, ...]:
-        hidden, others = (given, ()) if given is not None else _rank_coordinates(x, downs, mask)
+        hidden, others = given, ()
+        if hidden is None:
+            hidden, others = _rank_coordinates(_seen(x, downs[0], mask)[0], downs)
         ctx.mask, ctx.constant = mask, None if isinstance(scale, Tensor) else scale
         ctx.shapes = None if output is None else output.shape, x.shape
         ctx.set_materialize_grads(False)
@@ -248,8 +250,9 @@ class _GatedProduct(torch.autograd.Function):
         x, weight, hidden, b, scale, *downs = ctx.saved_tensors
         scale = ctx.constant if scale is None else scale
         wants_output, wants_x, _, _, wants_given, wants_b, wants_scale, _, *_ = ctx.needs_input_grad
-        if downs and torch.is_grad_enabled():  # a second derivative: what is kept has no history
-            hidden, _ = _rank_coordinates(x, downs, ctx.mask)
+        seen, kept = _seen(x, downs[0], ctx.mask) if downs else (None, None)
+        if seen is not None and torch.is_grad_enabled():
+            hidden, _ = _rank_coordinates(seen, downs)  # what is saved has no history
         of_hidden = of_b = of_scale = of_x = None
         if of_updated is not None:
             of_out = of_updated.to(b.dtype)  # [tokens, out]
@@ -258,18 +261,10 @@ class _GatedProduct(torch.autograd.Function):
             of_b = (_flat(hidden * scale).t() @ of_out).t() if wants_b else None
             of_scale = (of_scaled * hidden).sum_to_size(scale.shape) if wants_scale else None
             of_x = of_updated @ weight if wants_x and weight is not None else None  # [tokens, in]
-        # A layer that has not run has no gradient.
-        ofs = (of_hidden, *of_others) if downs else ()
-        ran = [(a, of) for a, of in zip(downs, ofs, strict=True) if of is not None]
-        of_downs: dict[int, Tensor] = {}
-        if ran:
-            ranks = [a.shape[0] for a, _ in ran]
-            of_wide = _flat(torch.cat([of for _, of in ran], dim=-1) if len(ran) > 1 else ran[0][1])
-            of_stacked = of_wide.t() @ _flat(_seen(x, ran[0][0], ctx.mask))
-            parts = (part.clone() for part in of_stacked.split(ranks)) if ran[1:] else [of_stacked]
-            of_downs = {id(a): part for (a, _), part in zip(ran, parts, strict=True)}
-            if wants_x:
-                of_x = _of_input(of_x, of_wide, _stacked([a for a, _ in ran]), ctx.mask, x)
+        of_downs: Sequence[Tensor | None] = ()
+        if seen is not None:
+            of_hiddens = (of_hidden, *of_others)
+            of_x, of_downs = _of_inputs(of_x, downs, of_hiddens, seen, kept, x.dtype, wants_x)
         output_shape, x_shape = ctx.shapes
         return (
             of_updated.view(output_shape) if wants_output and of_updated is not None else None,
@@ -280,16 +275,44 @@ class _GatedProduct(torch.autograd.Function):
             of_b,
             of_scale,
             None,
-            *(of_downs.get(id(a)) for a in downs),
+            *of_downs,
         )
 
 
-def _of_input(
-    of_base: Tensor | None, of_wide: Tensor, stacked: Tensor, mask: DropMask | None, x: Tensor
-) -> Tensor:
-    """The input's gradient, [tokens, in]: the base layer's, to be written to, and that of A."""
-    if mask is None and of_base is not None and of_base.dtype == stacked.dtype:
-        return of_base.addmm_(of_wide, stacked)
+def _of_inputs(
+    of_base: Tensor | None,
+    downs: Sequence[Tensor],
+    of_hiddens: Sequence[Tensor | None],
+    seen: Tensor,
+    kept: Tensor | None,
+    dtype: torch.dtype,
+    wants_x: bool,
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """Gradients of the input, [tokens, in], and of each A; of a layer that has not run, None.
+
+    Args:
+        of_base: The input's, through the base layer; written to.
+        downs: All A.
+        of_hiddens: Of the rank coordinates.
+        seen: The input as A sees it.
+        kept: Which of its elements are kept.
+        dtype: Of the input.
+        wants_x: Whether the input has a gradient.
+    """
+    ran = [index for index, of in enumerate(of_hiddens) if of is not None]
+    of_downs: list[Tensor | None] = [None] * len(downs)
+    if not ran:
+        return of_base, of_downs
+    given = [of for of in of_hiddens if of is not None]
+    of_wide = _flat(given[0] if len(given) == 1 else torch.cat(given, dim=-1))
+    of_stacked = of_wide.t() @ _flat(seen)
+    for index, part in zip(ran, of_stacked.split([of.shape[-1] for of in given]), strict=True):
+        of_downs[index] = part.clone() if len(ran) > 1 else part  # each in memory of its own
+    if not wants_x:
+        return None, of_downs
+    stacked = _stacked([downs[index] for index in ran])
+    if kept is None and of_base is not None and of_base.dtype == stacked.dtype:
+        return of_base.addmm_(of_wide, stacked), of_downs
     of_a = of_wide @ stacked
-    of_a = (of_a if mask is None else of_a.mul_(mask.kept(of_a))).to(x.dtype)
-    return of_a if of_base is None else of_base.add_(of_a)
+    of_a = (of_a if kept is None else of_a.mul_(_flat(kept))).to(dtype)
+    return of_a if of_base is None else of_base.add_(of_a), of_downs

@@ -112,21 +112,13 @@ class GatedUpdate(LoraVariant):
         if names is not None:  # PEFT passes this adapter's rows only
             chosen = [row for row, name in enumerate(names) if name == adapter]
             routing = routing.of_rows(chosen, adapter)
-        memo = None if torch.compiler.is_compiling() else routing.memo
-        key = (self.gate, self.coordinates, scaling, rows, like.dtype, like.device)
-        key = (key, torch.is_grad_enabled())
-        scale = None if memo is None else memo.get(key)
+        scale = routing.rank_scale(self.gate, adapter, self.coordinates, scaling, rows, like)
         if scale is None:
-            scale = routing.rank_scale(self.gate, adapter, self.coordinates, scaling, rows, like)
-            if scale is None:
-                raise ValueError(
-                    f"routing_embeds has {routing.batch} rows but {self.name} got an input of "
-                    f"shape {tuple(x.shape)}, which is neither that batch nor a flattening of it: "
-                    "give one routing row for each input row, or leave this module out by "
-                    "exclude_modules"
-                )
-            if memo is not None:
-                memo[key] = scale
+            raise ValueError(
+                f"routing_embeds has {routing.batch} rows but {self.name} got an input of shape "
+                f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
+                "routing row for each input row, or leave this module out by exclude_modules"
+            )
         return scale
 
     def _token_scale(self, x: Tensor, scaling: float, like: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ def run(config: AdaptersConfig) -> list[Figure]:
         figures.append(compare(what, times, "iLoRA", of, 0.85 if dropout else 0.88))
         figures.append(compare(f"frozen base, dropout {dropout:g}", times, "frozen base", of))
         least = added(times, "frozen base", "products with A and B")
-        figures.append(compare(f"least possible, dropout {dropout:g}", least, "sum", of))
+        figures.append(
+            compare(f"frozen base and bare products, dropout {dropout:g}", least, "sum", of)
+        )
         figures.append(compare(what, times, "iLoRA", "reference arithmetic", 0.50))
         kept = {name: _kept_bytes(model, inputs, batch) for name, (model, inputs) in sides.items()}
         figures.append(

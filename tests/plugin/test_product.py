@@ -6,7 +6,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.dropout import DropMask, draw_mask, dropped, rescale
+from peft_ilora.dropout import DropMask, draw_mask, rescale
 from peft_ilora.product import (
     _GatedProduct,
     composed_product,
@@ -143,7 +143,7 @@ def test_dropout_drops_its_share_and_keeps_the_expectation(p) -> None:
     mask = draw_mask(p)
     assert mask is not None
     ones = torch.ones(1000, 1001)
-    kept = dropped(ones, mask) * rescale(p)
+    kept = mask.kept(ones) * rescale(p)
     share = (kept == 0).float().mean().item()
     assert share == pytest.approx(p, abs=4 * (p * (1 - p) / 1e6) ** 0.5)
     assert kept.mean().item() == pytest.approx(1, abs=0.005)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.dropout import draw_mask, dropped, rescale
+from peft_ilora.dropout import draw_mask, rescale
 from peft_ilora.linear import Linear
 from peft_ilora.siblings import followers
 
@@ -142,7 +142,7 @@ def test_siblings_share_one_dropout_mask(randomise, form) -> None:
         layer = getattr(model.base_model.model, name)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         scale = weights * layer.scaling["default"]
-        hidden = dropped(x, masks.get(name, masks["first"])) @ a.T
+        hidden = (x * masks.get(name, masks["first"]).kept(x)) @ a.T
         return layer.base_layer(x) + (hidden * scale) @ b.T
 
     k, v = project("k_proj", x), project("v_proj", x)
