@@ -47,16 +47,15 @@ class RecommenderConfig(BenchConfig):
     """Items of a sequence."""
     longest: int = 60
     epochs: int = 20
-    """Of training, enough for both sides to converge; the first is a warm-up and is not counted."""
+    """Of training, enough for both sides to converge; the first is a warm-up and is not counted.
+    The others are paired in turn."""
     max_history: int = 50
     hidden_size: int = 64
     num_layers: int = 2
     num_heads: int = 2
     dropout: float = 0.2
-    learning_rate: float = 3e-3
-    """This project's: item vectors start larger than RecBole's, so Adam's steps are larger too."""
-    peer_learning_rate: float = 1e-3
-    """RecBole's; 1e-3 is its default."""
+    learning_rate: float = 1e-3
+    """On both sides; RecBole's default."""
     batch_size: int = 256
     catalogue: int = 50_000
     """Items of the catalogue whose scoring's memory is measured."""
@@ -89,14 +88,15 @@ def run(config: RecommenderConfig) -> list[Figure]:
             chosen = {name: getattr(config, name) for name in SHARED} | {"seed": turn}
             names = list(sides)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                rate = config.peer_learning_rate if name == "RecBole" else config.learning_rate
-                text = json.dumps(chosen | {"learning_rate": rate})
-                settings.write_text(text, encoding="utf-8")
+                settings.write_text(json.dumps(chosen), encoding="utf-8")
                 found[name].append(in_a_process(sides[name], data, settings))
     examples = {run["examples"] for runs in found.values() for run in runs}
     if len(examples) > 1:
         raise ValueError(f"the sides do not train on the same examples: {sorted(examples)}")
-    seconds = {name: [median(run["seconds"][1:]) for run in runs] for name, runs in found.items()}
+    seconds = {
+        name: [epoch for run in runs for epoch in run["seconds"][1:]]
+        for name, runs in found.items()
+    }
     hits = {name: np.array([run["hits"] for run in runs]) for name, runs in found.items()}
     figures = []
     if "RecBole" in found:
@@ -128,6 +128,7 @@ SHARED = (
     "num_layers",
     "num_heads",
     "dropout",
+    "learning_rate",
     "batch_size",
 )
 
