@@ -7,6 +7,7 @@ user's held-out item is among the ten best of the whole catalogue.
 
 # pyright: reportMissingImports=false
 import json
+import os
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ def main(sequences: list[list[int]], settings: dict) -> dict:
     torch.set_num_threads(settings["threads"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        os.chdir(folder)  # RecBole leaves its logs where it runs
         write_interactions(folder, sequences)
         options = {
             "data_path": temporary,
