@@ -224,7 +224,7 @@ class RoutedCheckpoint:
         gates = {} if routing is None else self.shared_gates()
         embeds = None if routing is None else routing.embeds
         weights = [routing.expert_weights(g, n) for n, g in gates.items()] if routing else []
-        shares = self.state.offers is not None
+        shares = not torch.compiler.is_compiling() and self.state.offers is not None
         run = partial(
             _run_bound, self.state, routing, shares, [id(g) for g in gates.values()], block
         )
