@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from recipes.evaluation.metrics import Floats, Ints
+from recipes.scoring.arrays import Floats, Ints
 
 
 def popularity_scores(interactions: pd.DataFrame, num_items: int, candidates: Ints) -> Floats:
