@@ -36,7 +36,7 @@ def summarise(
     """
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
     having = [arm for arm in arms if arm.name in tables]
-    writing = [arm for arm in having if tables[arm.name]["predicted_item"].count()]
+    writing = [arm for arm in having if not _mute(tables[arm.name])]
     metrics, comparisons = [], []
     for metric in metrics_for(ks, num_candidates):
         own = having if metric.reads == "ranks" else writing
@@ -56,6 +56,11 @@ def summarise(
     random = [arm.name for arm in arms if arm.method.is_random_order]
     metrics += _exact_entries(ks, num_candidates, random, scoring)
     return {"metrics": metrics, "comparisons": comparisons}
+
+
+def _mute(table: pd.DataFrame) -> bool:
+    """Whether an arm writes no answers."""
+    return bool(table["predicted_item"].isna().to_numpy().all())
 
 
 def _metric_entry(metric: Metric, arm: Arm, found: Outcomes, resampling: Resampling) -> Entry:

@@ -8,10 +8,11 @@ from typing import Any
 from recipes.artifacts import read_json
 from recipes.datasets import DATASETS
 from recipes.evaluation.evaluate import GATES, METRICS, evaluated_record
+from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import DESCRIPTION, STAND_IN
 from recipes.llm.train_adapter import PARAMETERS
 from recipes.methods.method import Arm, arm_folder
-from recipes.records import Record, installed_versions, required_record
+from recipes.records import Record, installed_versions, read_record, required_record
 from recipes.report.caveats import caveats
 from recipes.run import Run
 
@@ -45,7 +46,8 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "trainable_parameters": trainable_parameters(run, arms),
         "config": asdict(experiment),
         "versions": installed_versions(),
-        "seconds": {name: record.seconds for name, record in records.items()},
+        "seconds": {name: record.seconds for name, record in records.items()}
+        | {"evaluate": evaluation_seconds(run, arms)},
         "fingerprints": {name: record.fingerprint for name, record in records.items()},
     }
     return results | {"caveats": caveats(results)}
@@ -78,6 +80,12 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
         folder = arm_folder(run, arm, seed)
         records[f"{arm.name}-seed{seed}"] = required_record(stage, folder, "adapt")
     return records | {"evaluate": evaluated_record(run, arms)}
+
+
+def evaluation_seconds(run: Run, arms: Sequence[Arm]) -> float:
+    """Wall-clock time of all parts of the evaluation."""
+    parts = planned_parts(run, arms)
+    return round(sum(read_record(part.folder, "evaluate").seconds for part in parts), 3)
 
 
 def trained(run: Run, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
