@@ -1,4 +1,4 @@
-"""One torch thread, and the options around the README's support matrix."""
+"""One torch thread, and the options around the support matrix of docs/support.md."""
 
 import sys
 from pathlib import Path
@@ -14,10 +14,8 @@ torch.set_num_threads(1)  # tiny tensors gain nothing from two, and lose much on
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("support matrix")
-    group.addoption(
-        "--support-matrix", action="store_true", help="write README.md's support matrix"
-    )
-    group.addoption("--support-check", action="store_true", help="hold README.md's against it")
+    group.addoption("--support-matrix", action="store_true", help="write docs/support.md")
+    group.addoption("--support-check", action="store_true", help="compare docs/support.md with it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +30,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--support-matrix"):
         support_matrix.write(plugin.found)
         return
-    wrong = support_matrix.differences(plugin.found, support_matrix.readme_matrix())
-    print("\nREADME's support matrix:", "; ".join(wrong) or "current")
+    wrong = support_matrix.differences(plugin.found, support_matrix.written())
+    print("\ndocs/support.md:", "; ".join(wrong) or "current")
     if wrong:
         session.exitstatus = 1

@@ -1,9 +1,9 @@
-"""The README's support matrix, written from what the tests show.
+"""The support matrix of docs/support.md, written from what the tests show.
 
 A test that shows that something works, or is refused with a message, carries
-`@pytest.mark.support(area, item, state)`. `pytest --support-matrix` writes the table into README.md
-from the outcomes of the run: an item has its state when all of its tests passed, and counts as
-untested when one was skipped. `--support-check` holds the README against the marks alone.
+`@pytest.mark.support(area, item, state)`. `pytest --support-matrix` writes the lists of
+docs/support.md from the outcomes of the run: an item has its state when all of its tests passed,
+and counts as untested when one was skipped. `--support-check` compares the page with the marks.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/support.md"
 START, END = "<!-- support matrix: pytest --support-matrix -->", "<!-- end of support matrix -->"
 AREAS = (
     "Model families",
@@ -26,7 +26,6 @@ AREAS = (
     "Versions",
 )
 STATES = ("works", "refused", "untested")
-SEPARATOR, NONE = " · ", "–"
 UNTESTED = (
     ("Several devices", "GPUs"),
     ("Several devices", "nn.DataParallel"),
@@ -73,46 +72,52 @@ class SupportMatrix:
         return report
 
 
-def table(matrix: Matrix) -> str:
-    """The matrix as Markdown: a row for each area, items by state."""
-    lines = [f"| | {' | '.join(STATES)} |", "|---|---|---|---|"]
+def lists(matrix: Matrix) -> str:
+    """The matrix as Markdown: a table of counts, then for each area a list of items by state."""
+    counts = [f"| area | {' | '.join(STATES)} |", "|---|---:|---:|---:|"]
+    sections = []
     for area in AREAS:
         own = {name: state for (of, name), state in matrix.items() if of == area}
-        cells = [
-            SEPARATOR.join(sorted((n for n in own if own[n] == state), key=str.lower)) or NONE
-            for state in STATES
-        ]
-        if own:
-            lines.append(f"| {area} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        by_state = {state: [name for name in own if own[name] == state] for state in STATES}
+        counts.append(f"| {area} | {' | '.join(str(len(by_state[s])) for s in STATES)} |")
+        sections.append(f"## {area}")
+        for state, names in by_state.items():
+            if names:
+                items = "\n".join(f"- {name}" for name in sorted(names, key=str.lower))
+                sections.append(f"**{state.capitalize()}**\n\n{items}")
+    return "\n\n".join(["\n".join(counts), *sections])
 
 
 def parsed(markdown: str) -> Matrix:
-    """What `table` wrote."""
+    """What `lists` wrote."""
     found: Matrix = {}
-    for line in markdown.splitlines()[2:]:
-        area, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        for state, cell in zip(STATES, cells, strict=True):
-            found |= {(area, name): state for name in cell.split(SEPARATOR) if name != NONE}
+    area = state = ""
+    for line in markdown.splitlines():
+        if line.startswith("## "):
+            area = line.removeprefix("## ")
+        elif line.startswith("**"):
+            state = line.strip("*").lower()
+        elif line.startswith("- "):
+            found[area, line.removeprefix("- ")] = state
     return found
 
 
 def differences(claimed: Matrix, written: Matrix) -> list[str]:
-    """Where README.md disagrees with the marks; what is untested there may be claimed here."""
+    """Where the page disagrees with the marks; what is untested there may be claimed here."""
     keys = sorted(claimed.keys() | written.keys())
     pairs = [(key, claimed.get(key), written.get(key)) for key in keys]
-    return [f"{key}: marked {a}, README {b}" for key, a, b in pairs if b not in (a, "untested")]
+    return [f"{key}: marked {a}, written {b}" for key, a, b in pairs if b not in (a, "untested")]
 
 
 def write(matrix: Matrix) -> None:
-    """Put the table into README.md."""
-    text = README.read_text(encoding="utf-8")
+    """Put the matrix into docs/support.md."""
+    text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(START)
     _, tail = rest.split(END)
-    README.write_text(f"{head}{START}\n{table(matrix)}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{START}\n\n{lists(matrix)}\n\n{END}{tail}", encoding="utf-8")
 
 
-def readme_matrix() -> Matrix:
-    """The matrix that README.md holds."""
-    text = README.read_text(encoding="utf-8")
-    return parsed(text.split(START)[1].split(END)[0].strip())
+def written() -> Matrix:
+    """The matrix that docs/support.md holds."""
+    text = PAGE.read_text(encoding="utf-8")
+    return parsed(text.split(START)[1].split(END)[0])
