@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from recipes.checksums import MEMORY, Checksums
-from recipes.data.prepare import prepare, settings_of
+from recipes.data.prepare import prepare, prepare_stage
 from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.checkpoints import checkpoint_folder

@@ -57,20 +57,24 @@ def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record
     source = None if config.source is None else Path(config.source).expanduser()
     files = dataset.raw_files(source)
     found = checksums.of_files(files)
-    stage = Stage("prepare", settings_of(config), found, VERSION)
 
     def work() -> None:
         read = dataset.read(config, files)
         _write(config, folder, read, found)
 
-    return run_stage(stage, folder, work)
+    return run_stage(prepare_stage(config, found), folder, work)
 
 
-def settings_of(config: PrepareConfig) -> dict[str, Any]:
-    """What determines the tables besides the content of the raw files."""
+def prepare_stage(config: PrepareConfig, checksums: Mapping[str, str]) -> Stage:
+    """What determines the tables.
+
+    Args:
+        config: The stage's.
+        checksums: Of the raw files; where these lie does not matter.
+    """
     settings = asdict(config)
     del settings["source"]
-    return settings
+    return Stage("prepare", settings, checksums, VERSION)
 
 
 def check_config(config: PrepareConfig) -> None:
