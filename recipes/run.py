@@ -101,12 +101,10 @@ class Run:
             FileNotFoundError: The stage has not been run.
             ValueError: It was run with other settings.
         """
-        found = read_record(self.prepare_folder, "prepare")
         # The raw files may be gone by now: that they have not changed is `prepare`'s to see.
-        asked = Stage(
-            found.stage, settings_of(self.experiment.prepare), found.inputs, found.version
-        )
-        return required_record(asked, self.prepare_folder, "prepare")
+        checksums = read_record(self.prepare_folder, "prepare").inputs
+        stage = prepare_stage(self.experiment.prepare, checksums)
+        return required_record(stage, self.prepare_folder, "prepare")
 
     @cached_property
     def data(self) -> PreparedData:
