@@ -38,7 +38,7 @@ def styles(arms: Arms) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     for name, arm in arms.items():
         earlier = [other for other in found if arms[other]["method"] == arm["method"]]
-        pale = 1 - 0.7 ** len(earlier)
+        pale = 1 - 0.8 ** len(earlier)
         colour = [c + (1 - c) * pale for c in to_rgb(arm["colour"])]
         line = arm["line"]
         found[name] = (colour, line if isinstance(line, str) else (line[0], tuple(line[1])))

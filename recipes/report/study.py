@@ -112,11 +112,11 @@ def _what_was_run(results: Results) -> str:
     cells = results["cells"]
     datasets = sorted({cell["dataset"]["dataset"] for cell in cells})
     models = sorted({(cell["llm"] or {"name": "none"})["name"] for cell in cells})
-    rows = sorted({cell["evaluated"]["num_rows"] for cell in cells})
+    sizes = sorted({(c["evaluated"]["num_rows"], c["evaluated"]["num_users"]) for c in cells})
+    counts = ", ".join(f"{rows:,} rows of {users:,} users" for rows, users in sizes)
     return (
         f"Data: {', '.join(datasets)}. Language model: {', '.join(models)}. Evaluated: "
-        f"{', '.join(f'{count:,}' for count in rows)} rows of the "
-        f"{cells[0]['evaluated']['split']} split."
+        f"{counts}, {cells[0]['evaluated']['split']} split."
     )
 
 
