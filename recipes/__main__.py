@@ -1,105 +1,96 @@
 """The command line: `python -m recipes COMMAND EXPERIMENT [--field value ...]`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError
 
 from recipes.bench import BENCHMARKS
-from recipes.experiment import Dataset, Experiment, PrepareConfig
-from recipes.pipeline import STAGES, run_all
+from recipes.experiment import PrepareConfig
+from recipes.experiment_files import (
+    EXPERIMENTS,
+    SHORT,
+    STUDIES,
+    parse_experiment,
+    parser_for,
+    shipped,
+)
 
-SHIPPED = Path(__file__).parent / "experiments"
-SHORT = {
-    "--source": "--prepare.source",
-    "--protocol": "--prepare.protocol",
-    "--llm": "--adapt.llm",
-    "--methods": "--adapt.methods",
-}
+STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
+COMMANDS = ("run", *STAGES, "study", "bench")
+"""Those that take a name; `list` takes none."""
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
 
 commands
   run          every stage below, in order; what is done already is skipped
   prepare      raw files -> interactions, items, examples, frozen candidates
   recommender  train windows -> user representations and item embeddings
-  adapt        prompts and vectors -> one adapter for each method and seed
-  evaluate     adapters -> predictions on the frozen candidates
+  adapt        prompts and vectors -> one adapter for each arm and seed
+  evaluate     arms -> predictions on the frozen candidates
   report       predictions -> results.json, report.md, plots
 
+  study        NAME|FILE.yaml [--out DIR]: arms, and whatever else varies, in one table ({studies})
+  list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
 
-EXPERIMENT is a shipped name ({shipped}) or a YAML file. `prepare` also takes a dataset
-({datasets}); its --out is then the folder of the tables.
+EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes the name of a
+dataset; its --out is then the folder of the tables.
 
 `python -m recipes run EXPERIMENT --help` lists every field. Short forms: {short}.
 """
 
 
 def usage() -> str:
+    """What is printed for --help, and for a command that there is not."""
     return USAGE.format(
         benchmarks=", ".join(BENCHMARKS),
-        shipped=", ".join(shipped_names()),
-        datasets=", ".join(get_args(Dataset)),
+        experiments=", ".join(shipped(EXPERIMENTS)),
+        studies=", ".join(shipped(STUDIES)),
         short=", ".join(f"{short} = {long}" for short, long in SHORT.items()),
     )
 
 
-def shipped_names() -> list[str]:
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+def run_stages(command: str, name: str, overrides: Sequence[str]) -> None:
+    """`run`, or one stage."""
+    experiment = parse_experiment(name, overrides)  # before the slow import: --help is quick
+    from recipes.pipeline import Pipeline
+
+    pipeline = Pipeline.of(experiment)
+    if command == "run":
+        pipeline.run_all()
+    else:
+        getattr(pipeline, command)()
 
 
-def experiment_file(name: str) -> Path:
-    """The YAML of a shipped name or path.
-
-    Raises:
-        ValueError: There is neither.
-    """
-    for path in (SHIPPED / f"{name}.yaml", Path(name)):
-        if path.is_file():
-            return path
-    raise ValueError(
-        f"EXPERIMENT={name!r} is neither a shipped experiment ({', '.join(shipped_names())}) "
-        "nor a YAML file"
-    )
-
-
-def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:
-    """Read an experiment's YAML and apply command-line overrides."""
-    parser = _parser(f"run {name}")
-    parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
-    parser.add_class_arguments(Experiment)
-    arguments = ["--config", str(experiment_file(name)), *_spelled_out(overrides)]
-    parsed = vars(parser.instantiate(parser.parse_args(arguments)))
-    return Experiment(**{field: value for field, value in parsed.items() if field != "config"})
-
-
-def _parser(command: str) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(prog=f"python -m recipes {command}", exit_on_error=False)
-
-
-def _spelled_out(arguments: Sequence[str]) -> list[str]:
-    spelled = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        spelled.append(f"{SHORT.get(flag, flag)}{equals}{value}")
-    return spelled
-
-
-def prepare_dataset(dataset: Dataset, overrides: Sequence[str]) -> None:
+def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
     """`prepare DATASET --protocol P --source DIR --out DIR`."""
+    from recipes.checksums import MEMORY, Checksums
     from recipes.data.prepare import prepare
+    from recipes.datasets import DATASETS
 
-    parser = _parser(f"prepare {dataset}")
-    parser.add_argument("--out", default=f"data/{dataset}", help="folder of the tables")
+    parser = parser_for(f"prepare {name}")
+    parser.add_argument("--out", default=f"data/{name}", help="folder of the tables")
     parser.add_class_arguments(PrepareConfig, skip={"dataset"})
+    parser.set_defaults(protocol=DATASETS[name].protocols[0])
     fields = vars(parser.instantiate(parser.parse_args(list(overrides))))
     folder = Path(fields.pop("out"))
-    prepare(replace(PrepareConfig(**fields), dataset=dataset), folder)
+    config = replace(PrepareConfig(**fields), dataset=name)
+    prepare(config, folder, Checksums(folder.with_name(f"{folder.name}-{MEMORY}")))
+
+
+def run_study(name: str, overrides: Sequence[str]) -> None:
+    """`study NAME|FILE.yaml --out DIR`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--out")
+    own, fields = parser.parse_known_args(list(overrides))
+    from recipes import study
+
+    study.run_study(study.read_study(name, own.out, fields))
 
 
 def run_benchmark(name: str, overrides: Sequence[str]) -> None:
@@ -112,27 +103,43 @@ def run_benchmark(name: str, overrides: Sequence[str]) -> None:
         raise ValueError(f"NAME={name!r} is no benchmark; there are {', '.join(BENCHMARKS)}")
     benchmark = import_module(f"recipes.bench.{name}")
     config = get_type_hints(benchmark.run)["config"]
-    parser = _parser(f"bench {name}")
+    parser = parser_for(f"bench {name}")
     parser.add_class_arguments(config)
     benchmark.run(config(**vars(parser.instantiate(parser.parse_args(list(overrides))))))
 
 
+def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
+    """One command of `COMMANDS`."""
+    if command == "bench":
+        run_benchmark(name, overrides)
+    elif command == "study":
+        run_study(name, overrides)
+    elif command == "prepare" and is_dataset(name):
+        prepare_dataset(name, overrides)
+    else:
+        run_stages(command, name, overrides)
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a name is a dataset's; a shipped experiment of the same name may differ in fields."""
+    from recipes.datasets import DATASETS
+
+    return name in DATASETS
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command; user errors become one line and exit status 2."""
-    if len(arguments) < 2 or arguments[0] not in {*STAGES, "run", "bench"}:
+    if list(arguments[:1]) == ["list"] and set(arguments[1:]) <= {"--json"}:
+        from recipes.listing import listing
+
+        print(listing(as_json="--json" in arguments))
+        return 0
+    if len(arguments) < 2 or arguments[0] not in COMMANDS:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(usage(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    command, name, overrides = arguments[0], arguments[1], arguments[2:]
     try:
-        if command == "bench":
-            run_benchmark(name, overrides)
-            return 0
-        if command == "prepare" and name in get_args(Dataset):
-            prepare_dataset(name, overrides)  # type: ignore[arg-type]
-            return 0
-        experiment = parse_experiment(name, overrides)
-        (run_all if command == "run" else STAGES[command])(experiment)
+        run_command(arguments[0], arguments[1], arguments[2:])
     except (ArgumentError, ValueError, FileNotFoundError) as error:
         print(f"error: {getattr(error, 'message', error)}", file=sys.stderr)
         return 2

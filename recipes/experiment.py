@@ -5,17 +5,14 @@ can be overridden on the command line (`--adapt.max_steps 100`). Fields are docu
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-Dataset = Literal["lastfm", "synthetic"]
-Protocol = Literal["llara", "chronological"]
-Method = Literal["lora", "ilora", "lora-user-slot"]
 Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(kw_only=True)
 class SyntheticConfig:
-    """The world that the `synthetic` dataset makes on the spot (`recipes/data/synthetic.py`)."""
+    """The world of the `synthetic` dataset (`recipes/datasets/synthetic.py`)."""
 
     num_users: int = 1500
     """Users, split 8:1:1 into train, validation and test."""
@@ -31,14 +28,18 @@ class SyntheticConfig:
 class PrepareConfig:
     """raw files -> interactions, items, examples and frozen candidates."""
 
-    dataset: Dataset = "synthetic"
-    """Which dataset; `synthetic` needs no files."""
+    dataset: str = "synthetic"
+    """Which dataset: `python -m recipes list` names them; `synthetic` needs no files."""
 
-    protocol: Protocol = "llara"
+    protocol: str = "llara"
     """`llara` follows the published rebuild of LLaRA's files; `chronological` is the sound one."""
 
     source: str | None = None
     """Folder with the official raw files; None downloads them (checksum, cache)."""
+
+    train_share: float = 1.0
+    """Share of the train users that are kept, in (0, 1]. A smaller share keeps some of the users
+    that a larger one keeps."""
 
     max_history: int = 10
     """Items of a history at most, oldest first (paper: 10)."""
@@ -55,13 +56,16 @@ class PrepareConfig:
 
 @dataclass(kw_only=True)
 class RecommenderConfig:
-    """train windows -> SASRec -> user representations and item embeddings."""
+    """train windows -> a recommender -> user representations and item embeddings."""
+
+    name: str = "sasrec"
+    """The recommender whose vectors fill slots and route, where an arm does not name another."""
 
     hidden_size: int = 64
     """Width d of item embeddings and user representations (paper: 64)."""
 
     num_layers: int = 2
-    """Self-attention blocks."""
+    """Layers: SASRec's self-attention blocks."""
 
     num_heads: int = 1
     """Attention heads of a block."""
@@ -124,23 +128,14 @@ class StandInConfig:
 
 
 @dataclass(kw_only=True)
-class AdaptConfig:
-    """(prompts, item embeddings, user representations, LLM) -> an adapter a method and seed."""
-
-    llm: str = "stand-in"
-    """A Hugging Face causal LM by name or path, or `stand-in`."""
-
-    methods: list[Method] = field(default_factory=lambda: ["lora", "ilora"])
-    """Adapters to train, all on equal terms: the same steps, data order and total rank."""
+class AdapterSettings:
+    """What every adapter is trained with. An arm may set its own values."""
 
     prompt_history: int = 10
     """Items of the history that the prompt shows: the newest ones. The recommender reads all."""
 
     rank: int = 16
     """Total rank: LoRA's r, and `num_experts * r` of iLoRA (paper: 16)."""
-
-    num_experts: int = 4
-    """Experts K of iLoRA (paper: 4). Must divide `rank`."""
 
     lora_alpha: float = 32
     """LoRA's alpha; iLoRA gets the alpha that equals it under a uniform gate (reference: 32)."""
@@ -173,9 +168,6 @@ class AdaptConfig:
     learning_rate: float = 1e-3
     """Peak learning rate of the adapter (warm-up 5 %, cosine)."""
 
-    gate_learning_rate_scale: float = 0.3
-    """The gate's learning rate as a multiple of `learning_rate` (reference: 0.3)."""
-
     weight_decay: float = 1e-5
     """Weight decay of projector and gate (reference: 1e-5); the adapter has none."""
 
@@ -184,6 +176,29 @@ class AdaptConfig:
 
     min_history: int = 3
     """Train windows with a shorter history are left out (reference: 3)."""
+
+
+@dataclass(kw_only=True)
+class GatedSettings(AdapterSettings):
+    """What an adapter with a gate is trained with besides."""
+
+    num_experts: int = 4
+    """Experts K of iLoRA (paper: 4), each of rank `rank / num_experts`."""
+
+    gate_learning_rate_scale: float = 0.3
+    """The gate's learning rate as a multiple of `learning_rate` (reference: 0.3)."""
+
+
+@dataclass(kw_only=True)
+class AdaptConfig(GatedSettings):
+    """(prompts, item embeddings, user representations, LLM) -> an adapter for each arm and seed."""
+
+    llm: str = "stand-in"
+    """A Hugging Face causal LM by name or path, or `stand-in`."""
+
+    methods: list[str] = field(default_factory=lambda: ["lora", "ilora"])
+    """Methods to compare, in their default settings: the short form of `arms`. All adapters are
+    trained on equal terms: the same steps, data order and total rank."""
 
     precision: Precision = "fp32"
     """Arithmetic of training."""
@@ -251,6 +266,10 @@ class Experiment:
 
     seeds: int = 1
     """Adapters are trained with seeds 0 .. seeds-1; everything before them is shared."""
+
+    arms: list[dict[str, Any]] | None = None
+    """What is compared, in place of `adapt.methods`: for each arm its `method` and the settings in
+    which it differs from this file, such as `{method: ilora, num_experts: 8}`."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)

@@ -9,20 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.bench.measure import BenchConfig, Figure, compare, interleaved, peaks, publish
 from recipes.bench.models import ROUTING_DIM, Shape, ilora
-from recipes.data.ragged import PADDING
+from recipes.data.padding import PADDING
 from recipes.data.tables import PreparedData, Split
-from recipes.evaluation.batching import prompt_lengths
-from recipes.evaluation.generate import generate_answers
-from recipes.evaluation.metrics import Ints
-from recipes.evaluation.rank import _log_probs, _right_padded, _routing, answer_log_probs
-from recipes.experiment import AdaptConfig
+from recipes.experiment import AdapterSettings
 from recipes.llm.adapted import AdaptedModel, PromptInputs
+from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import parameter_groups
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.language_model import token_embeddings
@@ -31,6 +28,12 @@ from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import encode_answers, encode_prompts
 from recipes.prompting.projector import new_projector
 from recipes.prompting.special_tokens import required_id
+from recipes.prompting.store import PromptStore
+from recipes.recommenders.normaliser import Normaliser
+from recipes.recommenders.vectors import Vectors
+from recipes.scoring.arrays import Ints
+from recipes.scoring.generate import generate_answers
+from recipes.scoring.rank import _log_probs, _right_padded, _routing, answer_log_probs
 
 Answers = Sequence[Sequence[Sequence[int]]]
 
@@ -127,7 +130,7 @@ def full_log_probs(model: PeftModel, inputs: PromptInputs, answers: Answers) -> 
 
 def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData) -> Part:
     rows = range(config.generated)
-    lengths = prompt_lengths(adapted, "test", rows, config.batch)
+    lengths = adapted.prompt_lengths("test", rows)
 
     def side(keys: Ints) -> Callable[[], list[str]]:
         return lambda: generate_answers(
@@ -161,7 +164,7 @@ def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedD
 def _training(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData) -> Part:
     model = _hybrid(config, config.stand_in, data).train()
     collator = _collator(adapted.tokenizer, data)
-    optimizer = torch.optim.AdamW(parameter_groups(model, AdaptConfig()))
+    optimizer = torch.optim.AdamW(parameter_groups(model, _plan()))
     samples = range(config.trained)
 
     def made() -> dict[str, Tensor]:
@@ -205,14 +208,15 @@ def _data(config: EvaluationConfig) -> PreparedData:
 
 def _adapted(config: EvaluationConfig, shape: Shape, data: PreparedData) -> AdaptedModel:
     model = _hybrid(config, shape, data).eval().requires_grad_(False)
+    store = PromptStore(new_tokenizer(data.titles, shape.vocabulary), data)
     return AdaptedModel(
-        model,
-        new_tokenizer(data.titles, shape.vocabulary),
-        data,
-        {"test": _users(data)},
-        prompt_history=config.history,
-        user_slot=False,
+        model, store, _vectors(data), prompt_history=config.history, user_slot=False
     )
+
+
+def _plan() -> AdapterPlan:
+    """Settings of the optimiser: the defaults."""
+    return AdapterPlan(label="bench", seed=0, settings=AdapterSettings(), peft=LoraConfig())
 
 
 def _hybrid(config: EvaluationConfig, shape: Shape, data: PreparedData) -> HybridModel:
@@ -221,7 +225,12 @@ def _hybrid(config: EvaluationConfig, shape: Shape, data: PreparedData) -> Hybri
     assert isinstance(base, PreTrainedModel)
     items = torch.randn(data.num_items, ROUTING_DIM)
     projector = new_projector(items, token_embeddings(base), seed=0)
-    return HybridModel(llm, projector, items, routed=True).to(config.device)
+    return HybridModel(llm, projector, items, "vector").to(config.device)
+
+
+def _vectors(data: PreparedData) -> Vectors:
+    items = torch.randn(data.num_items, ROUTING_DIM)
+    return Vectors({"test": _users(data)}, items, Normaliser.fit(items, _users(data)))
 
 
 def _users(data: PreparedData) -> Tensor:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from recipes.artifacts import installed_versions, write_json
+from recipes.artifacts import write_json
+from recipes.records import installed_versions
 
 
 @dataclass(kw_only=True)

@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from recipes.artifacts import read_json
 from recipes.bench.measure import BenchConfig, Figure, peak_bytes, publish
-from recipes.data import lastfm
+from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare
-from recipes.experiment import PrepareConfig, Protocol
+from recipes.datasets import lastfm
+from recipes.experiment import PrepareConfig
 
 ROWS_OF_USER = 125
 """On average."""
@@ -40,7 +42,7 @@ class PrepareBenchConfig(BenchConfig):
     rows: int = 25_000_000
     """Interactions at the largest size; the other size is a quarter of it."""
     rounds: int = 3
-    protocol: Protocol = "chronological"
+    protocol: str = "chronological"
     """`chronological` sorts besides."""
     shuffled: bool = False
     """Write the rows in random order; the official file is sorted by user and item."""
@@ -181,12 +183,12 @@ def measured(source: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 
     def work(folder: Path) -> None:
         start, busy = time.perf_counter(), time.process_time()
-        prepare(chosen, folder)
+        prepare(chosen, folder / "tables", Checksums(folder / MEMORY))
         took.extend([time.perf_counter() - start, time.process_time() - busy])
 
     with tempfile.TemporaryDirectory(dir=source) as folder:
         peak = peak_bytes(lambda: work(Path(folder)), "cpu")
-        manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(Path(folder) / "tables" / "manifest.json")
     if peak is None:
         raise ValueError("the system does not tell a process's peak memory: run this on Linux")
     counted = manifest["counts"]["interactions"]

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from recipes.bench.measure import BenchConfig, Figure, compare, peak_bytes, publish
-from recipes.data.ragged import to_padded
+from recipes.data.padding import to_padded
 from recipes.experiment import RecommenderConfig as SASRecConfig
-from recipes.recommender.fit import Windows, build_optimizer, train_epoch, window_ranks
-from recipes.recommender.ranking import target_ranks
-from recipes.recommender.train import build_model
+from recipes.recommenders.fit import Windows, build_optimizer, train_epoch, window_ranks
+from recipes.recommenders.ranking import target_ranks
+from recipes.recommenders.sasrec import SASRec
+from recipes.recommenders.train import build_model
 
 PEER = Path(__file__).parent / "peers" / "recbole_sasrec.py"
 MAKE_PEER = (
@@ -221,7 +222,7 @@ def own_side(data: Path, settings: dict) -> dict:
     train = [(items[:end], items[end]) for items in sequences for end in range(1, len(items) - 1)]
     test = [(items[:-1], items[-1]) for items in sequences]
     windows, held_out = _windows(train, width), _windows(test, width)
-    model = build_model(chosen, settings["num_items"], width)
+    model = build_model(SASRec, chosen, settings["num_items"], width)
     optimizer = build_optimizer(model, chosen)
     seconds, losses = [], []
     for epoch in range(settings["epochs"]):

@@ -11,7 +11,7 @@ history could only be the target. `prepare` decides this from the interactions.
 
 import numpy as np
 
-from recipes.data.ragged import PADDING
+from recipes.data.padding import PADDING
 from recipes.data.splits import SPLITS, SplitName
 
 BLOCK = 8192
@@ -79,18 +79,6 @@ class CandidateStream:
         chosen[draws] = targets
         flat = _random_order(raw[:, draws:]) * count + np.arange(count)[:, None]
         chosen.take(flat, out=out, mode="clip")  # unlike the default mode, without a copy
-
-
-def draw_candidates(
-    excluded: np.ndarray,
-    targets: np.ndarray,
-    num_items: int,
-    num_candidates: int,
-    seed: int,
-    split: SplitName,
-) -> np.ndarray:
-    """Draw every row's candidates: int64 [n, c]; see `CandidateStream`."""
-    return CandidateStream(num_items, num_candidates, seed, split).draw(excluded, targets)
 
 
 def check_draw(num_candidates: int, seed: int) -> None:

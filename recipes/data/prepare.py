@@ -1,7 +1,7 @@
 """Stage `prepare`: raw files -> interactions, items, examples and frozen candidates."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,31 +10,71 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from recipes.artifacts import Record, run_stage, write_json, write_parts, write_table
+from recipes.artifacts import write_json, write_parts, write_table
+from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream, check_draw
-from recipes.data.ragged import PADDING
-from recipes.data.sequences import Windows, sliding_windows
+from recipes.data.sequences import (
+    GivenWindows,
+    Windows,
+    check_max_history,
+    given_windows,
+    sliding_windows,
+)
 from recipes.data.splits import SPLITS, assign_splits
+from recipes.datasets import DATASETS
+from recipes.datasets.dataset import Interactions, ReadyWindows
+from recipes.datasets.ordering import run_starts
 from recipes.experiment import PrepareConfig
+from recipes.records import Record, Stage, run_stage
 
+VERSION = 1
+"""Of this stage, see `Record`; a dataset whose reading changes bumps it too."""
+SHARE_SEED = 0
+"""Of the order in which `train_share` drops users."""
 REFERENCE_HISTORY = 3
 """The shortest history that the reference trains and evaluates on; counted in the manifest."""
 WRITTEN_AT_ONCE = 2**20
 """Rows of a table: neither histories nor candidates are ever held whole."""
 
 
-def prepare(config: PrepareConfig, folder: Path) -> Record:
+def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record:
     """Run the stage, unless `folder` holds its result already.
 
-    Writes interactions.parquet, items.parquet, examples.parquet, candidates.parquet (all splits)
-    and manifest.json (checksums of the raw files, counts, config).
+    Writes interactions.parquet (not for windows that came ready), items.parquet, examples.parquet,
+    candidates.parquet (all splits) and manifest.json (checksums of the raw files, counts, config).
+
+    Args:
+        config: The stage's.
+        folder: Gets the files.
+        checksums: Of the raw files: replaced ones are prepared anew.
 
     Raises:
         FileNotFoundError: Raw files are missing; the message names them and the remedy.
         ValueError: A setting is out of range, or a raw file is not the official one.
     """
     check_config(config)
-    return run_stage("prepare", folder, config, {}, lambda: _write(config, folder))
+    dataset = DATASETS[config.dataset]
+    source = None if config.source is None else Path(config.source).expanduser()
+    files = dataset.raw_files(source)
+    found = checksums.of_files(files)
+
+    def work() -> None:
+        read = dataset.read(config, files)
+        _write(config, folder, read, found)
+
+    return run_stage(prepare_stage(config, found), folder, work)
+
+
+def prepare_stage(config: PrepareConfig, checksums: Mapping[str, str]) -> Stage:
+    """What determines the tables.
+
+    Args:
+        config: The stage's.
+        checksums: Of the raw files; where these lie does not matter.
+    """
+    settings = asdict(config)
+    del settings["source"]
+    return Stage("prepare", settings, checksums, VERSION)
 
 
 def check_config(config: PrepareConfig) -> None:
@@ -43,54 +83,78 @@ def check_config(config: PrepareConfig) -> None:
     Raises:
         ValueError: Which field, its value and the remedy.
     """
+    DATASETS[config.dataset].check(config)
     check_draw(config.num_candidates, config.candidate_seed)
-    if config.max_history < 1:
-        raise ValueError(f"max_history={config.max_history}: choose 1 or more")
+    check_max_history(config.max_history)
+    if not 0 < config.train_share <= 1:
+        raise ValueError(f"prepare.train_share={config.train_share}: choose a share in (0, 1]")
 
 
-def _write(config: PrepareConfig, folder: Path) -> None:
-    interactions, titles, checksums = _read(config)
-    windows = sliding_windows(interactions, config.max_history)
+def _write(
+    config: PrepareConfig,
+    folder: Path,
+    read: Interactions | ReadyWindows,
+    checksums: Mapping[str, str],
+) -> None:
+    if isinstance(read, Interactions):
+        interactions = _kept(assign_splits(read.table, read.ranking), config)
+        windows = sliding_windows(interactions, config.max_history)
+        write_parts(folder / "interactions.parquet", _interactions(interactions))
+    else:
+        interactions, windows = None, given_windows(_kept_windows(read, config), config.max_history)
     recurring = _recurring(windows)
-    write_parts(folder / "interactions.parquet", _interactions(interactions))
-    items = pd.DataFrame({"item_id": np.arange(len(titles)), "title": titles})
+    items = pd.DataFrame({"item_id": np.arange(len(read.titles)), "title": read.titles})
     write_table(folder / "items.parquet", items)
     write_parts(folder / "examples.parquet", _examples(windows))
-    candidates = _candidates(config, windows, len(titles), recurring)
+    candidates = _candidates(config, windows, len(read.titles), recurring)
     write_parts(folder / "candidates.parquet", candidates)
     manifest = {
         "dataset": config.dataset,
         "protocol": config.protocol,
         "raw_sha256": checksums,
         "negatives": "all items but the target" + ("" if recurring else " and the visible history"),
-        "counts": _counts(windows, titles),
+        "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }
     write_json(folder / "manifest.json", manifest)
 
 
-def _read(config: PrepareConfig) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
-    """The dataset's interactions (with their split), titles and raw checksums."""
-    source = None if config.source is None else Path(config.source).expanduser()
-    if config.dataset == "lastfm":
-        from recipes.data import lastfm
+def _kept(interactions: pd.DataFrame, config: PrepareConfig) -> pd.DataFrame:
+    """Interactions without those of the train users that `train_share` drops."""
+    kept = _kept_rows(interactions, config)
+    return interactions if kept.all() else interactions.loc[kept]
 
-        interactions, titles, checksums = lastfm.read(config, source)
-    else:
-        from recipes.data import synthetic
 
-        interactions, titles, checksums = synthetic.read(config, source)
-        interactions = assign_splits(interactions)
-    return interactions, titles, checksums
+def _kept_windows(ready: ReadyWindows, config: PrepareConfig) -> ReadyWindows:
+    kept = _kept_rows(ready.table, config)
+    return ready if kept.all() else replace(ready, table=ready.table.loc[kept])
+
+
+def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
+    """Bool [n]; a smaller share keeps some of the users that a larger one keeps."""
+    train = table["split"].to_numpy() == "train"
+    if config.train_share == 1:
+        return np.ones_like(train)
+    users = table["user_id"].to_numpy()
+    known = np.unique(users[train])
+    order = np.random.default_rng(SHARE_SEED).permutation(len(known))
+    dropped = known[order[max(1, round(config.train_share * len(known))) :]]
+    return ~(train & np.isin(users, dropped))
 
 
 def _recurring(windows: Windows) -> bool:
     """Whether any user meets an item twice."""
-    starts = np.flatnonzero(windows.lengths == 0)
+    starts = run_starts(windows.table["user_id"].to_numpy())
     users = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(windows.targets)))
     met = users * (windows.targets.max(initial=0) + 1) + windows.targets
     met.sort()
-    return bool((met[1:] == met[:-1]).any())
+    if (met[1:] == met[:-1]).any():
+        return True
+    # Of windows that came ready some may be missing, whose targets histories still show.
+    return isinstance(windows, GivenWindows) and any(
+        (windows.cut(rows) == windows.targets[rows, None]).any()
+        for rows in _parts(len(windows.targets))
+    )
 
 
 def _parts(count: int) -> Iterator[slice]:
@@ -115,12 +179,11 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
     schema = _schema(row | {"history": ids, "target": 0, "is_last": False})
     for rows in _parts(len(windows.targets)):
         part = windows.table.iloc[rows]
-        histories = windows.cut(rows.start, rows.stop)
         values = {
             "split": _names(windows.splits[rows]),
             "row": part["row"].to_numpy(),
             "user_id": part["user_id"].to_numpy(),
-            "history": _lists(histories[histories != PADDING], windows.lengths[rows]),
+            "history": _lists(windows.items(rows), windows.lengths[rows]),
             "target": windows.targets[rows],
             "is_last": part["is_last"].to_numpy(),
         }
@@ -137,7 +200,7 @@ def _candidates(
     for rows in _parts(len(windows.targets)):
         codes, targets = windows.splits[rows], windows.targets[rows]
         # Where items recur, leaving the history out would mark every candidate from it as target.
-        excluded = targets[:, None][:, :0] if recurring else windows.cut(rows.start, rows.stop)
+        excluded = targets[:, None][:, :0] if recurring else windows.cut(rows)
         # `assign_splits` has sorted the rows by split.
         ends = np.searchsorted(codes, np.arange(len(SPLITS) + 1)).tolist()
         own = [slice(*pair) for pair in pairwise(ends)]

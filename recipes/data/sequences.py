@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from recipes.data.ordering import places, run_starts
-from recipes.data.ragged import PADDING, to_lists
+from recipes.data.padding import PADDING, to_padded
 from recipes.data.splits import SPLITS
+from recipes.datasets.dataset import ReadyWindows
+from recipes.datasets.ordering import places, run_starts
 
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a dataset; row i's target is interaction i.
+    """All windows of a dataset; row i's target is interaction i, and its history lies before it.
 
     Histories are cut when they are asked for: together they are `max_history` times as large as
     the interactions.
@@ -43,13 +44,9 @@ class Windows:
         """Each row's split as its place in `SPLITS`: int8 [n]."""
         return self.table["split"].cat.codes.to_numpy()
 
-    @property
-    def histories(self) -> np.ndarray:
-        """Every history: int64 [n, max_history], oldest first, left-padded with -1."""
-        return self.cut(0, len(self.targets))
-
-    def cut(self, start: int, stop: int) -> np.ndarray:
-        """The histories of rows start .. stop-1, as in `histories`."""
+    def cut(self, rows: slice) -> np.ndarray:
+        """The histories of some rows: int64 [n, max_history], oldest first, left-padded with -1."""
+        start, stop = rows.start, rows.stop
         histories = np.full((stop - start, self.max_history), PADDING, np.int64)
         for back in range(1, self.max_history + 1):
             # Row i's item of `back` steps ago is row i - back's target, if the user is the same.
@@ -59,12 +56,66 @@ class Windows:
             histories[first - start :, -back][seen] = items[seen]
         return histories
 
-    def examples(self) -> pd.DataFrame:
-        """The table to be written: split, row, user_id, history, target, is_last."""
-        history = pd.Series(to_lists(self.histories), dtype=object)
-        table = self.table.assign(history=history, target=self.targets)
-        columns = ["split", "row", "user_id", "history", "target", "is_last"]
-        return pd.DataFrame(table, columns=columns)
+    def items(self, rows: slice) -> np.ndarray:
+        """The items of some rows' histories, one history after the other: int64."""
+        lengths = self.lengths[rows]
+        ends = lengths.cumsum()
+        # The j-th item of row i's history is the target of row i - length + j.
+        shift = np.arange(rows.start, rows.stop) - ends
+        return self.targets[np.repeat(shift, lengths) + np.arange(lengths.sum())]
+
+
+@dataclass(frozen=True)
+class GivenWindows(Windows):
+    """Windows whose histories came with the data, cut to `max_history` already."""
+
+    histories: np.ndarray
+    """int64 [n, max_history], left-padded with -1."""
+
+    def cut(self, rows: slice) -> np.ndarray:
+        return self.histories[rows]
+
+    def items(self, rows: slice) -> np.ndarray:
+        histories = self.histories[rows]
+        return histories[histories != PADDING]
+
+
+def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
+    """Take windows as they come; the newest `max_history` items of a history are kept.
+
+    Raises:
+        ValueError: A split has another name, or an item id is out of range.
+    """
+    check_max_history(max_history)
+    unknown = sorted(set(ready.table["split"]) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"windows of split {unknown[0]!r}: name splits {', '.join(SPLITS)}")
+    # Rows of a split together, in the order in which they come.
+    split = pd.Categorical(ready.table["split"], categories=list(SPLITS))
+    order = np.asarray(split.codes).argsort(kind="stable")
+    table = ready.table.take(order)
+    lists = [np.asarray(items, np.int64)[-max_history:] for items in table["history"]]
+    histories, targets = to_padded(lists, max_history), table["target"].to_numpy(np.int64)
+    for ids in (histories[histories != PADDING], targets):
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(ready.titles):
+            raise ValueError(
+                f"windows hold item ids from {ids.min()} to {ids.max()}, but there are "
+                f"{len(ready.titles)} titles, for the ids from 0"
+            )
+    columns = {
+        "split": split.take(order),
+        "user_id": table["user_id"].to_numpy(np.int64),
+        "row": _rows(np.asarray(split.codes)[order]),
+        "is_last": table["is_last"].to_numpy(np.bool_),
+    }
+    lengths = (histories != PADDING).sum(axis=1)
+    return GivenWindows(targets, lengths, max_history, pd.DataFrame(columns), histories)
+
+
+def check_max_history(max_history: int) -> None:
+    """Refuse a width that holds no item (ValueError)."""
+    if max_history < 1:
+        raise ValueError(f"prepare.max_history={max_history}: choose 1 or more")
 
 
 def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
@@ -78,8 +129,7 @@ def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
     Raises:
         ValueError: `max_history` is below 1, or a user's positions are not 0, 1, 2, .. in order.
     """
-    if max_history < 1:
-        raise ValueError(f"max_history={max_history}: choose 1 or more")
+    check_max_history(max_history)
     items = interactions["item_id"].to_numpy(np.int64)
     users = interactions["user_id"].to_numpy(np.int64)
     positions = interactions["position"].to_numpy(np.int64)

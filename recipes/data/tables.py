@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from recipes.artifacts import read_record, read_table
-from recipes.data.ragged import PADDING, to_padded
+from recipes.data.padding import padded
 from recipes.data.splits import SPLITS, SplitName
+from recipes.records import read_record
 
 
 @dataclass(frozen=True)
@@ -64,35 +65,48 @@ class PreparedData:
             ValueError: The tables do not belong together.
         """
         width = read_record(folder, "prepare").config["max_history"]
-        items = read_table(folder / "items.parquet").sort_values("item_id")
-        examples = read_table(folder / "examples.parquet")
-        candidates = read_table(folder / "candidates.parquet")
+        items = pq.read_table(folder / "items.parquet").sort_by("item_id")
+        examples = pq.read_table(folder / "examples.parquet")
+        candidates = pq.read_table(folder / "candidates.parquet")
         splits: dict[SplitName, Split] = {
-            name: _split(name, examples, candidates, width) for name in SPLITS
+            name: _split(_rows(examples, name), _rows(candidates, name), name, width)
+            for name in SPLITS
         }
-        return cls(items["title"].tolist(), splits)
+        return cls(items["title"].to_pylist(), splits)
 
 
-def _split(name: SplitName, examples: pd.DataFrame, candidates: pd.DataFrame, width: int) -> Split:
-    table, drawn = _rows(examples, name), _rows(candidates, name)
+def _split(table: pa.Table, drawn: pa.Table, name: SplitName, width: int) -> Split:
     rows = np.arange(len(table))
     if not (np.array_equal(table["row"], rows) and np.array_equal(drawn["row"], rows)):
         raise ValueError(
             f"examples.parquet and candidates.parquet do not have the same rows of {name}: delete "
             "the folder and run `python -m recipes prepare` again"
         )
-    histories = to_padded(table["history"].tolist(), width)
+    items, lengths = _lists(table["history"])
+    candidates, counts = _lists(drawn["candidates"])
     return Split(
-        user_ids=table["user_id"].to_numpy(np.int64),
-        histories=histories,
-        history_lengths=(histories != PADDING).sum(axis=1),
-        targets=table["target"].to_numpy(np.int64),
-        candidates=np.stack(drawn["candidates"].tolist()).astype(np.int64),
-        is_last=table["is_last"].to_numpy(np.bool_),
+        user_ids=_numbers(table["user_id"]),
+        histories=padded(items, lengths, width),
+        history_lengths=lengths,
+        targets=_numbers(table["target"]),
+        candidates=candidates.reshape(len(counts), -1),
+        is_last=table["is_last"].to_numpy(),
     )
 
 
-def _rows(table: pd.DataFrame, split: SplitName) -> pd.DataFrame:
+def _rows(table: pa.Table, split: SplitName) -> pa.Table:
     """A table's rows of one split, in order."""
-    selected = table.take(np.flatnonzero(table["split"].to_numpy() == split))
-    return selected.take(selected["row"].to_numpy().argsort())
+    mine = np.flatnonzero(table["split"].to_numpy() == split)
+    return table.take(mine).sort_by("row")
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return column.to_numpy().astype(np.int64, copy=False)
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists: all values, one list after the other, and the lengths, int64 each."""
+    lists = column.combine_chunks()
+    return lists.flatten().to_numpy().astype(np.int64, copy=False), np.diff(
+        lists.offsets.to_numpy()
+    )

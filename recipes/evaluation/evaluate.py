@@ -1,59 +1,78 @@
-"""(adapters, frozen candidates) -> predictions.parquet, metrics.json and gates.json.
+"""(arms, frozen candidates) -> predictions.parquet, metrics.json and gates.json.
 
-Each method and seed is a part of its own under `parts/`, so that an interrupted evaluation resumes
+Each arm and seed is a part of its own under `parts/`, so that an interrupted evaluation resumes
 with the first part that is missing. Intervals are recomputed from the parts without any model.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from recipes.artifacts import Record, read_table, read_tensors, run_stage, write_json, write_table
-from recipes.data.tables import PreparedData
+from recipes.artifacts import read_table, read_tensors, write_json, write_table
 from recipes.evaluation.gates import gate_summary
-from recipes.evaluation.parts import GATE_WEIGHTS, PREDICTIONS, finished, planned_parts
-from recipes.evaluation.rows import EvaluatedRows, check_cutoffs, evaluated_rows
+from recipes.evaluation.parts import GATE_WEIGHTS, PREDICTIONS, Part, finished, planned_parts
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
-from recipes.experiment import EvaluateConfig, Method
+from recipes.experiment import EvaluateConfig
+from recipes.methods.method import Arm
+from recipes.records import Record, Stage, required_record, run_stage
+from recipes.run import Run
+from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
 
 METRICS, GATES = "metrics.json", "gates.json"
+VERSION = 1
+"""Of this stage, see `Record`."""
 
 
-def evaluate(config: EvaluateConfig, run: Path, methods: Sequence[Method], seeds: int) -> Record:
-    """Evaluate popularity, SASRec and each adapter on the same rows and candidates.
+def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
+    """Evaluate every arm on the same rows and candidates.
 
     Args:
-        config: Rows, generation, cut-offs and intervals.
-        run: The run's directory, with the stages before this one finished.
-        methods: Trained methods.
-        seeds: Each was trained with seeds 0 .. seeds-1.
+        run: With the stages before this one finished.
+        arms: What is compared.
 
     Raises:
         FileNotFoundError: An earlier stage has not been run.
-        ValueError: The config does not fit the data.
+        ValueError: An earlier stage was run with other settings, or the config does not fit the
+            data.
     """
+    config = run.experiment.evaluate
     resampling = check_config(config)
-    data = PreparedData.load(run / "prepare")
-    rows = evaluated_rows(data.split(config.split), config)
-    parts = planned_parts(config, run, methods, seeds, rows)
-    folder = run / "evaluate"
+    parts = planned_parts(run, arms)
+    rows = evaluated_rows(run.data.split(config.split), config)
+    folder = run.folder / "evaluate"
+    for part in parts:
+        finished(part, run, rows, config)
 
     def work() -> None:
-        folders = [finished(part, config, folder / "parts") for part in parts]
-        table = pd.concat([read_table(part / PREDICTIONS) for part in folders], ignore_index=True)
+        tables = [read_table(part.folder / PREDICTIONS) for part in parts]
+        table = pd.concat(tables, ignore_index=True)
         write_table(folder / PREDICTIONS, table)
-        summary = summarise(table, config.ks, rows.num_candidates, resampling)
+        summary = summarise(table, arms, config.ks, rows.num_candidates, resampling)
         write_json(folder / METRICS, {"evaluated": _described(rows, config), **summary})
-        write_json(folder / GATES, _gates(folder / "parts", methods, rows))
+        write_json(folder / GATES, _gates(parts, rows))
 
-    inputs = {name: record for part in parts for name, record in part.inputs.items()}
-    settings = asdict(config) | {"methods": list(methods), "seeds": seeds}
-    return run_stage("evaluate", folder, settings, inputs, work)
+    return run_stage(_stage(run, arms, parts), folder, work)
+
+
+def evaluated_record(run: Run, arms: Sequence[Arm]) -> Record:
+    """The record of an evaluation.
+
+    Raises:
+        FileNotFoundError: It, or an earlier stage, has not been run.
+        ValueError: It was run with other settings.
+    """
+    stage = _stage(run, arms, planned_parts(run, arms))
+    return required_record(stage, run.folder / "evaluate", "evaluate")
+
+
+def _stage(run: Run, arms: Sequence[Arm], parts: Sequence[Part]) -> Stage:
+    settings = asdict(run.experiment.evaluate) | {"arms": [arm.name for arm in arms]}
+    inputs = {part.name: part.stage.fingerprint for part in parts}
+    return Stage("evaluate", settings, inputs, VERSION)
 
 
 def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> Resampling:
@@ -91,12 +110,12 @@ def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]
     }
 
 
-def _gates(parts: Path, methods: Sequence[Method], rows: EvaluatedRows) -> Mapping[str, Any]:
-    """Summary of each gated method's gate, seed 0."""
-    found = {}
-    for method in methods:
-        path = parts / f"{method}-seed0" / GATE_WEIGHTS
-        if path.exists():
+def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
+    """Summary of each gated arm's gate, first seed."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        path = part.folder / GATE_WEIGHTS
+        if part.arm.name not in found and path.exists():
             weights = read_tensors(path)["weights"].double().numpy()
-            found[method] = gate_summary(weights, rows.user_ids, rows.rows, seed=0)
+            found[part.arm.name] = gate_summary(weights, rows.user_ids, rows.rows, seed=part.seed)
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.evaluation.metrics import Floats, Ints
+from recipes.scoring.arrays import Floats, Ints
 
 SHOWN_USERS = 10
 """Users in the heat map (the paper shows ten sequences)."""

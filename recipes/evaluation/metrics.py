@@ -1,7 +1,7 @@
 """Ranking and answer metrics for rows that each have exactly one relevant item.
 
-Every metric is a ratio of two sums over rows, so each comes as two functions: one outcome a row
-(what the bootstrap needs) and the ratio itself. Ranks start at 1. With sampled candidates (the
+Every metric is a ratio of two sums over rows; the functions here give one outcome a row, which is
+what the bootstrap needs (`outcomes.py`). Ranks start at 1. With sampled candidates (the
 paper: 20 of the catalogue) the figures say nothing certain about full rankings (Krichene and
 Rendle, 2020), so `sampled_label` belongs beside every one of them.
 """
@@ -9,8 +9,7 @@ Rendle, 2020), so `sampled_label` belongs beside every one of them.
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from recipes.scoring.arrays import Floats, Ints
 
 
 def rank_of_target(scores: npt.ArrayLike, target_index: npt.ArrayLike) -> Ints:
@@ -45,11 +44,6 @@ def hits(ranks: npt.ArrayLike, k: int) -> Floats:
     return (_checked(ranks, k) <= k).astype(np.float64)
 
 
-def hit_ratio(ranks: npt.ArrayLike, k: int) -> float:
-    """HitRatio@k: the share of rows whose target is among the best `k`."""
-    return float(hits(ranks, k).mean())
-
-
 def gains(ranks: npt.ArrayLike, k: int) -> Floats:
     """Discounted gain of each row, 1 / log2(1 + rank) within the best `k`, else 0; float64 [n].
 
@@ -57,32 +51,6 @@ def gains(ranks: npt.ArrayLike, k: int) -> Floats:
     """
     values = _checked(ranks, k)
     return np.where(values <= k, 1.0 / np.log2(1.0 + values), 0.0)
-
-
-def ndcg(ranks: npt.ArrayLike, k: int) -> float:
-    """NDCG@k with one relevant item: the mean of `gains`."""
-    return float(gains(ranks, k).mean())
-
-
-def valid_ratio(valid: npt.ArrayLike) -> float:
-    """Share of all rows whose generated answer names exactly one candidate."""
-    return float(_some_rows(np.asarray(valid, dtype=np.float64)).mean())
-
-
-def hit_ratio_of_total(correct: npt.ArrayLike) -> float:
-    """Correct answers over ALL rows: an invalid answer is a miss (LLaRA's published figure)."""
-    return float(_some_rows(np.asarray(correct, dtype=np.float64)).mean())
-
-
-def hit_ratio_of_valid(correct: npt.ArrayLike, valid: npt.ArrayLike) -> float | None:
-    """Correct answers over VALID rows only (what iLoRA's code prints); None if none is valid.
-
-    Never comparable with `hit_ratio_of_total`: it forgives every invalid answer.
-    """
-    good, kept = np.asarray(correct, dtype=bool), np.asarray(valid, dtype=bool)
-    if (good & ~kept).any():
-        raise ValueError("correct marks rows that valid does not: an invalid answer is not correct")
-    return float(good.sum() / kept.sum()) if kept.any() else None
 
 
 def random_hit_ratio(k: int, num_candidates: int) -> float:

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from recipes.evaluation.metrics import Floats, Ints, gains, hits, sampled_label
+from recipes.evaluation.metrics import gains, hits, sampled_label
 from recipes.evaluation.statistics import mean_over_seeds
+from recipes.scoring.arrays import Floats, Ints
 
 Outcome = Callable[[pd.DataFrame], tuple[Floats, Floats]]
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from recipes.evaluation.metrics import Floats, Ints
+from recipes.scoring.arrays import Floats, Ints
 
 IntervalKind = Literal["bootstrap over users", "Wilson score over users", "exact"]
 CHUNK = 256

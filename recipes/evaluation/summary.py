@@ -1,4 +1,4 @@
-"""Predictions -> metrics of each method and differences between methods, with intervals."""
+"""Predictions -> metrics of each arm and differences between arms, with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,45 +9,66 @@ import pandas as pd
 from recipes.evaluation.metrics import random_hit_ratio, random_ndcg, sampled_label
 from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
 from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
+from recipes.methods.method import Arm
 
-SCORED = {"popularity": "train count", "sasrec": "SASRec score"}
-"""Methods that generate no text, and what they rank by."""
-ORDER = ("popularity", "sasrec", "lora", "lora-user-slot", "ilora")
-"""From simple to elaborate: a difference is the later method minus the earlier."""
 Entry = dict[str, Any]
 
 
 def summarise(
-    predictions: pd.DataFrame, ks: Sequence[int], num_candidates: int, resampling: Resampling
+    predictions: pd.DataFrame,
+    arms: Sequence[Arm],
+    ks: Sequence[int],
+    num_candidates: int,
+    resampling: Resampling,
 ) -> dict[str, list[dict[str, Any]]]:
     """All metrics and differences of a table of predictions (`metrics.json`).
 
+    Args:
+        predictions: Of every arm that predicts.
+        arms: From simple to elaborate: a difference is the later arm minus the earlier one.
+        ks: Cut-offs.
+        num_candidates: Candidates of a row.
+        resampling: How intervals are made.
+
     Returns:
-        `metrics`: one entry for each method and metric; `comparisons`: one for each pair of
-        methods and metric that both have.
+        `metrics`: one entry for each arm and metric; `comparisons`: one for each pair of arms and
+        metric that both have.
     """
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
-    names = sorted(tables, key=ORDER.index)
+    having = [arm for arm in arms if arm.name in tables]
+    writing = [arm for arm in having if not _mute(tables[arm.name])]
     metrics, comparisons = [], []
     for metric in metrics_for(ks, num_candidates):
-        having = [name for name in names if metric.reads == "ranks" or name not in SCORED]
-        found = {name: outcomes_of(metric, tables[name]) for name in having}
-        metrics += [_metric_entry(metric, name, found[name], resampling) for name in having]
+        own = having if metric.reads == "ranks" else writing
+        found = {arm.name: outcomes_of(metric, tables[arm.name]) for arm in own}
+        metrics += [_metric_entry(metric, arm, found[arm.name], resampling) for arm in own]
         comparisons += [
-            _comparison_entry(metric, (later, found[later]), (earlier, found[earlier]), resampling)
-            for position, later in enumerate(having)
-            for earlier in having[:position]
+            _comparison_entry(
+                metric,
+                (later.name, found[later.name]),
+                (earlier.name, found[earlier.name]),
+                resampling,
+            )
+            for position, later in enumerate(own)
+            for earlier in own[:position]
         ]
-    metrics += _exact_entries(ks, num_candidates, names)
+    scoring = [arm.name for arm in having if arm not in writing]
+    random = [arm.name for arm in arms if arm.method.is_random_order]
+    metrics += _exact_entries(ks, num_candidates, random, scoring)
     return {"metrics": metrics, "comparisons": comparisons}
 
 
-def _metric_entry(metric: Metric, method: str, found: Outcomes, resampling: Resampling) -> Entry:
+def _mute(table: pd.DataFrame) -> bool:
+    """Whether an arm writes no answers."""
+    return bool(table["predicted_item"].isna().to_numpy().all())
+
+
+def _metric_entry(metric: Metric, arm: Arm, found: Outcomes, resampling: Resampling) -> Entry:
     estimate = ratio_interval(*found.averaged(), found.user_ids, resampling)
     entry: Entry = {
-        "method": method,
+        "method": arm.name,
         "key": metric.key,
-        "label": metric.label.format(source=SCORED.get(method, "likelihood")),
+        "label": metric.label.format(source=arm.method.about.ranks_by),
         "seeds": found.seeds,
         "per_seed": found.per_seed(),
     }
@@ -95,11 +116,14 @@ def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | N
     ]
 
 
-def _exact_entries(ks: Sequence[int], num_candidates: int, names: Sequence[str]) -> list[Entry]:
-    """Figures that need no data: a random order, and the validity of methods without text."""
+def _exact_entries(
+    ks: Sequence[int], num_candidates: int, random: Sequence[str], scoring: Sequence[str]
+) -> list[Entry]:
+    """Figures that need no data: a random order, and the validity of arms that write no text."""
     sampled = f"(random order, exact, {sampled_label(num_candidates)})"
     entries = [
-        _exact("random", f"{key}@{k}/ranking", f"{name}@{k} {sampled}", value(k, num_candidates))
+        _exact(arm, f"{key}@{k}/ranking", f"{name}@{k} {sampled}", value(k, num_candidates))
+        for arm in random
         for k in ks
         for key, name, value in (
             ("hit_ratio", "HitRatio", random_hit_ratio),
@@ -107,9 +131,8 @@ def _exact_entries(ks: Sequence[int], num_candidates: int, names: Sequence[str])
         )
     ]
     return entries + [
-        _exact(name, "valid_ratio/generation", "ValidRatio (by construction)", 1.0)
-        for name in names
-        if name in SCORED
+        _exact(arm, "valid_ratio/generation", "ValidRatio (by construction)", 1.0)
+        for arm in scoring
     ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from recipes.experiment import AdaptConfig
+from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.curriculum import hybrid_steps
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.length_groups import LengthGroups
@@ -23,7 +23,7 @@ class AdapterTrainer(Trainer):
     Args:
         model: Adapter and projector.
         collator: Samples and how they become a batch.
-        config: Learning rates, weight decay, curriculum.
+        plan: Learning rates, weight decay, curriculum.
         args: Of the Trainer; `args.seed` decides data order, dropout and curriculum.
     """
 
@@ -31,7 +31,7 @@ class AdapterTrainer(Trainer):
         self,
         model: HybridModel,
         collator: TrainingCollator,
-        config: AdaptConfig,
+        plan: AdapterPlan,
         args: TrainingArguments,
     ) -> None:
         super().__init__(
@@ -42,8 +42,10 @@ class AdapterTrainer(Trainer):
         )
         self.hybrid_model = model
         self.collator = collator
-        self.config = config
-        self.hybrid_steps = hybrid_steps(args.max_steps, args.seed, curriculum=config.curriculum)
+        self.plan = plan
+        self.hybrid_steps = hybrid_steps(
+            args.max_steps, args.seed, curriculum=plan.settings.curriculum
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset[int] | None = None) -> LengthGroups:
         order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
@@ -66,7 +68,7 @@ class AdapterTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group for the adapter, the projector and the gate each."""
         if self.optimizer is None:
-            groups = parameter_groups(self.hybrid_model, self.config)
+            groups = parameter_groups(self.hybrid_model, self.plan)
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
@@ -82,16 +84,16 @@ class AdapterTrainer(Trainer):
         self.hybrid_model.load_checkpoint(Path(resume_from_checkpoint))
 
 
-def parameter_groups(model: HybridModel, config: AdaptConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: HybridModel, plan: AdapterPlan) -> list[dict[str, Any]]:
     """Adapter without decay; projector and gate with it, the gate at its own learning rate.
 
     Source: reference code (decay of projector and router, none of LoRA; router at 0.3 x).
     """
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay = plan.settings.learning_rate, plan.settings.weight_decay
     settings = {
         "adapter": {"lr": rate, "weight_decay": 0.0},
         "projector": {"lr": rate, "weight_decay": decay},
-        "gate": {"lr": rate * config.gate_learning_rate_scale, "weight_decay": decay},
+        "gate": {"lr": rate * plan.gate_learning_rate_scale, "weight_decay": decay},
     }
     return [
         {"params": list(parameters.values()), **settings[name]}

@@ -7,7 +7,9 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from recipes.artifacts import read_tensors, write_tensors
+from recipes.llm.adapter_plan import RoutedBy
 from recipes.llm.training import answer_loss
+from recipes.prompting.collator import IGNORED
 from recipes.prompting.projector import Projector, fill_slots
 
 ADAPTER = "adapter.safetensors"
@@ -21,17 +23,19 @@ class HybridModel(nn.Module):
         llm: The language model with its adapter.
         projector: Recommender width -> language model width.
         items: float32 [num_items, d], standardised item embeddings.
-        routed: Whether the adapter takes `routing_embeds`.
+        routed_by: See `AdapterPlan`.
     """
 
     accepts_loss_kwargs = True
     """Asks the Trainer for `num_items_in_batch`, the answer tokens of a whole optimiser step."""
 
-    def __init__(self, llm: PeftModel, projector: Projector, items: Tensor, routed: bool) -> None:
+    def __init__(
+        self, llm: PeftModel, projector: Projector, items: Tensor, routed_by: RoutedBy | None
+    ) -> None:
         super().__init__()
         self.llm = llm
         self.projector = projector
-        self.routed = routed
+        self.routed_by = routed_by
         self.items: Tensor
         self.register_buffer("items", items)
 
@@ -49,9 +53,30 @@ class HybridModel(nn.Module):
             return embeds
         return fill_slots(embeds, slot_items, self.items, users, self.projector)
 
-    def routing(self, users: Tensor) -> dict[str, Tensor]:
-        """The keyword that routes the adapter, if it has one."""
-        return {"routing_embeds": users} if self.routed else {}
+    def routing(
+        self,
+        users: Tensor,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The keyword that routes the adapter, if it takes one.
+
+        Args:
+            users: float [b, d], standardised user representations.
+            inputs_embeds: [b, t, width].
+            attention_mask: int64 [b, t].
+            labels: int64 [b, a], where answers stand in the last a positions.
+        """
+        if self.routed_by is None:
+            return {}
+        if self.routed_by == "vector":
+            return {"routing_embeds": users}
+        prompt = attention_mask.clone()
+        if labels is not None:
+            prompt[:, -labels.shape[1] :] *= labels == IGNORED
+        embeds = self.llm.prompt_embeds(attention_mask=prompt, inputs_embeds=inputs_embeds)  # type: ignore[operator]
+        return {"routing_embeds": embeds}
 
     def forward(
         self,
@@ -69,7 +94,8 @@ class HybridModel(nn.Module):
         an optimiser skips altogether, weight decay and momentum included. So it is frozen there.
         """
         embeds = self.embed(input_ids, slot_items, users, hybrid)
-        inputs: dict[str, Any] = {"inputs_embeds": embeds, **self.routing(users)}
+        routing = self.routing(users, embeds, attention_mask, labels)
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, **routing}
         return {"loss": answer_loss(self.llm, inputs, attention_mask, labels, num_items_in_batch)}
 
     def save_checkpoint(self, folder: Path) -> None:

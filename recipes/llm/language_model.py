@@ -3,8 +3,11 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -14,6 +17,65 @@ from transformers import (
 )
 
 from recipes.experiment import Precision
+
+
+class LanguageModel:
+    """A frozen language model that one adapter after the other borrows.
+
+    Args:
+        name_or_path: See `load_language_model`.
+        precision: See `load_language_model`.
+    """
+
+    def __init__(self, name_or_path: str, precision: Precision) -> None:
+        self.name_or_path = name_or_path
+        self.precision: Precision = precision
+        self._base, self.tokenizer = load_language_model(name_or_path, precision)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model without an adapter."""
+        return self._base
+
+    @contextmanager
+    def wrapped(self, peft: PeftConfig) -> Iterator[PeftModel]:
+        """The model with a new adapter, which is taken off at the end of the block."""
+        with peft_wrapping():
+            model = get_peft_model(self._base, peft)
+        assert isinstance(model, PeftModel)
+        with self._borrowed(model):
+            yield model
+
+    @contextmanager
+    def adapted(self, folder: Path) -> Iterator[PeftModel]:
+        """The model with a saved adapter, which is taken off at the end of the block."""
+        with peft_wrapping():
+            model = PeftModel.from_pretrained(self._base, str(folder))
+        with self._borrowed(model):
+            yield model
+
+    @contextmanager
+    def _borrowed(self, model: PeftModel) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if _changes_the_base(model.active_peft_config):
+                self._base, _ = load_language_model(self.name_or_path, self.precision)
+            else:
+                if isinstance(model.base_model, BaseTuner):
+                    model.base_model.unload()
+                self._base.requires_grad_(False).eval()
+
+
+def _changes_the_base(peft: PeftConfig) -> bool:
+    """Whether an adapter trains or rewrites weights of the model itself."""
+    start = getattr(peft, "init_lora_weights", True)
+    trained = ("modules_to_save", "trainable_token_indices", "layer_replication")
+    return (
+        start not in (True, False, "gaussian")
+        or getattr(peft, "bias", "none") != "none"
+        or any(getattr(peft, name, None) for name in trained)
+    )
 
 
 def load_language_model(

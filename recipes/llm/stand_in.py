@@ -14,6 +14,7 @@ nothing about Llama-2-7B.
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,35 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from recipes.artifacts import write_json
-from recipes.data.ragged import PADDING
+from recipes.data.padding import PADDING
 from recipes.experiment import StandInConfig
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.llm.training import Samples, answer_loss, train_resumably, training_arguments
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import encode_answers, encode_prompts
 from recipes.prompting.special_tokens import required_id
+from recipes.records import Stage
+
+STAND_IN = "stand-in"
+"""Value of `adapt.llm`, and name of the folder."""
+DESCRIPTION = "stand_in.json"
+VERSION = 1
+"""Of this stage, see `Record`."""
+
+
+def stand_in_stage(
+    config: StandInConfig, *, prompt_history: int, num_candidates: int, titles: str
+) -> Stage:
+    """What determines a stand-in.
+
+    Args:
+        config: Sizes and steps.
+        prompt_history: Items of a history at most.
+        num_candidates: Candidates of a prompt.
+        titles: Checksum of the catalogue, the only part of the data that is read.
+    """
+    sizes = {"prompt_history": prompt_history, "num_candidates": num_candidates}
+    return Stage(STAND_IN, asdict(config) | sizes, {"items.parquet": titles}, VERSION)
 
 
 class FormatTrainer(Trainer):
@@ -97,7 +120,7 @@ def make_stand_in(
     tokenizer.save_pretrained(folder)
     write_json(folder / "loss.json", losses)
     write_json(
-        folder / "stand_in.json",
+        folder / DESCRIPTION,
         {
             "stand_in": True,
             "meaning": "A small Llama that was taught the format of the prompts only, on random "

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from recipes.data.ragged import PADDING
+from recipes.data.padding import PADDING
 from recipes.prompting.prompts import SLOT, USER_SLOT, check_titles, hybrid_prompt, slot_order
 from recipes.prompting.ragged import Ragged
 from recipes.prompting.special_tokens import find_id, placeholder_id, required_id

@@ -5,9 +5,8 @@ from typing import Any
 
 import yaml
 
-from recipes.evaluation.summary import SCORED
-from recipes.report.naming import MEANINGS, NAMES, interval, per_seed
-from recipes.report.verdict import headlines, verdict
+from recipes.report.naming import arms_of, interval, per_seed
+from recipes.report.verdict import differences, headlines, verdict
 
 Results = Mapping[str, Any]
 
@@ -46,15 +45,15 @@ def render(results: Results, plots: Sequence[str]) -> str:
 
 
 def _opening(results: Results) -> str:
-    listed = headlines(results["comparisons"])
-    answer = " ".join(verdict(entry) for entry in listed[:2]) or NOTHING
+    arms = arms_of(results)
+    answer = " ".join(verdict(entry, arms) for entry in headlines(results)) or NOTHING
     notes = "\n".join(f"> - {caveat}" for caveat in results["caveats"])
     return f"# {results['name']}\n\n**Result.** {answer}\n\n> **Read this first**\n>\n{notes}"
 
 
 def _what_was_run(results: Results) -> str:
     dataset, evaluated, config = results["dataset"], results["evaluated"], results["config"]
-    counts, llm = dataset["counts"], results["llm"]
+    counts, llm = dataset["counts"], results["llm"] or {"name": "none"}
     users = ", ".join(f"{count:,} {split}" for split, count in counts["users"].items())
     size = f", {llm['parameters']:,} parameters" if "parameters" in llm else ""
     seconds = results["seconds"]
@@ -62,7 +61,7 @@ def _what_was_run(results: Results) -> str:
     every = "each user's last window" if evaluated["rows"] == "last" else "every window"
     return (
         "## What was run\n\n"
-        "A recommender (SASRec) reads each user's history. A frozen language model reads a prompt "
+        "A recommender reads each user's history. A frozen language model reads a prompt "
         "with the newest items of that history and a list of candidates, and names the next item. "
         "Small adapters are trained on top of it; the question is which adapter answers best.\n\n"
         f"- **Data:** `{dataset['dataset']}`, protocol `{dataset['protocol']}`: "
@@ -78,12 +77,16 @@ def _what_was_run(results: Results) -> str:
 
 
 def _methods(results: Results) -> str:
-    lines = "\n".join(f"- **{NAMES[method]}**: {MEANINGS[method]}." for method in _found(results))
+    arms = arms_of(results).values()
+    lines = "\n".join(f"- **{arm['title']}**: {arm['meaning']}." for arm in arms)
     return f"## Methods\n\n{lines}"
 
 
 def _generated(results: Results) -> str:
-    methods = [method for method in _found(results) if method not in (*SCORED, "random")]
+    key = next(iter(TEXT_COLUMNS))
+    methods = [entry["method"] for entry in results["metrics"] if entry["key"] == key]
+    if not methods:
+        return "## Generated answers\n\nNo arm writes answers."
     return (
         f"## Generated answers ({_sample(results)})\n\n"
         "The model writes an answer greedily. It is **valid** when, apart from case and white "
@@ -103,7 +106,9 @@ def _generated(results: Results) -> str:
 def _ranked(results: Results) -> str:
     ks = results["config"]["evaluate"]["ks"]
     tables = [
-        _table(results, _found(results), {f"{key}@{k}/ranking": f"{name}@{k}" for k in cutoffs})
+        _table(
+            results, list(arms_of(results)), {f"{key}@{k}/ranking": f"{name}@{k}" for k in cutoffs}
+        )
         for key, name, cutoffs in (
             ("hit_ratio", "HitRatio", ks),
             ("ndcg", "NDCG", [k for k in ks if k > 1]),  # NDCG@1 is HitRatio@1
@@ -114,7 +119,7 @@ def _ranked(results: Results) -> str:
         f"## Ranked candidates ({_sample(results)})\n\n"
         "Every method scores all candidates of a row: an adapted language model by the likelihood "
         f"of the title after the prompt ({mean} of its tokens' log-probabilities, end of sequence "
-        "included), SASRec by its score, popularity by train counts. Ties count against the "
+        "included), a recommender by its own score. Ties count against the "
         f"method. A random order is the floor.{_ceilings(results)}\n\n" + "\n\n".join(tables)
     )
 
@@ -130,13 +135,13 @@ def _ceilings(results: Results) -> str:
 
 
 def _differences(results: Results) -> str:
-    listed = headlines(results["comparisons"])
+    arms, listed = arms_of(results), differences(results)
     if not listed:
         return f"## Differences\n\n{NOTHING}"
-    sentences = "\n".join(f"- {verdict(entry)}" for entry in listed)
+    sentences = "\n".join(f"- {verdict(entry, arms)}" for entry in listed)
     rows = [
         [
-            f"{NAMES[entry['method']]} − {NAMES[entry['baseline']]}",
+            f"{arms[entry['method']]['title']} − {arms[entry['baseline']]['title']}",
             entry["label"],
             interval(entry, sign=True),
             "–" if entry["value"] is None else f"{entry['share_above_zero']:.1%}",
@@ -147,38 +152,45 @@ def _differences(results: Results) -> str:
     head = ["difference", "metric", "value [interval]", "resamples above zero", "seed by seed"]
     return (
         "## Differences\n\n"
-        "Both methods are taken on the same rows and the same resampled users.\n\n"
-        f"{sentences}\n\n{_markdown_table(head, rows)}\n\n"
+        "The best arm against its strongest rival first, then adapters against each other and "
+        "against the strongest arm without a language model. Both sides of a difference are taken "
+        "on the same rows and the same resampled users.\n\n"
+        f"{sentences}\n\n{markdown_table(head, rows)}\n\n"
         "All other pairs and metrics are in `results.json`, under `comparisons`."
     )
 
 
 def _plots(results: Results, plots: Sequence[str]) -> str:
     titles = {
-        "hit_ratio.png": "HitRatio@1 of every method",
+        "hit_ratio.png": "HitRatio@1 of every arm",
         "loss.png": "Training loss",
-        "gates.png": "Gate weights of ten users",
+        **{f"gates-{name}.png": "Gate weights of ten users" for name in results["gates"]},
     }
     images = [f"![{title}](plots/{name})" for name, title in titles.items() if name in plots]
-    gate = results["gates"].get("ilora")
-    if gate is not None:
-        shares = ", ".join(f"{weight:.2f}" for weight in gate["mean_weights"])
-        images.append(
-            f"Over all {gate['num_rows']:,} rows the experts get the mean weights {shares} (seed "
-            f"{gate['seed']}). The mean entropy of a row's weights is {gate['mean_entropy']:.2f} "
-            f"nats; {gate['uniform_entropy']:.2f} would be an even mixture, that is plain LoRA, "
-            "and 0 a choice of one expert."
-        )
+    arms = arms_of(results)
+    images += [_gate_note(arms[name]["title"], gate) for name, gate in results["gates"].items()]
     return "## Plots\n\n" + "\n\n".join(images)
+
+
+def _gate_note(title: str, gate: Mapping[str, Any]) -> str:
+    shares = ", ".join(f"{weight:.2f}" for weight in gate["mean_weights"])
+    return (
+        f"{title}: over all {gate['num_rows']:,} rows the experts get the mean weights {shares} "
+        f"(seed {gate['seed']}). The mean entropy of a row's weights is "
+        f"{gate['mean_entropy']:.2f} nats; {gate['uniform_entropy']:.2f} would be an even mixture, "
+        "that is plain LoRA, and 0 a choice of one expert."
+    )
 
 
 def _parameters(results: Results) -> str:
     groups = ("adapter", "gate", "projector", "total")
     rows = [
-        [NAMES[method], *(f"{counts[group]:,}" for group in groups)]
-        for method, counts in results["trainable_parameters"].items()
+        [arms_of(results)[name]["title"], *(f"{counts[group]:,}" for group in groups)]
+        for name, counts in results["trainable_parameters"].items()
     ]
-    return "## Trainable parameters\n\n" + _markdown_table(["method", *groups], rows)
+    if not rows:
+        return "## Trainable parameters\n\nNo adapter was trained."
+    return "## Trainable parameters\n\n" + markdown_table(["method", *groups], rows)
 
 
 def _reproduce(results: Results) -> str:
@@ -201,14 +213,18 @@ def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str])
     rows = []
     for method in methods:
         cells = [entries.get((method, key)) for key in columns]
-        row = [NAMES[method], *("–" if cell is None else interval(cell) for cell in cells)]
+        row = [
+            arms_of(results)[method]["title"],
+            *("–" if cell is None else interval(cell) for cell in cells),
+        ]
         rows.append([*row, per_seed((cells[0] or {}).get("per_seed", []))] if seeds else row)
     head = ["method", *columns.values()]
     first = next(iter(columns.values()))
-    return _markdown_table([*head, f"{first}, seed by seed"] if seeds else head, rows)
+    return markdown_table([*head, f"{first}, seed by seed"] if seeds else head, rows)
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -225,11 +241,6 @@ def _interval_note(results: Results) -> str:
         "score interval, one trial a user."
     )
     return note + (dagger if marked else "")
-
-
-def _found(results: Results) -> list[str]:
-    present = {entry["method"] for entry in results["metrics"]}
-    return [method for method in NAMES if method in present]
 
 
 def _sample(results: Results) -> str:

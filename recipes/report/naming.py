@@ -1,27 +1,14 @@
-"""How methods and figures are written for a reader."""
+"""How arms and figures are written for a reader."""
 
+from collections.abc import Mapping
 from typing import Any
 
-NAMES = {
-    "random": "Random order",
-    "popularity": "Popularity",
-    "sasrec": "SASRec",
-    "lora": "LoRA",
-    "lora-user-slot": "LoRA + user slot",
-    "ilora": "iLoRA",
-}
-"""Display names, in the order of tables and plots."""
+Arms = Mapping[str, Mapping[str, Any]]
 
-MEANINGS = {
-    "random": "candidates in random order; its expectation is exact",
-    "popularity": "candidates ranked by how often they occur in the train interactions",
-    "sasrec": "the sequential recommender alone, without a language model",
-    "lora": "one low-rank adapter for all users",
-    "lora-user-slot": "the same LoRA, with the user's representation in one more prompt slot: the "
-    "control that gets the same information without a gate",
-    "ilora": "instance-wise LoRA: a gate reads the user's representation and mixes experts of the "
-    "same total rank",
-}
+
+def arms_of(results: Mapping[str, Any]) -> Arms:
+    """What `results.json` says of each arm, by name, in the order of tables and plots."""
+    return {arm["name"]: arm for arm in results["arms"]}
 
 
 def interval(entry: dict[str, Any], sign: bool = False) -> str:

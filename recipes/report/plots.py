@@ -6,20 +6,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from recipes.artifacts import written_whole
-from recipes.evaluation.metrics import Floats
-from recipes.report.naming import NAMES
+from recipes.report.naming import Arms, arms_of
+from recipes.scoring.arrays import Floats
 
-LineStyle = str | tuple[float, Sequence[float]]
-# Okabe and Ito's palette: told apart under the common colour-vision deficiencies.
-METHOD_STYLES: dict[str, tuple[str, LineStyle]] = {
-    "lora": ("#0072B2", "solid"),
-    "lora-user-slot": ("#009E73", (0, (4, 2))),
-    "ilora": ("#D55E00", "solid"),
-}
-"""Colour and line of a method; the dashes show a curve that lies under another."""
 KINDS = {
     "hit_ratio@1/generation/total": ("generated answer, of total", "#0072B2"),
     "hit_ratio@1/ranking": ("ranked candidates", "#E69F00"),
@@ -40,23 +33,42 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def loss_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
-    """Training loss by method.
+def styles(arms: Arms) -> dict[str, tuple[Any, Any]]:
+    """Colour and line of each arm: its method's, paler with each further arm of the method."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, arm in arms.items():
+        earlier = [other for other in found if arms[other]["method"] == arm["method"]]
+        pale = 1 - 0.8 ** len(earlier)
+        colour = [c + (1 - c) * pale for c in to_rgb(arm["colour"])]
+        line = arm["line"]
+        found[name] = (colour, line if isinstance(line, str) else (line[0], tuple(line[1])))
+    return found
+
+
+def loss_figure(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], results: Mapping[str, Any]
+) -> Figure:
+    """Training loss by arm.
 
     Args:
-        curves: For each method the loss curve of each seed: `{"step": ..., "loss": ...}` points.
+        curves: For each arm the loss curve of each seed: `{"step": ..., "loss": ...}` points.
+        results: What `collect` returns.
     """
+    arms = arms_of(results)
+    drawn = styles({name: arms[name] for name in curves})
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for method, seeds in curves.items():
         steps = np.array([point["step"] for point in seeds[0]])
         losses = np.array([[point["loss"] for point in curve] for curve in seeds])
-        colour, style = METHOD_STYLES[method]
+        colour, style = drawn[method]
         for line in losses:
             axes.plot(steps, line, color=colour, alpha=0.25, linewidth=0.9)
         window = smoothing_window(len(steps))
         smooth = moving_average(losses.mean(axis=0), window)
-        axes.plot(steps, smooth, color=colour, linestyle=style, linewidth=2.2, label=NAMES[method])
+        axes.plot(
+            steps, smooth, color=colour, linestyle=style, linewidth=2.2, label=arms[method]["title"]
+        )
     first = next(iter(curves.values()))
     seeds_shown, window = len(first), smoothing_window(len(first[0]))
     average = f"moving average over {window} logged points" if window > 1 else "mean over seeds"
@@ -67,7 +79,7 @@ def loss_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     )
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("cross entropy of the answer (nats per token)")
-    _clean(axes)
+    clean(axes)
     axes.legend(frameon=False)
     return figure
 
@@ -87,9 +99,9 @@ def moving_average(values: Floats, window: int) -> Floats:
     return np.convolve(values, kernel)[cut] / counts
 
 
-def gate_figure(method: str, summary: Mapping[str, Any]) -> Figure:
+def gate_figure(arm: str, summary: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
     """Heat map of `gates.json`'s users by expert, with the mean over all rows below them."""
-    shown = np.array(summary["weights"])
+    title, shown = arms_of(results)[arm]["title"], np.array(summary["weights"])
     table = np.vstack([shown, summary["mean_weights"]])
     users = [f"user {user}" for user in summary["user_ids"]]
     figure = Figure(figsize=(1.6 + 1.15 * table.shape[1] + 1.2, 1.7 + 0.36 * len(table)))
@@ -105,7 +117,7 @@ def gate_figure(method: str, summary: Mapping[str, Any]) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(
-        f"{NAMES[method]}: gate weights of {len(shown)} users, seed {summary['seed']}\n"
+        f"{title}: gate weights of {len(shown)} users, seed {summary['seed']}\n"
         f"mean entropy {summary['mean_entropy']:.2f} nats (uniform: "
         f"{summary['uniform_entropy']:.2f})",
         fontsize=11,
@@ -117,11 +129,13 @@ def gate_figure(method: str, summary: Mapping[str, Any]) -> Figure:
 def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
     """HitRatio@1 of every method as bars with intervals, and what a random order would score."""
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
+    arms = arms_of(results)
     bars = [
-        (method, kind, entries[method, kind])
-        for method in NAMES
+        (name, kind, entries[name, kind])
+        for name in arms
         for kind in KINDS
-        if method != "random" and entries.get((method, kind), {}).get("value") is not None
+        if entries.get((name, kind), {}).get("value") is not None
+        and entries[name, kind].get("interval") != "exact"
     ]
     centres, labels = _bar_positions([method for method, _, _ in bars])
     figure = Figure(figsize=(8, 2.1 + 0.5 * len(bars)), layout="constrained")
@@ -136,14 +150,14 @@ def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
         label, style = CEILINGS[name]
         line = f"{label} ({ceiling:.3f})"
         axes.axvline(ceiling, color="#666666", linestyle=style, linewidth=1.4, label=line)
-    axes.set_yticks([centre for centre, _ in labels], [NAMES[method] for _, method in labels])
+    axes.set_yticks([centre for centre, _ in labels], [arms[name]["title"] for _, name in labels])
     axes.set_ylim(max(centres) + 0.75, min(centres) - 0.75)
     marks = [chance, *(results["ceilings"] or {}).values()]
     axes.set_xlim(0, max(*marks, *(entry["high"] for _, _, entry in bars)) * 1.12)
     axes.set_xlabel(f"HitRatio@1 (share of rows), {evaluated['num_candidates']} sampled candidates")
     axes.set_title(_hit_ratio_title(results), fontsize=11)
     _legend(figure, axes)
-    _clean(axes)
+    clean(axes)
     axes.tick_params(axis="y", length=0)
     return figure
 
@@ -151,7 +165,8 @@ def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
 def _hit_ratio_title(results: Mapping[str, Any]) -> str:
     """A figure travels alone, so it says itself what it was measured on."""
     evaluated, config = results["evaluated"], results["config"]
-    llm = "stand-in language model" if results["llm"]["stand_in"] else results["llm"]["name"]
+    found = results["llm"] or {"stand_in": False, "name": "no language model"}
+    llm = "stand-in language model" if found["stand_in"] else found["name"]
     circles = "; circles: single seeds" if config["seeds"] > 1 else ""
     return (
         f"{results['name']}, {llm}\n"
@@ -206,7 +221,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
+    """Take off what carries no information."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if axes.patches else "both", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,161 +1,125 @@
 """RUN/results.json: everything that a run found, with all that is needed to judge and repeat it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from recipes.artifacts import installed_versions, read_json, read_record
-from recipes.data.synthetic import ceilings
-from recipes.evaluation.evaluate import GATES, METRICS
-from recipes.experiment import Experiment
-from recipes.report.naming import NAMES
+from recipes.artifacts import read_json
+from recipes.datasets import DATASETS
+from recipes.evaluation.evaluate import GATES, METRICS, evaluated_record
+from recipes.evaluation.parts import planned_parts
+from recipes.llm.stand_in import DESCRIPTION, STAND_IN
+from recipes.llm.train_adapter import PARAMETERS
+from recipes.methods.method import Arm, arm_folder
+from recipes.records import Record, installed_versions, read_record, required_record
+from recipes.report.caveats import caveats
+from recipes.run import Run
 
 Results = dict[str, Any]
-STAND_IN = "stand-in"
-UNTRAINED = ("random", "popularity")
-FEW_USERS = 30
-"""Below this many users a percentile interval is visibly too narrow."""
 
 
-def collect(experiment: Experiment, run: Path) -> Results:
+def collect(run: Run, arms: Sequence[Arm]) -> Results:
     """Gather a run's results from the folders of its stages.
 
     Raises:
         FileNotFoundError: A stage has not been run.
+        ValueError: A stage was run with other settings.
     """
-    stages = ("prepare", "recommender", "evaluate")
-    records = {name: read_record(run / name, name) for name in stages}
-    adapters = adapter_names(experiment)
-    records |= {name: read_record(run / "adapt" / name, "adapt") for name in adapters}
-    manifest = read_json(run / "prepare" / "manifest.json")
-    summary = read_json(run / "evaluate" / METRICS)
+    experiment, evaluation = run.experiment, run.folder / "evaluate"
+    records = stage_records(run, arms)
+    manifest = read_json(run.prepare_folder / "manifest.json")
+    dataset = {key: value for key, value in manifest.items() if key != "config"}
+    dataset["caveats"] = DATASETS[experiment.prepare.dataset].caveats(experiment.prepare)
+    summary = read_json(evaluation / METRICS)
     results: Results = {
         "name": experiment.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "llm": _llm(experiment, run),
-        "dataset": {key: value for key, value in manifest.items() if key != "config"},
+        "arms": [described(arm) for arm in arms],
+        "llm": _llm(run, arms),
+        "dataset": dataset,
         "evaluated": summary["evaluated"],
         "metrics": summary["metrics"],
         "comparisons": summary["comparisons"],
-        "ceilings": _ceilings(experiment),
-        "gates": read_json(run / "evaluate" / GATES),
-        "trainable_parameters": {
-            method: read_json(run / "adapt" / f"{method}-seed0" / "parameters.json")
-            for method in experiment.adapt.methods
-        },
+        "ceilings": _ceilings(run),
+        "gates": read_json(evaluation / GATES),
+        "trainable_parameters": trainable_parameters(run, arms),
         "config": asdict(experiment),
         "versions": installed_versions(),
-        "seconds": {name: record.seconds for name, record in records.items()},
+        "seconds": {name: record.seconds for name, record in records.items()}
+        | {"evaluate": evaluation_seconds(run, arms)},
         "fingerprints": {name: record.fingerprint for name, record in records.items()},
     }
     return results | {"caveats": caveats(results)}
 
 
-def adapter_names(experiment: Experiment) -> list[str]:
-    """Folders of the trained adapters inside RUN/adapt."""
+def described(arm: Arm) -> dict[str, Any]:
+    """What a report says of an arm."""
+    about = arm.method.about
+    return {
+        "name": arm.name,
+        "method": arm.method.name,
+        "title": arm.title,
+        "meaning": about.meaning,
+        "colour": about.colour,
+        "line": about.line,
+        "is_adapter": arm.method.is_adapter,
+        "learns": arm.method.is_adapter or arm.method.network(arm.settings) is not None,
+        "given": dict(arm.given),
+        "settings": dict(arm.settings),
+    }
+
+
+def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
+    """The records of all stages behind a report, by name; evaluation comes last."""
+    records = {"prepare": run.prepared}
+    records |= {f"recommender {name}": run.network_record(name) for name in run.networks}
+    for arm, seed in trained(run, arms):
+        stage = arm.method.stage(run, arm, seed)
+        assert stage is not None
+        folder = arm_folder(run, arm, seed)
+        records[f"{arm.name}-seed{seed}"] = required_record(stage, folder, "adapt")
+    return records | {"evaluate": evaluated_record(run, arms)}
+
+
+def evaluation_seconds(run: Run, arms: Sequence[Arm]) -> float:
+    """Wall-clock time of all parts of the evaluation."""
+    parts = planned_parts(run, arms)
+    return round(sum(read_record(part.folder, "evaluate").seconds for part in parts), 3)
+
+
+def trained(run: Run, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
+    """Arms and seeds that have a folder of their own."""
     return [
-        f"{method}-seed{seed}"
-        for method in experiment.adapt.methods
-        for seed in range(experiment.seeds)
+        (arm, seed)
+        for arm in arms
+        for seed in arm.method.seeds(run.experiment, arm.settings)
+        if arm.method.stage(run, arm, seed) is not None
     ]
 
 
-def caveats(results: Results) -> list[str]:
-    """What a reader must know before believing a figure, the gravest first."""
-    config, evaluated = results["config"], results["evaluated"]
-    found = []
-    if results["llm"]["stand_in"]:
-        found.append(
-            "**The language model is a stand-in**: a tiny Llama made on the spot, which knows the "
-            "format of the prompts and nothing else. The figures compare methods on this toy and "
-            "show that the pipeline works. They say nothing about Llama-2-7B or any real language "
-            "model, and must not be set beside the paper's."
-        )
-    if results["dataset"]["dataset"] == "lastfm" and results["dataset"]["protocol"] == "llara":
-        found.append(
-            "**This protocol leaks the answer.** LLaRA's LastFM histories are in file order, which "
-            "is ascending artist id, not time: the target's id always exceeds every id of the "
-            "history. The rule 'the smallest candidate id above the last one' scores HitRatio@1 "
-            ".319 without learning anything. Use `prepare.protocol: chronological` for a sound "
-            "figure; `llara` is here to compare with published ones."
-        )
-    found.append(
-        f"**Metrics are sampled**: a method chooses among {evaluated['num_candidates']} candidates "
-        "(the target and uniform negatives), not among the whole catalogue. Sampled metrics need "
-        "not keep the order that methods have on the full catalogue."
-    )
-    found += _weak_methods(results)
-    if evaluated["num_users"] < FEW_USERS:
-        found.append(
-            f"**Only {evaluated['num_users']} users** were evaluated: bootstrap intervals of so "
-            "few are too narrow."
-        )
-    if evaluated["max_users"] is not None:
-        found.append(
-            f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
-        )
-    if config["seeds"] == 1:
-        found.append(
-            "Adapters were trained with **one seed**: what another seed would give is unknown."
-        )
-    found.append(
-        "Intervals speak of other users, given these trained models. They are not corrected for "
-        "the number of comparisons; the first comparison listed is the one to read."
-    )
+def trainable_parameters(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, int]]:
+    """What each adapter trains, by arm: adapter, gate, projector, total."""
+    found: dict[str, dict[str, int]] = {}
+    for arm, seed in trained(run, arms):
+        path = arm_folder(run, arm, seed) / PARAMETERS
+        if arm.name not in found and path.exists():
+            found[arm.name] = read_json(path)
     return found
 
 
-def _weak_methods(results: Results) -> list[str]:
-    """Methods too weak for a comparison to mean much."""
-    chance = 1 / results["evaluated"]["num_candidates"]
-    metrics = [entry for entry in results["metrics"] if entry["method"] not in UNTRAINED]
-    mute = [
-        f"{NAMES[entry['method']]} (ValidRatio {entry['value']:.3f})"
-        for entry in metrics
-        if entry["key"] == "valid_ratio/generation" and entry["value"] < 0.5
-    ]
-    weak = [
-        f"{NAMES[entry['method']]} ({entry['value']:.3f}, interval from {entry['low']:.3f})"
-        for entry in metrics
-        if entry["key"] == "hit_ratio@1/ranking" and entry["low"] <= chance
-    ]
-    ceiling = (results["ceilings"] or {}).get("last_item", 0.0)
-    behind = [
-        f"{NAMES[entry['method']]} ({entry['value']:.3f}, interval up to {entry['high']:.3f})"
-        for entry in metrics
-        if entry["key"] == "hit_ratio@1/ranking" and entry["high"] < ceiling
-    ]
-    found = []
-    if mute:
-        found.append(
-            f"**Mostly no valid answer**: {', '.join(mute)}. Such generated figures measure "
-            "format, not taste; read the ranked ones."
-        )
-    if weak:
-        found.append(
-            f"**Not clearly above a random order** by ranked HitRatio@1 (chance: {chance:.3f}): "
-            f"{', '.join(weak)}. A difference between such methods means little."
-        )
-    if behind:
-        found.append(
-            f"**Below what the last item alone allows** ({ceiling:.3f}): {', '.join(behind)}. "
-            "These have not learned what every prompt shows, so a difference to them may be one "
-            "of training speed, not of what a method can do."
-        )
-    return found
-
-
-def _ceilings(experiment: Experiment) -> dict[str, float] | None:
-    """Attainable HitRatio@1, where it is known: last windows of the synthetic world."""
-    prepared = experiment.prepare
-    if prepared.dataset != "synthetic" or experiment.evaluate.rows != "last":
+def _ceilings(run: Run) -> dict[str, float] | None:
+    """Attainable HitRatio@1, where it is known: on last windows of a made-up world."""
+    prepared = run.experiment.prepare
+    if run.experiment.evaluate.rows != "last":
         return None
-    return asdict(ceilings(prepared.synthetic.num_kinds, prepared.num_candidates))
+    return DATASETS[prepared.dataset].ceilings(prepared)
 
 
-def _llm(experiment: Experiment, run: Path) -> dict[str, Any]:
-    if experiment.adapt.llm != STAND_IN:
-        return {"name": experiment.adapt.llm, "stand_in": False}
-    described = read_json(run / "adapt" / STAND_IN / "stand_in.json")
-    return {"name": STAND_IN, **described, "stand_in": True}
+def _llm(run: Run, arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """The language model; None where no arm has one."""
+    if not any(arm.method.is_adapter for arm in arms):
+        return None
+    if not run.has_stand_in:
+        return {"name": run.experiment.adapt.llm, "content": run.llm_content, "stand_in": False}
+    return {"name": STAND_IN, **read_json(run.stand_in_folder / DESCRIPTION), "stand_in": True}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.report.naming import NAMES, interval
+from recipes.report.naming import arms_of, interval
 from recipes.report.verdict import headlines, verdict
 
 COLUMNS = {
@@ -15,7 +15,7 @@ COLUMNS = {
 
 
 def summary_text(results: Mapping[str, Any], report: Path) -> str:
-    """Table of the main figures, the first comparison in words, and where the report is.
+    """Table of the main figures, the best arm against its strongest rival, and where the report is.
 
     Args:
         results: What `collect` returns.
@@ -23,12 +23,12 @@ def summary_text(results: Mapping[str, Any], report: Path) -> str:
     """
     evaluated = results["evaluated"]
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
-    present = [method for method in NAMES if any(method == found for found, _ in entries)]
+    arms = arms_of(results)
     rows = [["method", *COLUMNS.values()]]
-    for method in present:
-        cells = [entries.get((method, key)) for key in COLUMNS]
-        rows.append([NAMES[method], *("–" if cell is None else interval(cell) for cell in cells)])
-    table, llm = _aligned(rows), results["llm"]
+    for name, arm in arms.items():
+        cells = [entries.get((name, key)) for key in COLUMNS]
+        rows.append([arm["title"], *("–" if cell is None else interval(cell) for cell in cells)])
+    table, llm = _aligned(rows), results["llm"] or {"name": "none", "stand_in": False}
     toy = " (a toy made on the spot: no statement about real ones)" if llm["stand_in"] else ""
     lines = [
         f"{results['name']}: {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
@@ -38,7 +38,7 @@ def summary_text(results: Mapping[str, Any], report: Path) -> str:
         *table,
         *(["† all or none hit: Wilson's interval"] if "†" in "".join(table) else []),
         "",
-        *(verdict(entry).replace("**", "") for entry in headlines(results["comparisons"])[:2]),
+        *(verdict(entry, arms).replace("**", "") for entry in headlines(results)),
         f"report: {report}",
     ]
     return "\n".join(lines) + "\n"

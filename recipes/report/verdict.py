@@ -1,33 +1,68 @@
 """A difference in a sentence that says plainly whether the interval excludes zero."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from recipes.report.naming import NAMES
+from recipes.report.naming import Arms, arms_of
 
 HEADLINE_KEYS = ("hit_ratio@1/generation/total", "hit_ratio@1/ranking")
 """Metrics of the comparisons that are put into words."""
-LLM_METHODS = ("ilora", "lora-user-slot", "lora")
+Entry = Mapping[str, Any]
 
 
-def headlines(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The comparisons to read: iLoRA against LoRA first, by generated answers first.
+def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each metric the comparison of the best arm with its strongest rival.
 
-    Adapters are compared with each other under both metrics, and with SASRec by ranking.
+    The best arm is the one with the highest value, whichever it is; the strongest rival has the
+    highest value of all others.
     """
-    pairs = [
-        (first, second)
-        for baseline in ("lora", "lora-user-slot", "sasrec")
-        for first, second in ((method, baseline) for method in LLM_METHODS)
-    ]
-    by_name = {(entry["method"], entry["baseline"], entry["key"]): entry for entry in comparisons}
+    found = []
+    for key in HEADLINE_KEYS:
+        ranked = _ranked(results, key)
+        if len(ranked) > 1:
+            found += _between(results, key, ranked[0], ranked[1])
+    return found
+
+
+def differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons to read: the headlines, then each pair of adapters, then adapters against
+    the strongest arm without a language model, by both metrics.
+    """
+    arms = arms_of(results)
+    adapters = [name for name, arm in arms.items() if arm["is_adapter"]][::-1]
+    pairs = [(one, other) for place, one in enumerate(adapters) for other in adapters[place + 1 :]]
+    others = [name for name in _ranked(results, HEADLINE_KEYS[-1]) if name not in adapters]
+    pairs += [(one, other) for one in adapters for other in others[:1]]
+    found = headlines(results)
+    for pair in pairs:
+        for key in HEADLINE_KEYS:
+            found += [e for e in _between(results, key, *pair) if e not in found]
+    return found
+
+
+def _ranked(results: Mapping[str, Any], key: str) -> list[str]:
+    """Arms that have the metric from data, the best one first; of equals the simpler one."""
+    values = {
+        entry["method"]: entry["value"]
+        for entry in results["metrics"]
+        if entry["key"] == key and entry["value"] is not None and entry.get("interval") != "exact"
+    }
+    simple_first = [name for name in arms_of(results) if name in values]
+    return sorted(simple_first, key=lambda name: -values[name])
+
+
+def _between(results: Mapping[str, Any], key: str, one: str, other: str) -> list[dict[str, Any]]:
+    """The comparison of two arms, as often as there is one."""
     return [
-        by_name[(*pair, key)] for pair in pairs for key in HEADLINE_KEYS if (*pair, key) in by_name
+        entry
+        for entry in results["comparisons"]
+        if entry["key"] == key and {entry["method"], entry["baseline"]} == {one, other}
     ]
 
 
-def verdict(entry: dict[str, Any]) -> str:
+def verdict(entry: Entry, arms: Arms) -> str:
     """What a comparison shows."""
-    method, baseline = NAMES[entry["method"]], NAMES[entry["baseline"]]
+    method, baseline = (arms[entry[side]]["title"] for side in ("method", "baseline"))
     label = entry["label"]
     if entry["value"] is None:
         return (

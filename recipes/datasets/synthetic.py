@@ -20,13 +20,15 @@ drawn from all items but the target. Items recur within a user here; negatives t
 visible history would make the candidate list its complement and so give the kind away.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from recipes.datasets.dataset import Dataset, Interactions
 from recipes.experiment import PrepareConfig, SyntheticConfig
 
 FIRST_WORDS = ("amber", "crimson", "silver", "violet")
@@ -71,37 +73,42 @@ def user_kinds(config: SyntheticConfig) -> np.ndarray:
     return order % config.num_kinds
 
 
-def read(
-    config: PrepareConfig, source: Path | None = None
-) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
-    """Make the world.
+class Synthetic(Dataset):
+    """The world of this file, made on the spot."""
 
-    Users start a day apart in the order of their ids. Kinds do not depend on the id, so a split by
-    first timestamp is a random split of users.
+    name = "synthetic"
+    summary = "a made-up world whose users follow contradicting rules; needs no files"
+    protocols = ("chronological", "llara")
 
-    Returns:
-        Interactions (user_id, item_id, position from 0 within a user, timestamp in ms, all int64),
-        titles by item id, and no checksums, for there are no raw files.
+    def check(self, config: PrepareConfig) -> None:
+        """Refuse impossible sizes of the world."""
+        super().check(config)
+        _check(config.synthetic)
 
-    Raises:
-        ValueError: A `source` is given, or a size is out of range.
-    """
-    if source is not None:
-        raise ValueError(f"source={str(source)!r}: the synthetic dataset has no files; omit it")
-    kinds = user_kinds(config.synthetic)
-    random = np.random.default_rng([config.synthetic.seed, 1])
-    sequences = np.concatenate([_profiles(kinds, random), _chains(kinds, random)], axis=1)
-    users, positions = np.indices(sequences.shape)
-    start = FIRST_TIMESTAMP_MS + users * (24 * 60 * MINUTE_MS)
-    interactions = pd.DataFrame(
-        {
-            "user_id": users.ravel(),
-            "item_id": sequences.ravel(),
-            "position": positions.ravel(),
-            "timestamp": (start + positions * MINUTE_MS).ravel(),
-        }
-    )
-    return interactions, titles(config.synthetic.num_kinds), {}
+    def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
+        """Make the world.
+
+        Users start a day apart in the order of their ids. Kinds do not depend on the id, so a split
+        by first timestamp is a random split of users.
+        """
+        kinds = user_kinds(config.synthetic)
+        random = np.random.default_rng([config.synthetic.seed, 1])
+        sequences = np.concatenate([_profiles(kinds, random), _chains(kinds, random)], axis=1)
+        users, positions = np.indices(sequences.shape)
+        start = FIRST_TIMESTAMP_MS + users * (24 * 60 * MINUTE_MS)
+        table = pd.DataFrame(
+            {
+                "user_id": users.ravel(),
+                "item_id": sequences.ravel(),
+                "position": positions.ravel(),
+                "timestamp": (start + positions * MINUTE_MS).ravel(),
+            }
+        )
+        return Interactions(table, titles(config.synthetic.num_kinds))
+
+    def ceilings(self, config: PrepareConfig) -> dict[str, float]:
+        """See the function `ceilings`."""
+        return asdict(ceilings(config.synthetic.num_kinds, config.num_candidates))
 
 
 def _check(config: SyntheticConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recipes.artifacts import read_tensors, write_tensors
+from recipes.artifacts import write_tensors
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,6 @@ class Normaliser:
 
     def save(self, path: Path) -> None:
         write_tensors(path, vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "Normaliser":
-        return cls(**read_tensors(path))
 
 
 def _statistics(name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:

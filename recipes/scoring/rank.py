@@ -13,9 +13,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from recipes.data.splits import SplitName
-from recipes.evaluation.batching import batches_by_length
-from recipes.evaluation.metrics import Floats, Ints
 from recipes.llm.adapted import AdaptedModel, PromptInputs
+from recipes.scoring.arrays import Floats, Ints
+from recipes.scoring.batching import batches_by_length
 
 
 def score_candidates(

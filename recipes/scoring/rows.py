@@ -6,8 +6,8 @@ import numpy as np
 
 from recipes.data.splits import SplitName
 from recipes.data.tables import Split
-from recipes.evaluation.metrics import Ints
 from recipes.experiment import EvaluateConfig
+from recipes.scoring.arrays import Ints
 
 
 @dataclass(frozen=True)

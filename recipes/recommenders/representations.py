@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.artifacts import read_record, read_tensors
+from recipes.artifacts import read_tensors
 from recipes.data.splits import SplitName
-from recipes.recommender.sasrec import SASRec
+from recipes.recommenders.recommender import SequenceRecommender
 
 ENCODED_AT_ONCE = 4096
 """Histories."""
@@ -30,12 +30,7 @@ class Representations:
 
     @classmethod
     def load(cls, folder: Path) -> "Representations":
-        """Read the recommender stage's folder.
-
-        Raises:
-            FileNotFoundError: The stage has not been run.
-        """
-        read_record(folder, "recommender")
+        """Read a trained recommender's folder."""
         users = read_tensors(folder / "representations.safetensors")
         items = read_tensors(folder / "items.safetensors")["embeddings"]
         return cls({"train": users["train"], "val": users["val"], "test": users["test"]}, items)
@@ -73,7 +68,7 @@ class Representations:
 
 
 @torch.no_grad()
-def encode(model: SASRec, histories: Tensor) -> Tensor:
+def encode(model: SequenceRecommender, histories: Tensor) -> Tensor:
     """User representations without dropout: int64 [rows, time] -> float32 [rows, hidden]."""
     model.eval()
     return torch.cat([model(chunk) for chunk in histories.split(ENCODED_AT_ONCE)])

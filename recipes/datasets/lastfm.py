@@ -20,17 +20,16 @@ share one and keep file order, so the leak shrinks (the rule above: .20) without
 A few dates precede Last.fm (1957, 1979); they are kept, as in the reference.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from recipes.artifacts import sha256
-from recipes.data.download import LASTFM_MD5, LASTFM_URL, download
-from recipes.data.ordering import order_by, places, run_starts
-from recipes.data.splits import assign_splits
-from recipes.experiment import PrepareConfig, Protocol
+from recipes.datasets.dataset import Dataset, Interactions
+from recipes.datasets.download import LASTFM_MD5, LASTFM_URL, download
+from recipes.datasets.ordering import order_by, places, run_starts
+from recipes.experiment import PrepareConfig
 
 ARTISTS = "artists.dat"
 TAGGINGS = "user_taggedartists.dat"
@@ -42,37 +41,50 @@ READ_AT_ONCE = 2**20
 
 MIN_USERS_OF_ARTIST = 4
 MIN_ARTISTS_OF_USER = 4
+LEAK = (
+    "**This protocol leaks the answer.** LLaRA's LastFM histories are in file order, which "
+    "is ascending artist id, not time: the target's id always exceeds every id of the "
+    "history. The rule 'the smallest candidate id above the last one' scores HitRatio@1 "
+    ".319 without learning anything. Use `prepare.protocol: chronological` for a sound "
+    "figure; `llara` is here to compare with published ones."
+)
 
 
-def read(
-    config: PrepareConfig, source: Path | None
-) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
-    """Read the raw files.
+class LastFM(Dataset):
+    """The artists that Last.fm users tagged, in order of the file or of time."""
 
-    Args:
-        config: Names the protocol.
-        source: Folder of the unzipped archive; None downloads it.
+    name = "lastfm"
+    summary = "HetRec-LastFM-2k (2011): the artists that users tagged; needs the raw files"
+    protocols = ("llara", "chronological")
 
-    Returns:
-        Interactions (user_id as in the file, item_id, position, timestamp: ms since 1970, midnight
-        UTC; split), in order of the user's rank and of position; artist names by item_id, kept as
-        they are but for surrounding white space; SHA-256 of the raw files by name.
+    def raw_files(self, source: Path | None) -> dict[str, Path]:
+        """`artists.dat` and `user_taggedartists.dat` of the unzipped archive."""
+        folder = download(LASTFM_URL, LASTFM_MD5, TAGGINGS) if source is None else source
+        return {name: _existing(folder, name) for name in (ARTISTS, TAGGINGS)}
 
-    Raises:
-        FileNotFoundError: A file is missing, or cannot be downloaded.
-        ValueError: A file is not what its name says, or is truncated.
-    """
-    folder = download(LASTFM_URL, LASTFM_MD5, TAGGINGS) if source is None else source
-    artists = _read_artists(_existing(folder, ARTISTS))
-    taggings = _read_taggings(_existing(folder, TAGGINGS))
-    pairs = _filtered(_pairs(taggings), artists)
-    del taggings
-    item_ids, artist_ids = pd.factorize(pairs.pop("artistID").to_numpy())
-    pairs["item_id"] = item_ids
-    ranking = pairs["first_row"].to_numpy()
-    interactions = assign_splits(_ordered(pairs, config.protocol), ranking)
-    titles = artists.loc[artist_ids].tolist()
-    return interactions, titles, {name: sha256(folder / name) for name in (ARTISTS, TAGGINGS)}
+    def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
+        """Read the raw files.
+
+        Returns:
+            Interactions with user ids as in the file and midnights UTC as timestamps; artist names
+            as they are but for surrounding white space.
+
+        Raises:
+            ValueError: A file is not the official one, or is truncated.
+        """
+        artists = _read_artists(files[ARTISTS])
+        taggings = _read_taggings(files[TAGGINGS])
+        pairs = _filtered(_pairs(taggings), artists)
+        del taggings
+        item_ids, artist_ids = pd.factorize(pairs.pop("artistID").to_numpy())
+        pairs["item_id"] = item_ids
+        ranking = pairs["first_row"].to_numpy()
+        titles = artists.loc[artist_ids].tolist()
+        return Interactions(_ordered(pairs, config.protocol), titles, ranking)
+
+    def caveats(self, config: PrepareConfig) -> list[str]:
+        """The leak of file order."""
+        return [LEAK] if config.protocol == "llara" else []
 
 
 def _existing(folder: Path, name: str) -> Path:
@@ -198,7 +210,7 @@ def _where(table: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-def _ordered(pairs: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+def _ordered(pairs: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Interactions in file order, with the position that the protocol gives each."""
     users = pairs["userID"].to_numpy()
     timestamps = pairs["first_row" if protocol == "llara" else "earliest"].to_numpy()

@@ -1,11 +1,8 @@
-"""Train windows -> a fitted SASRec, resumable after each epoch.
+"""Train windows -> a fitted recommender, resumable after each epoch.
 
-Deviation from the paper: the loss is the softmax cross-entropy over the whole catalogue instead of
-binary cross-entropy against one random negative. It needs no sampling, costs little on a catalogue
-of a few thousand items, and makes SASRec better (Klenitskiy & Vasilev, RecSys 2023).
-
-The second: a window trains its newest state only. The paper trains the states at all positions at
-once, but the windows already slide over every position of a user.
+Deviations from the paper: the loss (see `SequenceRecommender.loss`), and that a window trains its
+newest state only. SASRec's paper trains the states at all positions at once, but the windows
+already slide over every position of a user.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from recipes.experiment import RecommenderConfig
-from recipes.recommender.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
-from recipes.recommender.ranking import Validation, target_ranks, validation
-from recipes.recommender.representations import ENCODED_AT_ONCE, encode
-from recipes.recommender.sasrec import SASRec
+from recipes.recommenders.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
+from recipes.recommenders.ranking import Validation, target_ranks, validation
+from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.representations import ENCODED_AT_ONCE, encode
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Windows:
 
 
 def fit(
-    model: SASRec,
+    model: SequenceRecommender,
     train: Windows,
     val: Windows,
     config: RecommenderConfig,
@@ -60,7 +56,9 @@ def fit(
     progress = load_checkpoint(folder, identity, model, optimizer)
     batches = -(-len(train.targets) // config.batch_size)
     with tqdm(
-        total=config.max_epochs * batches, initial=len(progress.history) * batches, desc="SASRec"
+        total=config.max_epochs * batches,
+        initial=len(progress.history) * batches,
+        desc=model.about.title,
     ) as bar:
         while not _finished(progress, config):
             loss = train_epoch(model, optimizer, train, config, len(progress.history), bar.update)
@@ -72,13 +70,13 @@ def fit(
     return progress.history
 
 
-def validate(model: SASRec, windows: Windows) -> Validation:
+def validate(model: SequenceRecommender, windows: Windows) -> Validation:
     """Rank the full catalogue for each window."""
     return validation(window_ranks(model, windows))
 
 
 @torch.no_grad()
-def window_ranks(model: SASRec, windows: Windows) -> Tensor:
+def window_ranks(model: SequenceRecommender, windows: Windows) -> Tensor:
     """Rank of each window's target in the full catalogue, from 1: int64 [rows].
 
     Memory does not grow with rows or catalogue, but for the result.
@@ -92,7 +90,7 @@ def window_ranks(model: SASRec, windows: Windows) -> Tensor:
     return torch.cat([target_ranks(encode(model, rows), items, wanted) for rows, wanted in chunks])
 
 
-def build_optimizer(model: SASRec, config: RecommenderConfig) -> torch.optim.Adam:
+def build_optimizer(model: SequenceRecommender, config: RecommenderConfig) -> torch.optim.Adam:
     """Adam, in one pass over each tensor."""
     return torch.optim.Adam(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -104,7 +102,9 @@ def _finished(progress: Progress, config: RecommenderConfig) -> bool:
     return done >= config.max_epochs or done - progress.best_epoch >= config.patience
 
 
-def _advance(progress: Progress, model: SASRec, loss: float, score: Validation) -> None:
+def _advance(
+    progress: Progress, model: SequenceRecommender, loss: float, score: Validation
+) -> None:
     best = max((epoch.val_ndcg_10 for epoch in progress.history), default=float("-inf"))
     number = len(progress.history) + 1
     progress.history.append(Epoch(number, loss, score.ndcg_10, score.hr_1))
@@ -116,7 +116,7 @@ def _advance(progress: Progress, model: SASRec, loss: float, score: Validation) 
 
 
 def train_epoch(
-    model: SASRec,
+    model: SequenceRecommender,
     optimizer: torch.optim.Optimizer,
     train: Windows,
     config: RecommenderConfig,
@@ -130,8 +130,7 @@ def train_epoch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed * 1_000_003 + epoch + 1)
         for rows in _shuffled(len(train.targets), config.batch_size):
-            users = model(train.histories[rows])
-            loss = F.cross_entropy(users @ model.item_embeddings.T, train.targets[rows])
+            loss = model.loss(train.histories[rows], train.targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -6,40 +6,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.data.ragged import PADDING
+from recipes.about import About
+from recipes.data.padding import PADDING
+from recipes.experiment import RecommenderConfig
+from recipes.recommenders.recommender import SequenceRecommender
 
 GROUP, GROUPS = 64, 8
 """Histories of like length that are taken together: at least so many; groups at most."""
 
 
-class SASRec(nn.Module):
-    """History -> user representation; score of an item = representation . embedding, no bias.
+class SASRec(SequenceRecommender):
+    """Self-attention over a user's last items.
 
     One item table serves input and output (section III-E of the paper). Positions are counted from
     the newest item, so it has the same position whatever the length of the history.
     """
 
-    def __init__(
-        self,
-        *,
-        num_items: int,
-        max_history: int,
-        hidden_size: int,
-        num_layers: int,
-        num_heads: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
+    name = "sasrec"
+    summary = "SASRec: causal self-attention over the last items (Kang & McAuley, 2018)"
+    about = About(
+        title="SASRec",
+        meaning="the sequential recommender alone, without a language model",
+        order=30,
+        ranks_by="SASRec score",
+    )
+
+    def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
+        super().__init__(config, num_items, max_history)
         self.num_items = num_items
         # One row more than there are items: padding, always zero.
-        self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=num_items)
-        self.positions = nn.Embedding(max_history, hidden_size)
+        self.items = nn.Embedding(num_items + 1, config.hidden_size, padding_idx=num_items)
+        self.positions = nn.Embedding(max_history, config.hidden_size)
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, dropout) for _ in range(num_layers)
+            Block(config.hidden_size, config.num_heads, config.dropout)
+            for _ in range(config.num_layers)
         )
-        self.final_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.final_norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
         self.apply(_initialise)
+
+    @classmethod
+    def check(cls, config: RecommenderConfig) -> None:
+        """Refuse sizes that attention cannot have."""
+        for name in ("num_layers", "num_heads"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
+        if config.hidden_size % config.num_heads:
+            raise ValueError(
+                f"recommender.num_heads={config.num_heads} does not divide "
+                f"recommender.hidden_size={config.hidden_size}"
+            )
 
     @property
     def item_embeddings(self) -> Tensor:

@@ -1,0 +1,59 @@
+"""Checksums of what a run reads but did not make: raw files, a language model's folder.
+
+A checksum is remembered by a file's size and time of change, so that large files are read once.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from recipes.artifacts import read_json, sha256, write_json
+
+MEMORY = "checksums.json"
+"""File of a run's folder."""
+
+
+class Checksums:
+    """SHA-256 of files, remembered in a JSON file.
+
+    Args:
+        memory: The file; made when first needed. A damaged one is replaced.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self.memory = memory
+
+    def of_files(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """SHA-256 of each file, by the same names."""
+        known, changed = self._known(), False
+        found = {}
+        for name, path in files.items():
+            state = path.stat()
+            key = str(path.resolve())
+            entry = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
+            if known.get(key, {}) | entry != known.get(key):
+                known[key] = entry | {"sha256": sha256(path)}
+                changed = True
+            found[name] = known[key]["sha256"]
+        if changed:
+            write_json(self.memory, known)
+        return found
+
+    def of_folder(self, folder: Path) -> str:
+        """One SHA-256 over the names and contents of a folder's files."""
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        digest = hashlib.sha256()
+        for name, checksum in self.of_files(files).items():
+            digest.update(f"{name} {checksum}\n".encode())
+        return digest.hexdigest()
+
+    def _known(self) -> dict[str, dict[str, int | str]]:
+        try:
+            found = read_json(self.memory)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}

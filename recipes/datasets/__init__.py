@@ -1,0 +1,9 @@
+"""Raw files -> interactions. One file a dataset; a new one is imported and listed here."""
+
+from recipes.datasets.dataset import Dataset
+from recipes.datasets.lastfm import LastFM
+from recipes.datasets.ring import Ring
+from recipes.datasets.synthetic import Synthetic
+from recipes.registry import Registry
+
+DATASETS: Registry[Dataset] = Registry("dataset", LastFM(), Synthetic(), Ring())

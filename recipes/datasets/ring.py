@@ -1,0 +1,31 @@
+"""A ring of items: what comes next follows from the last item alone.
+
+Every user starts anywhere and walks on, one item a step. A model that reads the last item must be
+right in every row, and popularity must be at chance: a check of whatever is new in the pipeline.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recipes.datasets.dataset import Dataset, Interactions
+from recipes.experiment import PrepareConfig
+
+USERS, ITEMS, STEPS = 240, 40, 8
+
+
+class Ring(Dataset):
+    """The ring."""
+
+    name = "ring"
+    summary = "a sanity check: each item of a ring is followed by the next one; needs no files"
+
+    def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
+        """Make the walks; users start in the order of their ids."""
+        users, positions = np.indices((USERS, STEPS))
+        items = (7 * users + positions) % ITEMS
+        columns = {"user_id": users, "item_id": items, "position": positions, "timestamp": users}
+        table = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+        return Interactions(table, [f"stop number {item}" for item in range(ITEMS)])

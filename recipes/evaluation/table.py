@@ -1,0 +1,70 @@
+"""The long table of predictions: one line for each arm, seed and evaluated row.
+
+`scores` is aligned with the row's candidates in `prepare/candidates.parquet`. The columns about
+generated text are null for methods that only score.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from recipes.evaluation.answers import parse_answer, parse_answer_by_substring
+from recipes.evaluation.metrics import rank_of_target
+from recipes.scoring.predictions import Predictions
+from recipes.scoring.rows import EvaluatedRows
+
+AnswerRule = Callable[[str, Sequence[str]], int | None]
+NO_ITEM = -1
+"""Predicted item of an invalid answer."""
+
+
+def predictions_table(
+    arm: str, seed: int, rows: EvaluatedRows, found: Predictions, titles: Sequence[str]
+) -> pd.DataFrame:
+    """One arm and seed as lines of the table.
+
+    Args:
+        arm: Its name; the column is called `method`.
+        seed: Its training seed.
+        rows: n rows.
+        found: What the method says of them.
+        titles: Titles by item id.
+    """
+    count = len(rows.rows)
+    table = pd.DataFrame(
+        {
+            "method": pd.array([arm] * count, dtype="str"),
+            "seed": np.full(count, seed, dtype=np.int64),
+            "split": pd.array([rows.split] * count, dtype="str"),
+            "row": rows.rows,
+            "user_id": rows.user_ids,
+            "target": rows.targets,
+            "output": pd.array([None] * count, dtype="str"),
+            "predicted_item": pd.array([None] * count, dtype="Int64"),
+            "valid": pd.array([None] * count, dtype="boolean"),
+            "substring_item": pd.array([None] * count, dtype="Int64"),
+            "rank": rank_of_target(found.scores, rows.target_index),
+            "scores": list(np.asarray(found.scores, dtype=np.float64)),
+        }
+    )
+    if found.texts is not None:
+        items = _parsed(found.texts, rows, titles, parse_answer)
+        table["output"] = pd.array(found.texts, dtype="str")
+        table["predicted_item"] = pd.array(items, dtype="Int64")
+        table["valid"] = pd.array([item != NO_ITEM for item in items], dtype="boolean")
+        by_substring = _parsed(found.texts, rows, titles, parse_answer_by_substring)
+        table["substring_item"] = pd.array(by_substring, dtype="Int64")
+    return table
+
+
+def _parsed(
+    answers: Sequence[str], rows: EvaluatedRows, titles: Sequence[str], rule: AnswerRule
+) -> list[int]:
+    """Item id that each answer names by a rule, NO_ITEM where it is invalid."""
+    items = []
+    for answer, candidates in zip(answers, rows.candidates, strict=True):
+        choices = [int(item) for item in candidates]
+        index = rule(answer, [titles[item] for item in choices])
+        items.append(NO_ITEM if index is None else choices[index])
+    return items

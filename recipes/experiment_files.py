@@ -1,0 +1,97 @@
+"""Experiments and studies as YAML: shipped ones by name, others by path, fields overridable."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from recipes.experiment import Experiment
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+STUDIES = Path(__file__).parent / "studies"
+SHORT = {
+    "--source": "--prepare.source",
+    "--protocol": "--prepare.protocol",
+    "--llm": "--adapt.llm",
+    "--methods": "--adapt.methods",
+}
+"""Short forms of fields on the command line."""
+
+
+def shipped(folder: Path) -> dict[str, str]:
+    """Name and first comment line of each YAML file that ships."""
+    return {
+        path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        for path in sorted(folder.glob("*.yaml"))
+    }
+
+
+def yaml_file(folder: Path, name: str, kind: str) -> Path:
+    """The YAML of a shipped name or path.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    for path in (folder / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"{kind.upper()}={name!r} is neither a shipped {kind} ({', '.join(shipped(folder))}) "
+        "nor a YAML file"
+    )
+
+
+def parser_for(command: str) -> ArgumentParser:
+    """An empty parser of a command."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(prog=f"python -m recipes {command}", exit_on_error=False)
+
+
+def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:
+    """Read an experiment's YAML and apply command-line overrides."""
+    return _parsed(f"run {name}", yaml_file(EXPERIMENTS, name, "experiment"), overrides)
+
+
+def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
+    """An experiment from the fields of a YAML file, with command-line overrides."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "experiment.yaml"
+        path.write_text(yaml.safe_dump(dict(fields)), encoding="utf-8")
+        return _parsed("study", path, overrides)
+
+
+def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
+    parser = parser_for(command)
+    parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
+    parser.add_class_arguments(Experiment)
+    arguments = ["--config", str(path), *_spelled_out(overrides)]
+    parsed = vars(parser.instantiate(parser.parse_args(arguments)))
+    return Experiment(**{field: value for field, value in parsed.items() if field != "config"})
+
+
+def _spelled_out(arguments: Sequence[str]) -> list[str]:
+    spelled = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        spelled.append(f"{SHORT.get(flag, flag)}{equals}{value}")
+    return spelled
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `over` in place of those of `base`, section by section."""
+    result = dict(base)
+    for name, value in over.items():
+        mine = result.get(name)
+        if isinstance(mine, Mapping) and isinstance(value, Mapping):
+            value = merged(mine, value)
+        result[name] = value
+    return result
+
+
+def nested(field: str, value: Any) -> dict[str, Any]:
+    """`a.b`, 1 -> {a: {b: 1}}."""
+    head, dot, rest = field.partition(".")
+    return {head: nested(rest, value) if dot else value}

@@ -1,0 +1,169 @@
+"""What adapters of a language model have in common: settings, training, prediction."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peft import LoraConfig, PeftConfig
+
+from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
+from recipes.llm.adapted import adapted_model
+from recipes.llm.adapter_plan import AdapterPlan
+from recipes.llm.checkpoints import checkpoint_folder
+from recipes.llm.train_adapter import train_adapter
+from recipes.methods.method import Arm, Method, arm_folder
+from recipes.methods.settings import checked, refuse_unknown
+from recipes.records import Stage, required_record
+from recipes.run import Run
+from recipes.scoring.predictions import Predictions, llm_predictions
+from recipes.scoring.rows import EvaluatedRows
+
+SOURCE = "recommender"
+"""Setting of every adapter arm: the recommender whose vectors it reads."""
+SHARED = ("precision", "logging_steps")
+"""Settings of the stage that change what a training leaves, and that no arm sets for itself."""
+
+
+class AdapterMethod(Method):
+    """Trains a PEFT adapter and a projector on hybrid prompts, then ranks and generates."""
+
+    is_adapter = True
+    Config: ClassVar[type[AdapterSettings]] = AdapterSettings
+    """Settings that an arm takes from the section `adapt`, or gives itself."""
+    Peft: ClassVar[type[PeftConfig]] = LoraConfig
+    """Its fields may be set in an arm too, but for those that follow from `Config`."""
+    follow: ClassVar[frozenset[str]] = frozenset(
+        {"peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path"}
+        | {"revision", "runtime_config", "peft_version"}
+    )
+    """Fields of `Peft` that no arm sets."""
+
+    def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The section `adapt`, with the arm's own values, and the given fields of `Peft`."""
+        own = {spec.name for spec in fields(self.Config)}
+        options = {spec.name for spec in fields(self.Peft) if spec.init} - own - self.follow
+        known = own | options | {SOURCE}
+        refuse_unknown(f"method {self.name}", given, known)
+        given = self.ranked(experiment, given)
+        shared = {name: getattr(experiment.adapt, name) for name in own}
+        values = {name: value for name, value in given.items() if name in own}
+        config = checked(self.Config, f"method {self.name}", shared, values, own)
+        check_settings(config)
+        settings = asdict(config) | {SOURCE: given.get(SOURCE, experiment.recommender.name)}
+        chosen = {name: value for name, value in given.items() if name in options}
+        settings |= {"options": chosen}
+        self.peft_config(settings, routing_dim=1)  # refuses impossible combinations now
+        return settings
+
+    def ranked(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The given settings with the total `rank` in place of `r`.
+
+        Raises:
+            ValueError: Both are given.
+        """
+        refuse_both(self.name, given, ("rank", "r"))
+        values = dict(given)
+        if "r" in values:
+            values["rank"] = values.pop("r")
+        return values
+
+    @abstractmethod
+    def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> PeftConfig:
+        """What wraps the language model.
+
+        Args:
+            settings: Of the arm.
+            routing_dim: Width of what routes it.
+
+        Raises:
+            ValueError: The settings cannot be combined.
+        """
+
+    def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
+        """What training and evaluation need to know."""
+        width = run.vectors(arm.settings[SOURCE]).width
+        return AdapterPlan(
+            label=f"{arm.name} seed {seed}",
+            seed=seed,
+            settings=self.settings_of(arm),
+            peft=self.peft_config(arm.settings, width),
+        )
+
+    def settings_of(self, arm: Arm) -> AdapterSettings:
+        """The arm's settings with their types."""
+        names = {spec.name for spec in fields(self.Config)}
+        return self.Config(**{name: arm.settings[name] for name in names})
+
+    def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
+        """As many as the experiment asks for."""
+        return list(range(experiment.seeds))
+
+    def sources(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The recommender whose vectors fill slots and route."""
+        return (settings[SOURCE],)
+
+    def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
+        """The arm's own settings, and prompts, vectors and language model as inputs."""
+        shared = {name: getattr(run.experiment.adapt, name) for name in SHARED}
+        settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
+        files = run.prepared.files
+        names = ("examples.parquet", "items.parquet", "candidates.parquet")
+        inputs = {name: files[name] for name in names}
+        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).fingerprint}
+        inputs |= {"language model": run.llm_content}
+        return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
+
+    def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
+        """Train adapter and projector."""
+        train_adapter(
+            self.plan(run, arm, seed),
+            run.experiment.adapt,
+            run.llm,
+            run.prompts,
+            run.vectors(arm.settings[SOURCE]),
+            folder=folder,
+            checkpoints=checkpoint_folder(folder, self.stage(run, arm, seed).fingerprint),
+        )
+
+    def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
+        """Rows, candidates and the trained adapter."""
+        folder = arm_folder(run, arm, seed)
+        record = required_record(self.stage(run, arm, seed), folder, "adapt")
+        return super().inputs(run, arm, seed) | {"adapter": record.fingerprint}
+
+    def predict(
+        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
+    ) -> Predictions:
+        """Likelihoods of the candidates, greedy answers, and gate weights where there is a gate."""
+        plan, vectors = self.plan(run, arm, seed), run.vectors(arm.settings[SOURCE])
+        folder = arm_folder(run, arm, seed)
+        with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
+            return llm_predictions(adapted, plan.label, rows, config)
+
+
+def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse settings of which one follows from the other (ValueError)."""
+    both = [name for name in names if name in given]
+    if len(both) > 1:
+        values = " and ".join(f"{name}={given[name]!r}" for name in both)
+        raise ValueError(f"method {method}: {values} both set the total rank; give one of them")
+
+
+def check_settings(settings: AdapterSettings) -> None:
+    """Refuse impossible values before anything is loaded.
+
+    Raises:
+        ValueError: Which field, its value and the remedy.
+    """
+    names = ("prompt_history", "rank", "max_steps", "batch_size", "gradient_accumulation_steps")
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
+    if settings.batch_size % settings.gradient_accumulation_steps:
+        raise ValueError(
+            f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "
+            "it a multiple of adapt.gradient_accumulation_steps="
+            f"{settings.gradient_accumulation_steps}"
+        )

@@ -1,0 +1,93 @@
+"""iLoRA (arXiv 2408.10159): a gate reads the user's representation and mixes experts."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from peft import TaskType
+
+from peft_ilora import ILoRAConfig
+from recipes.about import About
+from recipes.experiment import Experiment, GatedSettings
+from recipes.llm.adapter_plan import AdapterPlan, RoutedBy
+from recipes.methods.adapter import AdapterMethod, refuse_both
+from recipes.methods.method import Arm
+from recipes.run import Run
+
+ROUTED_BY: dict[str, RoutedBy | None] = {"routing": "vector", "prompt": "prompt", "token": None}
+"""By `gate_input`; token gates read hidden states and take no keyword."""
+
+
+class ILoRA(AdapterMethod):
+    """K experts of rank `rank / K` each.
+
+    The scaling is `lora_alpha / (rank / K)` times the gate, so that a uniform gate, 1 / K, gives
+    LoRA's `lora_alpha / rank`: the same alpha stands for the same strength in both.
+    """
+
+    name = "ilora"
+    summary = "instance-wise LoRA: a gate mixes experts by the user's vector"
+    about = About(
+        title="iLoRA",
+        meaning="instance-wise LoRA: a gate reads the user's representation and mixes experts of "
+        "the same total rank",
+        order=70,
+        ranks_by="likelihood",
+        colour="#D55E00",
+    )
+    Config = GatedSettings
+    Peft = ILoRAConfig
+    follow = AdapterMethod.follow | {"routing_dim"}
+
+    def ranked(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The total rank from `rank`, `r` (of each expert) or `expert_ranks`."""
+        refuse_both(self.name, given, ("rank", "r", "expert_ranks"))
+        values = dict(given)
+        if "expert_ranks" in values:
+            ranks = values["expert_ranks"]
+            if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) for r in ranks):
+                raise ValueError(f"method ilora: expert_ranks={ranks!r} must be a list of ints")
+            values = {"num_experts": len(ranks), "rank": sum(ranks)} | values
+        experts = values.get("num_experts", experiment.adapt.num_experts)
+        if "r" in values:
+            values["rank"] = values.pop("r") * experts
+        return values
+
+    def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
+        """ILoRA of total rank `rank`."""
+        rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
+        if options.get("gate") == "hard":
+            raise ValueError(
+                "method ilora: gate='hard' takes expert ids, which no recommender gives: choose "
+                "`linear` or `mlp`"
+            )
+        if rank % experts and "expert_ranks" not in options:
+            raise ValueError(
+                f"adapt.rank={rank} is not divisible by adapt.num_experts={experts}: each expert "
+                "has rank / num_experts, so that the total rank equals LoRA's"
+            )
+        return ILoRAConfig(
+            num_experts=experts,
+            r=max(1, rank // experts),
+            lora_alpha=settings["lora_alpha"],
+            lora_dropout=settings["lora_dropout"],
+            target_modules=settings["target_modules"],
+            routing_dim=routing_dim,
+            task_type=TaskType.CAUSAL_LM,
+            **options,
+        )
+
+    def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
+        """The plan of a routed adapter; its gate learns at a rate of its own."""
+        plan = super().plan(run, arm, seed)
+        settings = plan.settings
+        assert isinstance(settings, GatedSettings)
+        routed_by = ROUTED_BY[arm.settings["options"].get("gate_input", "routing")]
+        if routed_by == "prompt":
+            width = run.llm.base.get_input_embeddings().get_parameter("weight").shape[1]
+            plan = replace(plan, peft=self.peft_config(arm.settings, width))
+        return replace(
+            plan,
+            routed_by=routed_by,
+            gate_learning_rate_scale=settings.gate_learning_rate_scale,
+        )

@@ -1,0 +1,77 @@
+"""Every recommender as a method of its name, without a language model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from recipes.experiment import EvaluateConfig, Experiment, RecommenderConfig
+from recipes.methods.method import Arm, Method
+from recipes.methods.settings import checked
+from recipes.recommenders.recommender import AnyRecommender, Counter, SequenceRecommender
+from recipes.recommenders.representations import Representations
+from recipes.recommenders.train import check_config
+from recipes.run import Network, Run
+from recipes.scoring.predictions import Predictions
+from recipes.scoring.rows import EvaluatedRows
+
+
+class CounterMethod(Method):
+    """A counter: it trains nothing, and counts when it is asked."""
+
+    def __init__(self, counter: type[Counter]) -> None:
+        self.counter = counter
+        self.name, self.summary, self.about = counter.name, counter.summary, counter.about
+
+    def predict(
+        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
+    ) -> Predictions:
+        """Scores of the counter."""
+        counter = self.counter(run.data.split("train"), run.data.num_items)
+        histories = run.data.split(rows.split).histories[rows.rows]
+        return Predictions(counter.scores(histories, rows.candidates))
+
+
+class NetworkMethod(Method):
+    """A network, trained in the stage `recommender`. An arm may set any of its settings."""
+
+    def __init__(self, recommender: type[SequenceRecommender]) -> None:
+        self.recommender = recommender
+        self.name, self.summary = recommender.name, recommender.summary
+        self.about = recommender.about
+
+    def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The section `recommender`, with the arm's own values."""
+        names = {spec.name for spec in fields(RecommenderConfig)} - {"name"}
+        values = {name: getattr(experiment.recommender, name) for name in names}
+        config = checked(RecommenderConfig, f"method {self.name}", values, given, names)
+        check_config(self.recommender, config)
+        return {**asdict(config), "name": self.name}
+
+    def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
+        """The recommender's own seed."""
+        return [settings["seed"]]
+
+    def network(self, settings: Mapping[str, Any]) -> Network:
+        """Itself."""
+        return Network(self.recommender, RecommenderConfig(**settings))
+
+    def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
+        """Rows, candidates and the trained network."""
+        record = run.network_record(arm.name)
+        return super().inputs(run, arm, seed) | {"recommender": record.fingerprint}
+
+    def predict(
+        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
+    ) -> Predictions:
+        """Scores of the network: representation . item embedding."""
+        vectors = Representations.load(run.network_folder(arm.name))
+        scores = vectors.scores(rows.split, rows.rows, rows.candidates)
+        return Predictions(scores.double().numpy())
+
+
+def as_methods(recommenders: Iterable[AnyRecommender]) -> list[Method]:
+    """A method for each recommender."""
+    return [
+        CounterMethod(one) if issubclass(one, Counter) else NetworkMethod(one)
+        for one in recommenders
+    ]

@@ -1,0 +1,45 @@
+"""The settings of an arm: given values over shared ones, checked by their types."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+Config = TypeVar("Config")
+
+
+def checked(
+    config: type[Config],
+    owner: str,
+    shared: Mapping[str, Any],
+    given: Mapping[str, Any],
+    known: Iterable[str],
+) -> Config:
+    """A dataclass of an arm's settings.
+
+    Args:
+        config: The dataclass.
+        owner: Names the arm in errors: `method lora`.
+        shared: Values that hold where the arm gives none.
+        given: The arm's own.
+        known: Names that an arm may give.
+
+    Raises:
+        ValueError: An unknown name, or a value of the wrong type.
+    """
+    refuse_unknown(owner, given, known)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config)
+    try:
+        parsed = parser.parse_object({**shared, **given})
+    except ArgumentError as error:
+        raise ValueError(f"{owner}: {error.message}") from error
+    return config(**vars(parsed))
+
+
+def refuse_unknown(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse names of settings that an arm does not have (ValueError)."""
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{owner} has no setting {name!r}; it has {', '.join(names)}")

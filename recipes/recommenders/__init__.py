@@ -1,0 +1,9 @@
+"""Windows -> recommenders. One file a recommender; a new one is imported and listed here."""
+
+from recipes.recommenders.markov import Markov
+from recipes.recommenders.popularity import Popularity
+from recipes.recommenders.recommender import AnyRecommender
+from recipes.recommenders.sasrec import SASRec
+from recipes.registry import Registry
+
+RECOMMENDERS: Registry[AnyRecommender] = Registry("recommender", Popularity, Markov, SASRec)

@@ -1,0 +1,35 @@
+"""Popularity: the baseline that any recommender has to beat."""
+
+import numpy as np
+
+from recipes.about import About
+from recipes.data.tables import Split
+from recipes.recommenders.recommender import Counter
+
+
+class Popularity(Counter):
+    """How often an item occurs among the train users' interactions.
+
+    Equal counts are ordered by item id, the smaller one first, so that no tie is left: counting
+    ties against the method would otherwise punish every item that train users never met.
+    """
+
+    name = "popularity"
+    summary = "how often an item occurs in the train interactions"
+    about = About(
+        title="Popularity",
+        meaning="candidates ranked by how often they occur in the train interactions",
+        order=10,
+        ranks_by="train count",
+    )
+
+    def __init__(self, train: Split, num_items: int) -> None:
+        counts = np.bincount(train.targets, minlength=num_items)
+        order = np.lexsort((np.arange(num_items), -counts))
+        self.place = np.empty(num_items)
+        """Of each item in the popularity list; 0 for the most popular."""
+        self.place[order] = np.arange(num_items)
+
+    def scores(self, histories: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Minus the item's place in the popularity list."""
+        return -self.place[candidates]

@@ -1,0 +1,111 @@
+"""The recommender stage: prepared windows -> a network -> user representations, item embeddings."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from recipes.artifacts import write_json, write_tensors
+from recipes.data.splits import SPLITS
+from recipes.data.tables import PreparedData, Split
+from recipes.experiment import RecommenderConfig
+from recipes.recommenders.checkpoint import drop_checkpoint
+from recipes.recommenders.fit import Windows, fit
+from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.representations import encode
+from recipes.records import Stage
+
+
+def recommender_stage(
+    recommender: type[SequenceRecommender], config: RecommenderConfig, prepared: Mapping[str, str]
+) -> Stage:
+    """What determines a trained recommender.
+
+    Args:
+        recommender: The network.
+        config: Its settings.
+        prepared: Checksums of the prepare stage's files. Candidates are not read.
+    """
+    read = {name: prepared[name] for name in ("examples.parquet", "items.parquet")}
+    settings = {**asdict(config), "name": recommender.name}
+    return Stage(f"recommender {recommender.name}", settings, read, recommender.version)
+
+
+def train_recommender(
+    recommender: type[SequenceRecommender],
+    config: RecommenderConfig,
+    data: PreparedData,
+    folder: Path,
+    identity: str,
+) -> None:
+    """Train a network on the train windows and encode every window.
+
+    Training takes the train windows, validation the windows of the validation users (all of them,
+    not only each user's last), both without those of fewer than `config.min_history` items.
+    Representations are those of all windows of all splits, in order.
+
+    Runs on the CPU: the model is small, and on one machine with a given number of threads the
+    result is the same bit for bit. A killed run resumes after its last whole epoch.
+
+    Files:
+        model.safetensors: the weights of the best epoch.
+        representations.safetensors: `train`, `val`, `test`: float32 [rows, hidden].
+        items.safetensors: `embeddings`: float32 [num_items, hidden].
+        history.json: a list of `Epoch`s.
+
+    Args:
+        recommender: The network.
+        config: Its settings.
+        data: The run's.
+        folder: Gets the files.
+        identity: The stage's fingerprint: a checkpoint of another one is not resumed from.
+
+    Raises:
+        ValueError: There is nothing to train on.
+    """
+    splits = {name: data.split(name) for name in SPLITS}
+    train = _windows(splits["train"], config.min_history)
+    val = _windows(splits["val"], config.min_history)
+    model = build_model(recommender, config, data.num_items, train.histories.shape[1])
+    history = fit(model, train, val, config, folder / "checkpoint", identity)
+    users = {name: encode(model, torch.tensor(split.histories)) for name, split in splits.items()}
+    items = model.item_embeddings.detach()
+    write_tensors(folder / "model.safetensors", model.state_dict())
+    write_tensors(folder / "representations.safetensors", users)
+    write_tensors(folder / "items.safetensors", {"embeddings": items})
+    write_json(folder / "history.json", [asdict(epoch) for epoch in history])
+    drop_checkpoint(folder / "checkpoint")
+
+
+def build_model(
+    recommender: type[SequenceRecommender],
+    config: RecommenderConfig,
+    num_items: int,
+    max_history: int,
+) -> SequenceRecommender:
+    """A fresh model; equal settings and seed give equal weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return recommender(config, num_items, max_history)
+
+
+def _windows(split: Split, min_history: int) -> Windows:
+    kept = split.history_lengths >= min_history
+    if not kept.any():
+        raise ValueError(f"min_history={min_history}: no train or val window is as long; lower it")
+    return Windows(torch.tensor(split.histories[kept]), torch.tensor(split.targets[kept]))
+
+
+def check_config(recommender: type[SequenceRecommender], config: RecommenderConfig) -> None:
+    """Refuse impossible values before anything is read.
+
+    Raises:
+        ValueError: Which field, its value and the remedy.
+    """
+    for name in ("hidden_size", "batch_size", "max_epochs", "patience"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"recommender.dropout={config.dropout}: must be in [0, 1)")
+    recommender.check(config)

@@ -1,0 +1,93 @@
+"""What a reader must know before believing a figure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recipes.report.naming import arms_of
+
+Results = Mapping[str, Any]
+FEW_USERS = 30
+"""Below this many users a percentile interval is visibly too narrow."""
+
+
+def caveats(results: Results) -> list[str]:
+    """What a reader must know before believing a figure, the gravest first."""
+    config, evaluated = results["config"], results["evaluated"]
+    found = []
+    if results["llm"] is not None and results["llm"]["stand_in"]:
+        found.append(
+            "**The language model is a stand-in**: a tiny Llama made on the spot, which knows the "
+            "format of the prompts and nothing else. The figures compare methods on this toy and "
+            "show that the pipeline works. They say nothing about Llama-2-7B or any real language "
+            "model, and must not be set beside the paper's."
+        )
+    found += results["dataset"]["caveats"]
+    found.append(
+        f"**Metrics are sampled**: a method chooses among {evaluated['num_candidates']} candidates "
+        "(the target and uniform negatives), not among the whole catalogue. Sampled metrics need "
+        "not keep the order that methods have on the full catalogue."
+    )
+    found += _weak_methods(results)
+    if evaluated["num_users"] < FEW_USERS:
+        found.append(
+            f"**Only {evaluated['num_users']} users** were evaluated: bootstrap intervals of so "
+            "few are too narrow."
+        )
+    if evaluated["max_users"] is not None:
+        found.append(
+            f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
+        )
+    if config["seeds"] == 1:
+        found.append(
+            "Adapters were trained with **one seed**: what another seed would give is unknown."
+        )
+    found.append(
+        "Intervals speak of other users, given these trained models. They are not corrected for "
+        "the number of comparisons; the first comparison listed is the one to read."
+    )
+    return found
+
+
+def _weak_methods(results: Results) -> list[str]:
+    """Methods too weak for a comparison to mean much."""
+    chance = 1 / results["evaluated"]["num_candidates"]
+    arms = arms_of(results)
+
+    def title(entry: Mapping[str, Any]) -> str:
+        return arms[entry["method"]]["title"]
+
+    metrics = [entry for entry in results["metrics"] if arms[entry["method"]]["learns"]]
+    mute = [
+        f"{title(entry)} (ValidRatio {entry['value']:.3f})"
+        for entry in metrics
+        if entry["key"] == "valid_ratio/generation" and entry["value"] < 0.5
+    ]
+    weak = [
+        f"{title(entry)} ({entry['value']:.3f}, interval from {entry['low']:.3f})"
+        for entry in metrics
+        if entry["key"] == "hit_ratio@1/ranking" and entry["low"] <= chance
+    ]
+    ceiling = (results["ceilings"] or {}).get("last_item", 0.0)
+    behind = [
+        f"{title(entry)} ({entry['value']:.3f}, interval up to {entry['high']:.3f})"
+        for entry in metrics
+        if entry["key"] == "hit_ratio@1/ranking" and entry["high"] < ceiling
+    ]
+    found = []
+    if mute:
+        found.append(
+            f"**Mostly no valid answer**: {', '.join(mute)}. Such generated figures measure "
+            "format, not taste; read the ranked ones."
+        )
+    if weak:
+        found.append(
+            f"**Not clearly above a random order** by ranked HitRatio@1 (chance: {chance:.3f}): "
+            f"{', '.join(weak)}. A difference between such methods means little."
+        )
+    if behind:
+        found.append(
+            f"**Below what the last item alone allows** ({ceiling:.3f}): {', '.join(behind)}. "
+            "These have not learned what every prompt shows, so a difference to them may be one "
+            "of training speed, not of what a method can do."
+        )
+    return found

@@ -1,0 +1,173 @@
+"""A study's table: a row for each arm and combination of what varies, keyed by what differs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+from recipes.report.markdown import markdown_table
+from recipes.report.naming import arms_of, interval
+from recipes.report.plots import clean, styles
+from recipes.report.verdict import headlines, verdict
+
+COLUMNS = {
+    "hit_ratio@1/generation/total": "HitRatio@1 generated, of total",
+    "valid_ratio/generation": "ValidRatio",
+    "hit_ratio@1/ranking": "HitRatio@1 ranked",
+}
+FIGURE_KEY = "hit_ratio@1/ranking"
+Results = Mapping[str, Any]
+
+
+def study_results(
+    name: str, varied: Sequence[Mapping[str, Any]], found: Sequence[Results]
+) -> dict[str, Any]:
+    """What DIR/results.json holds.
+
+    Args:
+        name: Of the study.
+        varied: For each run the fields that vary, with the values they have in it.
+        found: For each run its `results.json`.
+
+    Returns:
+        `differs`: names of the settings that differ between rows; `rows`: for each run and arm
+        these settings, the arm's metrics and parameters; `arms`; `cells`: each run's comparisons
+        and caveats.
+    """
+    rows = [
+        _row(values, arm, results)
+        for values, results in zip(varied, found, strict=True)
+        for arm in results["arms"]
+    ]
+    own = dict.fromkeys(key for row in rows for key in row["given"])
+    arms = {arm["name"]: arm for results in found for arm in results["arms"]}
+    return {
+        "name": name,
+        "differs": [*dict.fromkeys(key for values in varied for key in values), *own],
+        "arms": list(arms.values()),
+        "rows": rows,
+        "cells": [
+            {
+                "varied": dict(values),
+                **{key: results[key] for key in ("llm", "dataset", "evaluated", "caveats")},
+                **{key: results[key] for key in ("metrics", "comparisons", "config", "versions")},
+            }
+            for values, results in zip(varied, found, strict=True)
+        ],
+    }
+
+
+def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    metrics = {e["key"]: e for e in results["metrics"] if e["method"] == arm["name"]}
+    return {
+        "arm": arm["name"],
+        "method": arm["method"],
+        "title": arm["title"],
+        "varied": dict(varied),
+        "given": arm["given"],
+        "num_rows": results["evaluated"]["num_rows"],
+        "num_users": results["evaluated"]["num_users"],
+        "seeds": max((len(e.get("seeds", [])) for e in metrics.values()), default=0),
+        "trainable_parameters": results["trainable_parameters"].get(arm["name"], {}).get("total"),
+        "metrics": metrics,
+    }
+
+
+def study_page(results: Results, figure: str) -> str:
+    """DIR/study.md, written from results.json alone."""
+    differs = results["differs"]
+    methods = {arm["name"]: arm["method"] for arm in results["arms"]}
+    head = ["method", *differs, *COLUMNS.values(), "trained parameters", "seeds"]
+    table = [
+        [
+            methods[row["arm"]],
+            *(_shown({**row["varied"], **row["given"]}.get(key)) for key in differs),
+            *(_cell(row["metrics"].get(key)) for key in COLUMNS),
+            "–" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
+            str(row["seeds"] or "–"),
+        ]
+        for row in results["rows"]
+    ]
+    caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
+    first = results["cells"][0]
+    confidence = first["config"]["evaluate"]["confidence"]
+    sections = [
+        f"# Study: {results['name']}",
+        "> **Read this first**\n>\n" + "\n".join(f"> - {note}" for note in caveats),
+        f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
+        "users.",
+        markdown_table(head, table),
+        f"![HitRatio@1 of ranked candidates]({figure})",
+        "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
+        "## How to reproduce\n\n<details><summary>configuration</summary>\n\n```yaml\n"
+        + yaml.safe_dump([cell["config"] for cell in results["cells"]], sort_keys=False)
+        + "```\n\n</details>",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _what_was_run(results: Results) -> str:
+    cells = results["cells"]
+    datasets = sorted({cell["dataset"]["dataset"] for cell in cells})
+    models = sorted({(cell["llm"] or {"name": "none"})["name"] for cell in cells})
+    sizes = sorted({(c["evaluated"]["num_rows"], c["evaluated"]["num_users"]) for c in cells})
+    counts = ", ".join(f"{rows:,} rows of {users:,} users" for rows, users in sizes)
+    return (
+        f"Data: {', '.join(datasets)}. Language model: {', '.join(models)}. Evaluated: "
+        f"{counts}, {cells[0]['evaluated']['split']} split."
+    )
+
+
+def _verdicts(results: Results) -> list[str]:
+    lines = []
+    for cell in results["cells"]:
+        arms = arms_of(results)
+        where = ", ".join(f"{key} {_shown(value)}" for key, value in cell["varied"].items())
+        known = {entry["method"] for entry in cell["metrics"]}
+        own = {**cell, "arms": [arm for arm in results["arms"] if arm["name"] in known]}
+        lines += [
+            f"- {f'{where}: ' if where else ''}{verdict(entry, arms)}" for entry in headlines(own)
+        ]
+    return lines or ["There is nothing to compare."]
+
+
+def study_figure(results: Results) -> Figure:
+    """HitRatio@1 of ranked candidates, a row of the table a line, with its interval."""
+    rows = [
+        row
+        for row in results["rows"]
+        if row["metrics"].get(FIGURE_KEY, {}).get("value") is not None
+    ]
+    figure = Figure(figsize=(8, 1.6 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    colours = styles(arms_of(results))
+    for place, row in enumerate(rows):
+        entry = row["metrics"][FIGURE_KEY]
+        value, low, high = (entry[key] for key in ("value", "low", "high"))
+        colour = colours[row["arm"]][0]
+        axes.errorbar(value, place, xerr=[[value - low], [high - value]], color=colour, capsize=4)
+        axes.scatter([value], [place], color=[colour], s=40, zorder=3)
+    axes.set_yticks(np.arange(len(rows)), [_line(row) for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    counts = sorted({cell["evaluated"]["num_candidates"] for cell in results["cells"]})
+    candidates = " or ".join(map(str, counts))
+    axes.set_xlabel(f"HitRatio@1 (share of rows), {candidates} sampled candidates")
+    axes.set_title(f"{results['name']}: ranked candidates, intervals over users", fontsize=11)
+    clean(axes)
+    return figure
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    where = ", ".join(f"{key.split('.')[-1]} {_shown(v)}" for key, v in row["varied"].items())
+    return f"{row['title']} ({where})" if where else row["title"]
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    return "–" if entry is None else interval(dict(entry))

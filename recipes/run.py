@@ -1,0 +1,246 @@
+"""A run: where its files lie, and what its stages share, each loaded once.
+
+Everything upstream of a method is here: prepared tables, recommenders, the language model, its
+tokens. A method asks for what it needs, and it is read when it is first asked for.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from recipes.checksums import MEMORY, Checksums
+from recipes.data.prepare import prepare, prepare_stage
+from recipes.data.tables import PreparedData
+from recipes.experiment import Experiment, RecommenderConfig
+from recipes.llm.checkpoints import checkpoint_folder
+from recipes.llm.language_model import LanguageModel
+from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_stage
+from recipes.prompting.store import PromptStore
+from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.train import recommender_stage, train_recommender
+from recipes.recommenders.vectors import Vectors
+from recipes.records import Record, Stage, read_record, required_record, run_stage
+
+CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
+"""Settings of `prepare` that the windows do not depend on."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A recommender that a run trains."""
+
+    recommender: type[SequenceRecommender]
+    config: RecommenderConfig
+
+
+class Run:
+    """One experiment's files.
+
+    Args:
+        experiment: The run's.
+        networks: Recommenders to train, by the name under which methods ask for their vectors.
+        shared: Folder of stages that several runs share; None keeps all in `experiment.out`.
+    """
+
+    def __init__(
+        self, experiment: Experiment, networks: Mapping[str, Network], shared: Path | None = None
+    ) -> None:
+        self.experiment = experiment
+        self.networks = networks
+        self.folder = Path(experiment.out)
+        self.shared = shared
+        self.checksums = Checksums((shared or self.folder) / MEMORY)
+        self._vectors: dict[str, Vectors] = {}
+
+    def place(self, name: str, key: Any) -> Path:
+        """The folder of a stage.
+
+        Args:
+            name: Inside the run's folder.
+            key: All settings that the stage depends on, its own and those upstream: in a shared
+                folder two stages of one name and different settings lie side by side.
+        """
+        if self.shared is None:
+            return self.folder / name
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.shared / f"{name}-{digest[:12]}"
+
+    # ---------------------------------------------------------------- prepared data
+
+    @property
+    def prepare_key(self) -> dict[str, Any]:
+        """Settings behind the tables."""
+        return asdict(self.experiment.prepare)
+
+    @property
+    def windows_key(self) -> dict[str, Any]:
+        """Settings behind the windows, which do not depend on the candidates."""
+        key = self.prepare_key
+        return {name: value for name, value in key.items() if name not in CANDIDATE_FIELDS}
+
+    @property
+    def prepare_folder(self) -> Path:
+        """Of the tables."""
+        return self.place("prepare", self.prepare_key)
+
+    def prepare(self) -> Record:
+        """Run the stage `prepare`."""
+        return prepare(self.experiment.prepare, self.prepare_folder, self.checksums)
+
+    @cached_property
+    def prepared(self) -> Record:
+        """The tables' record.
+
+        Raises:
+            FileNotFoundError: The stage has not been run.
+            ValueError: It was run with other settings.
+        """
+        # The raw files may be gone by now: that they have not changed is `prepare`'s to see.
+        checksums = read_record(self.prepare_folder, "prepare").inputs
+        stage = prepare_stage(self.experiment.prepare, checksums)
+        return required_record(stage, self.prepare_folder, "prepare")
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """The prepared tables as arrays."""
+        assert self.prepared
+        return PreparedData.load(self.prepare_folder)
+
+    # ---------------------------------------------------------------- recommenders
+
+    def network_stage(self, name: str) -> Stage:
+        """What determines a trained recommender."""
+        network = self.networks[name]
+        return recommender_stage(network.recommender, network.config, self.prepared.files)
+
+    def network_folder(self, name: str) -> Path:
+        """Of a trained recommender."""
+        return self.place(f"recommenders/{name}", self.network_key(name))
+
+    def network_key(self, name: str) -> list[Any]:
+        """Settings behind a trained recommender."""
+        return [self.windows_key, name, asdict(self.networks[name].config)]
+
+    def train_network(self, name: str) -> Record:
+        """Train a recommender, unless that has been done."""
+        network, stage = self.networks[name], self.network_stage(name)
+        folder = self.network_folder(name)
+
+        def work() -> None:
+            train_recommender(
+                network.recommender, network.config, self.data, folder, stage.fingerprint
+            )
+
+        return run_stage(stage, folder, work)
+
+    def network_record(self, name: str) -> Record:
+        """The record of a trained recommender.
+
+        Raises:
+            FileNotFoundError: It has not been trained.
+            ValueError: It was trained with other settings or on other data.
+        """
+        return required_record(self.network_stage(name), self.network_folder(name), "recommender")
+
+    def vectors(self, name: str) -> Vectors:
+        """Standardised vectors of a trained recommender."""
+        if name not in self._vectors:
+            self.network_record(name)
+            self._vectors[name] = Vectors.load(self.network_folder(name))
+        return self._vectors[name]
+
+    # ---------------------------------------------------------------- language model
+
+    @property
+    def has_stand_in(self) -> bool:
+        """Whether the language model is made on the spot."""
+        return self.experiment.adapt.llm == STAND_IN
+
+    @cached_property
+    def _stand_in(self) -> Stage:
+        adapt, prepare = self.experiment.adapt, self.experiment.prepare
+        return stand_in_stage(
+            adapt.stand_in,
+            prompt_history=adapt.prompt_history,
+            num_candidates=prepare.num_candidates,
+            titles=self.prepared.files["items.parquet"],
+        )
+
+    @property
+    def stand_in_folder(self) -> Path:
+        """Of the stand-in."""
+        adapt, prepare = self.experiment.adapt, self.experiment.prepare
+        sizes = [asdict(adapt.stand_in), adapt.prompt_history, prepare.num_candidates]
+        return self.place(f"adapt/{STAND_IN}", [self.windows_key, *sizes])
+
+    def make_stand_in(self) -> None:
+        """Make the stand-in, unless the run has a language model or that has been done."""
+        if not self.has_stand_in:
+            return
+        folder, stage = self.stand_in_folder, self._stand_in
+        adapt = self.experiment.adapt
+        checkpoints = checkpoint_folder(folder, stage.fingerprint)
+
+        def work() -> None:
+            make_stand_in(
+                adapt.stand_in,
+                self.data.titles,
+                prompt_history=adapt.prompt_history,
+                num_candidates=self.experiment.prepare.num_candidates,
+                folder=folder,
+                checkpoints=checkpoints,
+                logging_steps=adapt.logging_steps,
+                save_steps=adapt.save_steps,
+            )
+
+        run_stage(stage, folder, work)
+
+    @property
+    def llm_path(self) -> str:
+        """Where the language model is: a name or a path."""
+        return str(self.stand_in_folder) if self.has_stand_in else self.experiment.adapt.llm
+
+    @cached_property
+    def llm_content(self) -> str:
+        """What the language model is, whatever its name: the stand-in's fingerprint, a hub commit,
+        or the checksum of a folder.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+        """
+        if self.has_stand_in:
+            return required_record(self._stand_in, self.stand_in_folder, "adapt").fingerprint
+        path = Path(self.llm_path)
+        if path.is_dir():
+            return self.checksums.of_folder(path)
+        try:
+            config = cached_file(self.llm_path, "config.json")
+        except OSError as error:
+            raise FileNotFoundError(
+                f"adapt.llm={self.llm_path!r} could not be loaded: give a Hugging Face causal LM "
+                f"by name or path, or `stand-in`. {error}"
+            ) from error
+        return str(extract_commit_hash(config, None))
+
+    @cached_property
+    def llm(self) -> LanguageModel:
+        """The frozen language model, loaded once for all adapters and their evaluation."""
+        return LanguageModel(self.llm_path, self.experiment.adapt.precision)
+
+    @cached_property
+    def prompts(self) -> PromptStore:
+        """Prompts and answers under the language model's tokenizer."""
+        cache = (self.shared or self.folder) / "tokens"
+        return PromptStore(self.llm.tokenizer, self.data, cache)
+
+    @property
+    def llm_key(self) -> list[Any]:
+        """Settings behind the language model."""
+        adapt = self.experiment.adapt
+        return [self.stand_in_folder.name if self.has_stand_in else adapt.llm, adapt.precision]

@@ -1,0 +1,74 @@
+"""What a method says of evaluated rows: scores of candidates, and where it writes, answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.experiment import EvaluateConfig
+from recipes.llm.adapted import AdaptedModel
+from recipes.scoring.arrays import Floats
+from recipes.scoring.generate import generate_answers
+from recipes.scoring.rank import score_candidates
+from recipes.scoring.rows import EvaluatedRows
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for n rows."""
+
+    scores: Floats
+    """float64 [n, c], aligned with the rows' candidates; higher is better."""
+    texts: Sequence[str] | None = None
+    """n generated answers; None for a method that only scores."""
+    gates: Tensor | None = None
+    """float32 [n, K], expert weights; None for a method without a gate."""
+
+
+def llm_predictions(
+    adapted: AdaptedModel, label: str, rows: EvaluatedRows, config: EvaluateConfig
+) -> Predictions:
+    """The candidates' log-probabilities and a generated answer for each row.
+
+    Args:
+        adapted: Model, tokenizer and prompts.
+        label: On progress bars: `ilora seed 0`.
+        rows: n rows.
+        config: Batch size and what else governs generation and ranking.
+    """
+    wanted = rows.rows.tolist()
+    lengths = adapted.prompt_lengths(rows.split, wanted)
+    scores = score_candidates(
+        adapted,
+        rows.split,
+        wanted,
+        lengths,
+        rows.candidates,
+        batch_size=config.batch_size,
+        length_normalised=config.length_normalised,
+        title=f"rank {label}",
+    )
+    texts = generate_answers(
+        adapted,
+        rows.split,
+        wanted,
+        lengths,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        title=f"generate {label}",
+    )
+    return Predictions(scores, texts, gate_weights(adapted, rows, config.batch_size))
+
+
+@torch.inference_mode()
+def gate_weights(adapted: AdaptedModel, rows: EvaluatedRows, batch_size: int) -> Tensor | None:
+    """Expert weights of every row, float32 [n, K]; None for a method without a gate."""
+    found = []
+    for batch in np.array_split(rows.rows, range(batch_size, len(rows.rows), batch_size)):
+        weights = adapted.gate_weights(rows.split, batch.tolist())
+        if weights is None:
+            return None
+        found.append(weights.float().cpu())
+    return torch.cat(found)

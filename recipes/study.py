@@ -1,0 +1,124 @@
+"""A study: one experiment in several settings, reported in one table.
+
+A study YAML names a `base` experiment and any of its fields, the `arms` to compare, and under
+`vary` fields with the values they take in turn, in all combinations:
+
+    base: demo
+    arms: [{method: lora}, {method: ilora, num_experts: 8}]
+    vary: {prepare.num_candidates: [20, 30]}
+
+DIR/stages/    every stage once, whichever settings share it
+DIR/cells/     a run for each combination of what varies: its evaluation and report
+DIR/results.json, study.md, study.png
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.artifacts import write_json, write_text
+from recipes.experiment import Experiment
+from recipes.experiment_files import (
+    EXPERIMENTS,
+    STUDIES,
+    experiment_from,
+    merged,
+    nested,
+    yaml_file,
+)
+from recipes.methods.method import shown
+from recipes.pipeline import Pipeline
+from recipes.report.plots import save
+from recipes.report.report import RESULTS
+from recipes.report.study import study_figure, study_page, study_results
+
+PAGE, FIGURE = "study.md", "study.png"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of what varies."""
+
+    varied: Mapping[str, Any]
+    """By field: `prepare.num_candidates`."""
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        values = (f"{field}={shown(value)}" for field, value in self.varied.items())
+        return ",".join(values).replace("/", "_") or "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has been read."""
+
+    name: str
+    out: Path
+    cells: tuple[Cell, ...]
+
+
+def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
+    """Read a study's YAML.
+
+    Args:
+        name: A shipped study, or a YAML file.
+        out: The study's folder; by default `runs/STUDY`.
+        overrides: Fields from the command line, over all cells.
+
+    Raises:
+        ValueError: There is no such study, a field is unknown, or a value impossible.
+    """
+    path = yaml_file(STUDIES, name, "study")
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(own, dict) or not isinstance(own.get("base"), str):
+        raise ValueError(f"{path} names no experiment: write `base: demo`")
+    base_path = yaml_file(EXPERIMENTS, own.pop("base"), "experiment")
+    base = yaml.safe_load(base_path.read_text(encoding="utf-8"))
+    vary, title = own.pop("vary", {}), own.get("name", path.stem)
+    for field, values in vary.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{path}: vary.{field} must be a list of values, not {values!r}")
+    folder = Path(out or f"runs/{title}")
+    cells = []
+    for values in product(*vary.values()):
+        varied = dict(zip(vary, values, strict=True))
+        fields = merged(base, {**own, "name": title})
+        for field, value in varied.items():
+            fields = merged(fields, nested(field, value))
+        cell = Cell(varied, experiment_from(fields, overrides))
+        place = str(folder / "cells" / cell.name)
+        cells.append(replace(cell, experiment=replace(cell.experiment, out=place)))
+    return Study(title, folder, tuple(cells))
+
+
+def run_study(study: Study) -> Mapping[str, Any]:
+    """Run every cell and report all of them in one table.
+
+    What is done is not done again, so a killed study resumes, and cells share the stages whose
+    settings are the same.
+
+    Returns:
+        What `DIR/results.json` holds.
+
+    Raises:
+        ValueError: A field of any cell has an impossible value; nothing has been done then.
+    """
+    pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
+    found = []
+    for number, (cell, pipeline) in enumerate(zip(study.cells, pipelines, strict=True), 1):
+        print(f"[study {study.name}] {number} of {len(study.cells)}: {cell.name}", flush=True)
+        found.append(pipeline.run_all())
+    varied = [cell.varied for cell in study.cells]
+    results = study_results(study.name, varied, found)
+    write_json(study.out / RESULTS, results)
+    save(study_figure(results), study.out / FIGURE)
+    write_text(study.out / PAGE, study_page(results, FIGURE))
+    print(study_page(results, FIGURE))
+    print(f"page: {study.out / PAGE}")
+    return results
