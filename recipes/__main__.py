@@ -23,7 +23,7 @@ from recipes.experiment_files import (
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
 COMMANDS = ("run", *STAGES, "study", "bench")
-"""Those that take a name; `list` takes none."""
+"""Commands that take a name; `list` takes none."""
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
 
 commands
@@ -46,7 +46,7 @@ dataset; its --out is then the folder of the tables.
 
 
 def usage() -> str:
-    """What is printed for --help, and for a command that there is not."""
+    """The text printed for --help, and for an unknown command."""
     return USAGE.format(
         benchmarks=", ".join(BENCHMARKS),
         experiments=", ".join(shipped(EXPERIMENTS)),
@@ -56,8 +56,9 @@ def usage() -> str:
 
 
 def run_stages(command: str, name: str, overrides: Sequence[str]) -> None:
-    """`run`, or one stage."""
-    experiment = parse_experiment(name, overrides)  # before the slow import: --help is quick
+    """Run all stages (`run`), or the one stage that the command names."""
+    # Parsed before the slow import, so that --help answers quickly.
+    experiment = parse_experiment(name, overrides)
     from recipes.pipeline import Pipeline
 
     pipeline = Pipeline.of(experiment)
@@ -68,7 +69,7 @@ def run_stages(command: str, name: str, overrides: Sequence[str]) -> None:
 
 
 def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
-    """`prepare DATASET --protocol P --source DIR --out DIR`."""
+    """Run `prepare DATASET --protocol P --source DIR --out DIR`, without an experiment."""
     from recipes.checksums import MEMORY, Checksums
     from recipes.data.prepare import prepare
     from recipes.datasets import DATASETS
@@ -84,7 +85,7 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_study(name: str, overrides: Sequence[str]) -> None:
-    """`study NAME|FILE.yaml --out DIR`."""
+    """Run `study NAME|FILE.yaml --out DIR`."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--out")
     own, fields = parser.parse_known_args(list(overrides))
@@ -94,10 +95,11 @@ def run_study(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_benchmark(name: str, overrides: Sequence[str]) -> None:
-    """`bench NAME --rounds 9 --threads 2 ...`.
+    """Run `bench NAME --rounds 9 --threads 2 ...`.
 
     Raises:
-        ValueError: An unknown name or field, or the two sides of a benchmark differ.
+        ValueError: A name or field is unknown, or the two sides of a benchmark compute different
+            things.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"NAME={name!r} is no benchmark; there are {', '.join(BENCHMARKS)}")
@@ -109,7 +111,7 @@ def run_benchmark(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
-    """One command of `COMMANDS`."""
+    """Run one of `COMMANDS`."""
     if command == "bench":
         run_benchmark(name, overrides)
     elif command == "study":
@@ -121,7 +123,7 @@ def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
 
 
 def is_dataset(name: str) -> bool:
-    """Whether a name is a dataset's; a shipped experiment of the same name may differ in fields."""
+    """Whether `name` is a dataset. An experiment of the same name may set its fields otherwise."""
     from recipes.datasets import DATASETS
 
     return name in DATASETS

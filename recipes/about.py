@@ -8,19 +8,21 @@ LineStyle = str | tuple[float, Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a report needs to know of a method. Colours: Okabe and Ito's palette, which is told
-    apart under the common colour-vision deficiencies.
+    """What a report needs to know about a method.
+
+    Colours are from Okabe and Ito's palette, whose colours remain distinguishable under the common
+    colour-vision deficiencies.
     """
 
     title: str
-    """In tables and plots."""
+    """The method's name in tables and plots."""
     meaning: str
-    """Ends the sentence `**title**: ..` of the report."""
+    """One phrase about the method; it completes `**title**: ..` in the report."""
     order: int
-    """From simple to elaborate: the order of tables, and a difference is the later method minus
-    the earlier."""
+    """Place among the methods, from simple to elaborate. Tables follow this order, and a difference
+    is the later method minus the earlier one."""
     ranks_by: str
-    """What candidates are ranked by, in a metric's label."""
+    """The score by which candidates are ranked, as named in a metric's label."""
     colour: str = "#555555"
     line: LineStyle = "solid"
-    """Of the loss curve; dashes show a curve that lies under another."""
+    """Line style of the loss curve; with dashes a curve underneath stays visible."""

@@ -16,25 +16,26 @@ from recipes.run import Network
 BASELINES = ("random", "popularity")
 """Methods that every run reports, whether its arms name them or not."""
 LONGEST_NAME = 100
-"""Characters of a folder's name; a longer one is cut and ends in a checksum."""
+"""Most characters of a folder's name; a longer name is cut and ends in a checksum."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of an experiment."""
+    """The arms of an experiment, and the recommenders that they need."""
 
     arms: tuple[Arm, ...]
-    """From simple to elaborate, as `About.order` has it; equal ones as they are written."""
+    """From simple to elaborate, by `About.order`; arms of one method in the order of the file."""
     networks: Mapping[str, Network]
-    """Recommenders to train: arms that are one, and sources of other arms' vectors."""
+    """The recommenders to train, by name: those that are arms, and those whose vectors other arms
+    read."""
 
 
 def comparison(experiment: Experiment) -> Comparison:
     """Resolve `arms`, or `adapt.methods`, and add the baselines and sources that are not named.
 
     Raises:
-        ValueError: No arms, an unknown method or setting, an impossible value, two arms of the same
-            settings or name, or a source that gives no vectors.
+        ValueError: There are no arms, a method or setting is unknown, a value is impossible, two
+            arms have the same settings or name, or a source gives no vectors.
     """
     asked = named_arms(experiment)
     arms = [_arm(experiment, dict(entry)) for entry in asked]

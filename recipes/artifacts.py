@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON. NaN is refused: it is no JSON."""
+    """Write JSON. NaN is refused, since JSON has no such value."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -52,11 +52,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[pa.Table]) -> None:
-    """Write a table that is made part by part: one is written while the next one is made.
+    """Write a table that is made part by part: one part is written while the next one is made.
 
     Args:
-        path: Where to.
-        parts: At least one, all of one schema.
+        path: The Parquet file.
+        parts: At least one part; all have the same schema.
     """
     rest = iter(parts)
     first = next(rest)

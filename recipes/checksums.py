@@ -1,6 +1,7 @@
-"""Checksums of what a run reads but did not make: raw files, a language model's folder.
+"""Checksums of a run's external inputs: raw files, and a language model's folder.
 
-A checksum is remembered by a file's size and time of change, so that large files are read once.
+A checksum is stored with the file's size and modification time and is reused while both are the
+same, so large files are read once.
 """
 
 import hashlib
@@ -10,21 +11,21 @@ from pathlib import Path
 from recipes.artifacts import read_json, sha256, write_json
 
 MEMORY = "checksums.json"
-"""File of a run's folder."""
+"""Name of the file in which a run's folder keeps the checksums."""
 
 
 class Checksums:
     """SHA-256 of files, remembered in a JSON file.
 
     Args:
-        memory: The file; made when first needed. A damaged one is replaced.
+        memory: The JSON file. It is created when first needed; a damaged one is replaced.
     """
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
 
     def of_files(self, files: Mapping[str, Path]) -> dict[str, str]:
-        """SHA-256 of each file, by the same names."""
+        """SHA-256 of each file, under the name that `files` gives it."""
         known, changed = self._known(), False
         found = {}
         for name, path in files.items():

@@ -12,63 +12,66 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(kw_only=True)
 class SyntheticConfig:
-    """The world of the `synthetic` dataset (`recipes/datasets/synthetic.py`)."""
+    """The generated world of the `synthetic` dataset (`recipes/datasets/synthetic.py`)."""
 
     num_users: int = 1500
-    """Users, split 8:1:1 into train, validation and test."""
+    """Number of users; they are split 8:1:1 into train, validation and test."""
 
     num_kinds: int = 4
-    """Kinds of users; each follows a preference rule that conflicts with the others'."""
+    """Number of kinds of users; each follows a preference rule that conflicts with the others'."""
 
     seed: int = 0
-    """Seed of the world: the users' kinds and sequences. Items and rules are always the same."""
+    """Random seed of the users' kinds and sequences. Items and rules are always the same."""
 
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """raw files -> interactions, items, examples and frozen candidates."""
+    """Stage prepare: raw files -> interactions, items, examples and frozen candidates."""
 
     dataset: str = "synthetic"
-    """Which dataset: `python -m recipes list` names them; `synthetic` needs no files."""
+    """Name of the dataset, as in `python -m recipes list`; `synthetic` needs no files."""
 
     protocol: str = "llara"
-    """`llara` follows the published rebuild of LLaRA's files; `chronological` is the sound one."""
+    """Order within a user: `llara` is that of LLaRA's published files, for comparison with
+    published figures; `chronological` is by time, for sound ones."""
 
     source: str | None = None
-    """Folder with the official raw files; None downloads them (checksum, cache)."""
+    """Folder with the official raw files; None downloads them, checks them and caches them."""
 
     train_share: float = 1.0
-    """Share of the train users that are kept, in (0, 1]. A smaller share keeps some of the users
-    that a larger one keeps."""
+    """Share of the train users to keep, in (0, 1]. The users kept at a smaller share are a subset
+    of those kept at a larger one."""
 
     max_history: int = 10
-    """Items of a history at most, oldest first (paper: 10)."""
+    """Maximum number of items in a history; the newest are kept, oldest first (paper: 10)."""
 
     num_candidates: int = 20
-    """Candidates of a row: the target and `num_candidates - 1` uniform negatives (paper: 20)."""
+    """Size of a row's candidate set: the target and `num_candidates - 1` uniform negatives
+    (paper: 20)."""
 
     candidate_seed: int = 1234
-    """Seed of the frozen candidate draw."""
+    """Random seed with which the candidates are drawn, once."""
 
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """Read only by the `synthetic` dataset."""
+    """Settings that only the `synthetic` dataset reads."""
 
 
 @dataclass(kw_only=True)
 class RecommenderConfig:
-    """train windows -> a recommender -> user representations and item embeddings."""
+    """Stage recommender: train windows -> user representations and item embeddings."""
 
     name: str = "sasrec"
-    """The recommender whose vectors fill slots and route, where an arm does not name another."""
+    """The recommender whose vectors fill prompt slots and route adapters, unless an arm names
+    another."""
 
     hidden_size: int = 64
     """Width d of item embeddings and user representations (paper: 64)."""
 
     num_layers: int = 2
-    """Layers: SASRec's self-attention blocks."""
+    """Number of layers; in SASRec, of self-attention blocks."""
 
     num_heads: int = 1
-    """Attention heads of a block."""
+    """Attention heads of each block."""
 
     dropout: float = 0.2
     """Dropout probability."""
@@ -80,65 +83,67 @@ class RecommenderConfig:
     """Adam's L2 coefficient (paper: grid 1e-3 .. 1e-7)."""
 
     batch_size: int = 256
-    """Windows of a batch (paper: 256)."""
+    """Windows in a batch (paper: 256)."""
 
     max_epochs: int = 30
-    """Epochs at most."""
+    """Maximum number of epochs."""
 
     patience: int = 3
-    """Epochs without a better validation NDCG@10 (full catalogue) before training stops."""
+    """Training stops after this many epochs without a better validation NDCG@10 on the full
+    catalogue."""
 
     min_history: int = 3
-    """Train windows with a shorter history are left out (reference: 3)."""
+    """Minimum history length of the windows used for training and validation (reference: 3)."""
 
     seed: int = 0
-    """Seed of initialisation, shuffling and dropout."""
+    """Random seed of initialisation, shuffling and dropout."""
 
 
 @dataclass(kw_only=True)
 class StandInConfig:
-    """The small Llama that stands in for a real LLM, trained on the spot."""
+    """The small Llama that stands in for a real LLM; the run trains it itself."""
 
     hidden_size: int = 128
-    """Width of the model."""
+    """Hidden width of the model."""
 
     num_layers: int = 2
-    """Decoder layers."""
+    """Number of decoder layers."""
 
     num_heads: int = 4
-    """Attention heads."""
+    """Attention heads of each layer."""
 
     intermediate_size: int = 256
     """Width of the MLP."""
 
     vocab_size: int = 8000
-    """Entries of the BPE vocabulary, at most."""
+    """Maximum size of the BPE vocabulary."""
 
     max_steps: int = 500
-    """Optimiser steps of pretraining on format (answers are random candidates: no preference)."""
+    """Optimiser steps of training on the prompt format. The answers are random candidates, so no
+    preference is learned."""
 
     batch_size: int = 32
-    """Prompts of a batch."""
+    """Prompts in a batch."""
 
     learning_rate: float = 2e-3
-    """Peak learning rate (AdamW, cosine)."""
+    """Peak learning rate (AdamW with warm-up, then cosine decay)."""
 
     seed: int = 0
-    """Seed of initialisation and shuffling."""
+    """Random seed of initialisation, training prompts and shuffling."""
 
 
 @dataclass(kw_only=True)
 class AdapterSettings:
-    """What every adapter is trained with. An arm may set its own values."""
+    """Training settings of every adapter. An arm may set its own values."""
 
     prompt_history: int = 10
-    """Items of the history that the prompt shows: the newest ones. The recommender reads all."""
+    """How many of the newest history items the prompt shows. The recommender reads all of them."""
 
     rank: int = 16
-    """Total rank: LoRA's r, and `num_experts * r` of iLoRA (paper: 16)."""
+    """Total rank: `r` in LoRA, `num_experts * r` in iLoRA (paper: 16)."""
 
     lora_alpha: float = 32
-    """LoRA's alpha; iLoRA gets the alpha that equals it under a uniform gate (reference: 32)."""
+    """LoRA's alpha. Under a uniform gate iLoRA has the same scaling (reference: 32)."""
 
     lora_dropout: float = 0.1
     """Dropout before the low-rank product (reference: 0.1)."""
@@ -154,36 +159,37 @@ class AdapterSettings:
             "down_proj",
         ]
     )
-    """Adapted modules (reference: these seven)."""
+    """Names of the modules to adapt (reference: these seven)."""
 
     max_steps: int = 600
-    """Optimiser steps."""
+    """Number of optimiser steps."""
 
     batch_size: int = 32
-    """Prompts of an optimiser step."""
+    """Prompts in an optimiser step."""
 
     gradient_accumulation_steps: int = 1
-    """Micro-batches of an optimiser step."""
+    """Micro-batches into which the prompts of an optimiser step are divided."""
 
     learning_rate: float = 1e-3
-    """Peak learning rate of the adapter (warm-up 5 %, cosine)."""
+    """Peak learning rate of adapter and projector (5 % warm-up, then cosine decay)."""
 
     weight_decay: float = 1e-5
     """Weight decay of projector and gate (reference: 1e-5); the adapter has none."""
 
     curriculum: bool = True
-    """LLaRA's curriculum: a batch of step t of T is hybrid with probability t/T, else text-only."""
+    """LLaRA's curriculum: the batch of step t of T has the hybrid prompt with probability t/T,
+    else the text-only one. False: every batch is hybrid."""
 
     min_history: int = 3
-    """Train windows with a shorter history are left out (reference: 3)."""
+    """Minimum history length of the train windows (reference: 3)."""
 
 
 @dataclass(kw_only=True)
 class GatedSettings(AdapterSettings):
-    """What an adapter with a gate is trained with besides."""
+    """Further training settings of an adapter with a gate."""
 
     num_experts: int = 4
-    """Experts K of iLoRA (paper: 4), each of rank `rank / num_experts`."""
+    """Number of iLoRA's experts K, each of rank `rank / num_experts` (paper: 4)."""
 
     gate_learning_rate_scale: float = 0.3
     """The gate's learning rate as a multiple of `learning_rate` (reference: 0.3)."""
@@ -191,85 +197,90 @@ class GatedSettings(AdapterSettings):
 
 @dataclass(kw_only=True)
 class AdaptConfig(GatedSettings):
-    """(prompts, item embeddings, user representations, LLM) -> an adapter for each arm and seed."""
+    """Stage adapt: (prompts, vectors, language model) -> an adapter for each arm and seed."""
 
     llm: str = "stand-in"
-    """A Hugging Face causal LM by name or path, or `stand-in`."""
+    """Hugging Face name or local path of a causal LM, or `stand-in` for a small one that the run
+    trains itself."""
 
     methods: list[str] = field(default_factory=lambda: ["lora", "ilora"])
-    """Methods to compare, in their default settings: the short form of `arms`. All adapters are
+    """Methods to compare, each in its default settings; `arms` is the long form. All adapters are
     trained on equal terms: the same steps, data order and total rank."""
 
     precision: Precision = "fp32"
-    """Arithmetic of training."""
+    """Precision of the language model's weights and of training. The adapter's weights are
+    float32."""
 
     save_steps: int = 200
-    """Steps between checkpoints, from which an interrupted run resumes."""
+    """Optimiser steps between checkpoints, from which an interrupted run resumes."""
 
     logging_steps: int = 20
-    """Steps between logged losses."""
+    """Optimiser steps between logged losses."""
 
     report_to: list[str] = field(default_factory=list)
-    """Trackers of the Trainer, such as `tensorboard` or `wandb`."""
+    """Experiment trackers of the Trainer, such as `tensorboard` or `wandb`."""
 
     stand_in: StandInConfig = field(default_factory=StandInConfig)
-    """Read only when `llm` is `stand-in`."""
+    """Settings of the stand-in, read only when `llm` is `stand-in`."""
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """(adapters, frozen candidates) -> predictions, metrics, intervals."""
+    """Stage evaluate: (arms, frozen candidates) -> predictions, metrics and intervals."""
 
     split: Literal["val", "test"] = "test"
-    """Evaluated split."""
+    """The split to evaluate on."""
 
     rows: Literal["last", "all"] = "last"
-    """`last`: each user's last window (the paper); `all`: every window, clustered by user."""
+    """`last`: each user's last window, as in the paper; `all`: every window, with intervals
+    clustered by user."""
 
     min_history: int = 3
-    """Rows with a shorter history are left out (reference: 3)."""
+    """Minimum history length of the evaluated rows (reference: 3)."""
 
     max_users: int | None = None
-    """Evaluate only the first users of the split; None for all. Stated in the report."""
+    """Evaluate only this many users, the first of the split; None evaluates all. The report says
+    so."""
 
     batch_size: int = 64
-    """Prompts of a generation batch."""
+    """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
 
     max_new_tokens: int = 24
-    """Tokens generated at most (reference: 64)."""
+    """Maximum number of generated tokens (reference: 64)."""
 
     length_normalised: bool = False
-    """Rank candidates by the mean log-probability of a title's tokens; False: by their sum."""
+    """Rank candidates by the mean log-probability of the title's tokens; False: by the sum."""
 
     ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
-    """Cut-offs of HitRatio@K and NDCG@K."""
+    """Cut-offs K of HitRatio@K and NDCG@K."""
 
     bootstrap_samples: int = 2000
-    """Resamples of users behind each interval."""
+    """Number of bootstrap resamples of users behind each interval."""
 
     confidence: float = 0.95
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
 
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Random seed of the bootstrap."""
 
 
 @dataclass(kw_only=True)
 class Experiment:
-    """A whole run."""
+    """Configuration of a whole run."""
 
     name: str = "experiment"
-    """Shown in the report."""
+    """Title of the report."""
 
     out: str = "runs/experiment"
-    """The run's directory."""
+    """Folder of the run."""
 
     seeds: int = 1
-    """Adapters are trained with seeds 0 .. seeds-1; everything before them is shared."""
+    """Number of training seeds: adapters are trained with seeds 0 .. seeds-1. All seeds share the
+    earlier stages."""
 
     arms: list[dict[str, Any]] | None = None
-    """What is compared, in place of `adapt.methods`: for each arm its `method` and the settings in
-    which it differs from this file, such as `{method: ilora, num_experts: 8}`."""
+    """The arms to compare, in place of `adapt.methods`. Each has a `method` and the settings in
+    which it differs from this experiment, such as `{method: ilora, num_experts: 8}`."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)

@@ -1,4 +1,7 @@
-"""Experiments and studies as YAML: shipped ones by name, others by path, fields overridable."""
+"""Reads experiments and studies from YAML, by shipped name or by path.
+
+Every field can be overridden on the command line.
+"""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,11 +21,11 @@ SHORT = {
     "--llm": "--adapt.llm",
     "--methods": "--adapt.methods",
 }
-"""Short forms of fields on the command line."""
+"""Command-line abbreviations of fields."""
 
 
 def shipped(folder: Path) -> dict[str, str]:
-    """Name and first comment line of each YAML file that ships."""
+    """The YAML files of a folder: name -> summary, which is the file's first comment line."""
     return {
         path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         for path in sorted(folder.glob("*.yaml"))
@@ -30,10 +33,10 @@ def shipped(folder: Path) -> dict[str, str]:
 
 
 def yaml_file(folder: Path, name: str, kind: str) -> Path:
-    """The YAML of a shipped name or path.
+    """Path of the YAML file that a shipped name or a path stands for.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: `name` is neither.
     """
     for path in (folder / f"{name}.yaml", Path(name)):
         if path.is_file():
@@ -45,7 +48,7 @@ def yaml_file(folder: Path, name: str, kind: str) -> Path:
 
 
 def parser_for(command: str) -> ArgumentParser:
-    """An empty parser of a command."""
+    """A parser without arguments for `python -m recipes COMMAND`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     return ArgumentParser(prog=f"python -m recipes {command}", exit_on_error=False)
 
@@ -56,7 +59,7 @@ def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:
 
 
 def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
-    """An experiment from the fields of a YAML file, with command-line overrides."""
+    """An experiment from the fields that a YAML file would hold, with command-line overrides."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "experiment.yaml"
         path.write_text(yaml.safe_dump(dict(fields)), encoding="utf-8")
@@ -81,7 +84,7 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `over` in place of those of `base`, section by section."""
+    """`base` with the fields of `over` in place of its own; nested sections are merged."""
     result = dict(base)
     for name, value in over.items():
         mine = result.get(name)
@@ -92,6 +95,6 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(field: str, value: Any) -> dict[str, Any]:
-    """`a.b`, 1 -> {a: {b: 1}}."""
+    """A dotted field and its value as nested sections: `a.b`, 1 -> {a: {b: 1}}."""
     head, dot, rest = field.partition(".")
     return {head: nested(rest, value) if dot else value}

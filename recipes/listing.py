@@ -9,7 +9,7 @@ from recipes.recommenders import RECOMMENDERS
 
 
 def entries() -> dict[str, dict[str, str]]:
-    """By kind: name and one line."""
+    """Kind of entry -> name -> one-line summary."""
     return {
         "datasets": {name: entry.summary for name, entry in DATASETS.items()},
         "recommenders": {name: entry.summary for name, entry in RECOMMENDERS.items()},
@@ -20,7 +20,7 @@ def entries() -> dict[str, dict[str, str]]:
 
 
 def listing(as_json: bool) -> str:
-    """The entries as text or as JSON."""
+    """All entries, as text or as JSON."""
     found = entries()
     if as_json:
         return json.dumps(found, indent=2, ensure_ascii=False)

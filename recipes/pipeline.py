@@ -1,4 +1,4 @@
-"""The whole story: prepare -> recommender -> adapt -> evaluate -> report.
+"""The pipeline: prepare -> recommender -> adapt -> evaluate -> report.
 
     raw files ── prepare ──> interactions, items, examples, candidates
                                │
@@ -10,7 +10,8 @@
                                │
                             report ──> results.json, report.md, plots
 
-Each stage reads earlier stages' files only, and is skipped when they and its config are unchanged.
+A stage reads only the files of earlier stages. It is skipped while those files and its own config
+are unchanged.
 """
 
 from collections.abc import Mapping
@@ -30,37 +31,39 @@ from recipes.run import Run
 
 @dataclass(frozen=True)
 class Pipeline:
-    """An experiment that has been checked, and its stages."""
+    """The stages of an experiment whose config has been checked."""
 
     run: Run
     arms: tuple[Arm, ...]
 
     @classmethod
     def of(cls, experiment: Experiment, shared: Path | None = None) -> "Pipeline":
-        """Check the config of every stage, so that a late one's mistake costs no early one's work.
+        """Check the config of every stage before any stage runs.
+
+        A mistake in a late stage's config is thus found before the early stages have done work.
 
         Args:
             experiment: What to run.
             shared: See `Run`.
 
         Raises:
-            ValueError: Which field, its value and the remedy; nothing has been done then.
+            ValueError: A value is impossible; the message names the field and the remedy.
         """
         check(experiment)
         compared = comparison(experiment)
         return cls(Run(experiment, compared.networks, shared), compared.arms)
 
     def prepare(self) -> None:
-        """Raw files to tables."""
+        """Turn raw files into tables."""
         self.run.prepare()
 
     def recommender(self) -> None:
-        """Train windows to vectors."""
+        """Train the recommenders on the train windows, and write their vectors."""
         for name in self.run.networks:
             self.run.train_network(name)
 
     def adapt(self) -> None:
-        """Prompts and vectors to adapters: one for each arm and seed, seed by seed."""
+        """Train one adapter for each arm and seed: all arms of a seed, then the next seed."""
         experiment = self.run.experiment
         if any(arm.method.is_adapter for arm in self.arms):
             self.run.make_stand_in()
@@ -76,17 +79,17 @@ class Pipeline:
             run_stage(stage, folder, lambda: arm.method.train(self.run, arm, seed, folder))
 
     def evaluate(self) -> None:
-        """Arms to predictions."""
+        """Predict with every arm, and compute metrics."""
         evaluating.evaluate(self.run, self.arms)
 
     def report(self) -> Mapping[str, Any]:
-        """Predictions to what a person reads; returns what `results.json` holds."""
+        """Write the report and print its summary; returns the content of `results.json`."""
         results = report(self.run, self.arms)
         print((self.run.folder / SUMMARY).read_text(encoding="utf-8"))
         return results
 
     def run_all(self) -> Mapping[str, Any]:
-        """Every stage in order; returns what `results.json` holds."""
+        """Run every stage in order; returns the content of `results.json`."""
         self.prepare()
         self.recommender()
         self.adapt()
@@ -95,10 +98,10 @@ class Pipeline:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse impossible values of every stage; arms are checked as they are resolved.
+    """Refuse impossible values of every stage, except of arms, which `comparison` checks.
 
     Raises:
-        ValueError: Which field, its value and the remedy.
+        ValueError: A value is impossible; the message names the field and the remedy.
     """
     adapt = experiment.adapt
     at_least_one = {

@@ -20,7 +20,7 @@ from recipes.artifacts import read_json, sha256, write_json
 
 RECORD = "record.json"
 OLDER = "older-record-"
-"""Begins the name of a record that no longer holds."""
+"""Prefix of the file name of a record that has been replaced."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -46,16 +46,16 @@ def installed_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished stage says of itself (`record.json`)."""
+    """Description of a finished stage (`record.json`)."""
 
     stage: str
     fingerprint: str
     """SHA-256 over stage, version, config and inputs."""
     version: int
-    """Of the stage's code; bumped when the same settings give other results."""
+    """Version of the stage's code; raised when the same settings begin to give other results."""
     config: dict[str, Any]
     inputs: dict[str, str]
-    """By name: fingerprint of each stage that was read, or checksum of a file."""
+    """What the stage read, by name: fingerprints of stages and checksums of files."""
     files: dict[str, str]
     """SHA-256 of each file written, by its path inside the stage's folder."""
     versions: dict[str, str]
@@ -65,10 +65,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Stage:
-    """A piece of work, with all that determines its result."""
+    """A piece of work, with everything that determines its result."""
 
     name: str
-    """For messages: `adapt ilora seed 0`."""
+    """Name in messages, such as `adapt ilora seed 0`; part of the fingerprint."""
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     """See `Record`."""
@@ -77,14 +77,14 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what determines the stage's result."""
+        """SHA-256 of everything that determines the stage's result."""
         parts = [self.name, self.version, self.settings, dict(self.inputs)]
         text = json.dumps(_canonical(parts), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:
-    """Equal settings in equal spelling: 32 and 32.0, tuples and lists."""
+    """Give equal settings one spelling, so that 32 and 32.0, or a tuple and a list, hash alike."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -98,12 +98,12 @@ def read_record(folder: Path, command: str) -> Record:
     """Read a finished stage's record.
 
     Args:
-        folder: The stage's.
-        command: Makes the stage; for the message.
+        folder: The stage's folder.
+        command: The command that runs the stage, for error messages.
 
     Raises:
         FileNotFoundError: The stage has not been run; the message names the command.
-        ValueError: The record is of another version of this package.
+        ValueError: The record was written by another version of this package, or is damaged.
     """
     path = folder / RECORD
     if not path.exists():
@@ -120,16 +120,16 @@ def read_record(folder: Path, command: str) -> Record:
 
 
 def required_record(stage: Stage, folder: Path, command: str) -> Record:
-    """The record of a stage that has been run as it is asked for.
+    """Read a stage's record and check that it belongs to the requested stage.
 
     Args:
-        stage: What is asked for.
-        folder: The stage's.
-        command: Makes the stage; for the message.
+        stage: The requested stage: settings, inputs and version.
+        folder: The stage's folder.
+        command: The command that runs the stage, for error messages.
 
     Raises:
-        FileNotFoundError: It has not been run.
-        ValueError: It was run with other settings or on other data.
+        FileNotFoundError: The stage has not been run.
+        ValueError: The stage was run with other settings or on other data.
     """
     found = read_record(folder, command)
     if found.fingerprint != stage.fingerprint:
@@ -144,9 +144,9 @@ def run_stage(stage: Stage, folder: Path, work: Callable[[], None]) -> Record:
     """Run `work`, which fills `folder`, unless its record says that this has been done.
 
     Args:
-        stage: What is asked for.
-        folder: The stage's folder; created.
-        work: Writes the files.
+        stage: The requested stage: settings, inputs and version.
+        folder: The stage's folder; created if missing.
+        work: Writes the stage's files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
@@ -174,7 +174,7 @@ def run_stage(stage: Stage, folder: Path, work: Callable[[], None]) -> Record:
 
 
 def _parsed(path: Path) -> Record | None:
-    """The record, or None if it is damaged or has other fields than today's."""
+    """The record, or None if it is damaged or has the fields of another version."""
     try:
         return Record(**read_json(path))
     except (ValueError, TypeError):
@@ -182,7 +182,7 @@ def _parsed(path: Path) -> Record | None:
 
 
 def _set_aside(stage: Stage, path: Path, found: Record | None) -> None:
-    """Keep a record that no longer holds, and say why the stage runs again."""
+    """Rename an outdated record to keep it, and print why the stage runs again."""
     known = hashlib.sha256(path.read_bytes()).hexdigest() if found is None else found.fingerprint
     older = path.with_name(f"{OLDER}{known[:12]}.json")
     path.replace(older)
@@ -208,7 +208,7 @@ def _reason(stage: Stage, found: Record | None) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    # A killed run may have left a hidden temporary of `written_whole`.
+    # Hidden files are skipped: a killed run may have left a temporary file of `written_whole`.
     found = (path for path in folder.rglob("[!.]*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     return [name for name in names if name != RECORD and not name.startswith(OLDER)]

@@ -1,4 +1,4 @@
-"""Things that are chosen by name: datasets, recommenders, methods."""
+"""Registries of what is chosen by name: datasets, recommenders, methods."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -7,11 +7,11 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Entries by name, in the order in which they are listed.
+    """A mapping from names to entries, in the order in which they are listed.
 
     Args:
-        kind: What the entries are, for errors: `dataset`.
-        entries: Each has an attribute `name` of its own, and `summary`, one line.
+        kind: What the entries are, for error messages, such as `dataset`.
+        entries: Objects with a unique `name` and a one-line `summary`.
     """
 
     def __init__(self, kind: str, *entries: T) -> None:
@@ -24,7 +24,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """The entry of this name.
 
         Raises:
-            UnknownNameError: There is none.
+            UnknownNameError: No entry has this name.
         """
         if name not in self._entries:
             raise UnknownNameError(self.kind, name, list(self._entries))
@@ -45,7 +45,7 @@ def _name(entry: Any) -> str:
 
 
 class UnknownNameError(KeyError, ValueError):
-    """A name that nothing goes by."""
+    """A name that no entry of a registry has."""
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         super().__init__(f"there is no {kind} {name!r}; known are {', '.join(known)}")

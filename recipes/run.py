@@ -1,7 +1,7 @@
-"""A run: where its files lie, and what its stages share, each loaded once.
+"""A run: where its files are, and the objects that its stages share.
 
-Everything upstream of a method is here: prepared tables, recommenders, the language model, its
-tokens. A method asks for what it needs, and it is read when it is first asked for.
+This is everything that methods read: prepared tables, recommenders, the language model and its
+tokens. Each is loaded when it is first used, and only once.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, read_record, required_record, run_stage
 
 CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
-"""Settings of `prepare` that the windows do not depend on."""
+"""Settings of `prepare` that do not affect the windows."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ class Network:
 
 
 class Run:
-    """One experiment's files.
+    """The files and shared objects of one experiment.
 
     Args:
-        experiment: The run's.
+        experiment: The configuration of the run.
         networks: Recommenders to train, by the name under which methods ask for their vectors.
-        shared: Folder of stages that several runs share; None keeps all in `experiment.out`.
+        shared: Folder for stages that several runs share; None keeps all stages in
+            `experiment.out`.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class Run:
         """The folder of a stage.
 
         Args:
-            name: Inside the run's folder.
-            key: All settings that the stage depends on, its own and those upstream: in a shared
-                folder two stages of one name and different settings lie side by side.
+            name: Name of the folder, relative to the run's.
+            key: All settings that the stage depends on, its own and those of earlier stages. In a
+                shared folder its checksum becomes part of the name, so that stages of one name and
+                different settings lie side by side.
         """
         if self.shared is None:
             return self.folder / name
@@ -75,18 +77,18 @@ class Run:
 
     @property
     def prepare_key(self) -> dict[str, Any]:
-        """Settings behind the tables."""
+        """Settings that determine the tables."""
         return asdict(self.experiment.prepare)
 
     @property
     def windows_key(self) -> dict[str, Any]:
-        """Settings behind the windows, which do not depend on the candidates."""
+        """Settings that determine the windows: those of the tables, without the candidates'."""
         key = self.prepare_key
         return {name: value for name, value in key.items() if name not in CANDIDATE_FIELDS}
 
     @property
     def prepare_folder(self) -> Path:
-        """Of the tables."""
+        """Folder of the tables."""
         return self.place("prepare", self.prepare_key)
 
     def prepare(self) -> Record:
@@ -95,13 +97,14 @@ class Run:
 
     @cached_property
     def prepared(self) -> Record:
-        """The tables' record.
+        """The record of the stage `prepare`.
 
         Raises:
             FileNotFoundError: The stage has not been run.
-            ValueError: It was run with other settings.
+            ValueError: The stage was run with other settings.
         """
-        # The raw files may be gone by now: that they have not changed is `prepare`'s to see.
+        # The recorded checksums are taken over, since the raw files may be gone by now. Only the
+        # stage `prepare` itself checks whether they have changed.
         checksums = read_record(self.prepare_folder, "prepare").inputs
         stage = prepare_stage(self.experiment.prepare, checksums)
         return required_record(stage, self.prepare_folder, "prepare")
@@ -120,15 +123,15 @@ class Run:
         return recommender_stage(network.recommender, network.config, self.prepared.files)
 
     def network_folder(self, name: str) -> Path:
-        """Of a trained recommender."""
+        """Folder of a trained recommender."""
         return self.place(f"recommenders/{name}", self.network_key(name))
 
     def network_key(self, name: str) -> list[Any]:
-        """Settings behind a trained recommender."""
+        """Settings that determine a trained recommender."""
         return [self.windows_key, name, asdict(self.networks[name].config)]
 
     def train_network(self, name: str) -> Record:
-        """Train a recommender, unless that has been done."""
+        """Train a recommender, unless it has been trained already."""
         network, stage = self.networks[name], self.network_stage(name)
         folder = self.network_folder(name)
 
@@ -143,8 +146,8 @@ class Run:
         """The record of a trained recommender.
 
         Raises:
-            FileNotFoundError: It has not been trained.
-            ValueError: It was trained with other settings or on other data.
+            FileNotFoundError: The recommender has not been trained.
+            ValueError: The recommender was trained with other settings or on other data.
         """
         return required_record(self.network_stage(name), self.network_folder(name), "recommender")
 
@@ -159,7 +162,7 @@ class Run:
 
     @property
     def has_stand_in(self) -> bool:
-        """Whether the language model is made on the spot."""
+        """Whether the language model is the stand-in, which the run trains itself."""
         return self.experiment.adapt.llm == STAND_IN
 
     @cached_property
@@ -174,13 +177,13 @@ class Run:
 
     @property
     def stand_in_folder(self) -> Path:
-        """Of the stand-in."""
+        """Folder of the stand-in."""
         adapt, prepare = self.experiment.adapt, self.experiment.prepare
         sizes = [asdict(adapt.stand_in), adapt.prompt_history, prepare.num_candidates]
         return self.place(f"adapt/{STAND_IN}", [self.windows_key, *sizes])
 
     def make_stand_in(self) -> None:
-        """Make the stand-in, unless the run has a language model or that has been done."""
+        """Train the stand-in, if the run uses one and it has not been trained already."""
         if not self.has_stand_in:
             return
         folder, stage = self.stand_in_folder, self._stand_in
@@ -203,13 +206,15 @@ class Run:
 
     @property
     def llm_path(self) -> str:
-        """Where the language model is: a name or a path."""
+        """Hugging Face name or local path of the language model."""
         return str(self.stand_in_folder) if self.has_stand_in else self.experiment.adapt.llm
 
     @cached_property
     def llm_content(self) -> str:
-        """What the language model is, whatever its name: the stand-in's fingerprint, a hub commit,
-        or the checksum of a folder.
+        """Identifies the language model's content, whatever its name.
+
+        Returns:
+            The stand-in's fingerprint, the commit of a hub repository, or the checksum of a folder.
 
         Raises:
             FileNotFoundError: There is no such model.
@@ -241,6 +246,6 @@ class Run:
 
     @property
     def llm_key(self) -> list[Any]:
-        """Settings behind the language model."""
+        """Settings that determine the language model."""
         adapt = self.experiment.adapt
         return [self.stand_in_folder.name if self.has_stand_in else adapt.llm, adapt.precision]

@@ -1,14 +1,14 @@
 """A study: one experiment in several settings, reported in one table.
 
-A study YAML names a `base` experiment and any of its fields, the `arms` to compare, and under
-`vary` fields with the values they take in turn, in all combinations:
+A study's YAML names a `base` experiment, fields that replace its own, the `arms` to compare, and
+under `vary` some fields with the values to try. All combinations of these values are run:
 
     base: demo
     arms: [{method: lora}, {method: ilora, num_experts: 8}]
     vary: {prepare.num_candidates: [20, 30]}
 
-DIR/stages/    every stage once, whichever settings share it
-DIR/cells/     a run for each combination of what varies: its evaluation and report
+DIR/stages/    stages, which runs share where their settings agree
+DIR/cells/     one run for each combination of the varied values: its evaluation and report
 DIR/results.json, study.md, study.png
 """
 
@@ -41,22 +41,22 @@ PAGE, FIGURE = "study.md", "study.png"
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of what varies."""
+    """One combination of the varied values."""
 
     varied: Mapping[str, Any]
-    """By field: `prepare.num_candidates`."""
+    """The varied fields, such as `prepare.num_candidates`, and their values in this cell."""
     experiment: Experiment
 
     @property
     def name(self) -> str:
-        """A folder's name."""
+        """Name of the cell's folder."""
         values = (f"{field}={shown(value)}" for field, value in self.varied.items())
         return ",".join(values).replace("/", "_") or "all"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that has been read."""
+    """A study, as read from its YAML file."""
 
     name: str
     out: Path
@@ -67,12 +67,12 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
     """Read a study's YAML.
 
     Args:
-        name: A shipped study, or a YAML file.
-        out: The study's folder; by default `runs/STUDY`.
-        overrides: Fields from the command line, over all cells.
+        name: Name of a shipped study, or path of a YAML file.
+        out: The study's folder; None stands for `runs/STUDY`.
+        overrides: Command-line overrides of fields, which apply to all cells.
 
     Raises:
-        ValueError: There is no such study, a field is unknown, or a value impossible.
+        ValueError: There is no such study, a field is unknown, or a value is impossible.
     """
     path = yaml_file(STUDIES, name, "study")
     own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -100,14 +100,14 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
 def run_study(study: Study) -> Mapping[str, Any]:
     """Run every cell and report all of them in one table.
 
-    What is done is not done again, so a killed study resumes, and cells share the stages whose
-    settings are the same.
+    Finished stages are not run again, so a killed study resumes where it stopped. Cells share the
+    stages whose settings are the same.
 
     Returns:
-        What `DIR/results.json` holds.
+        The content of `DIR/results.json`.
 
     Raises:
-        ValueError: A field of any cell has an impossible value; nothing has been done then.
+        ValueError: A field of some cell has an impossible value. No cell has been run then.
     """
     pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
     found = []

@@ -1,4 +1,4 @@
-"""Benchmarks: programs that print a table and write JSON. `python -m recipes bench NAME`."""
+"""Benchmarks, which print a table and write JSON: `python -m recipes bench NAME`."""
 
 BENCHMARKS = ("adapters", "generation", "mixed", "evaluation", "recommender", "prepare")
-"""Each a module of this package with a `run(config)`."""
+"""Names of the benchmarks. Each is a module of this package with a function `run(config)`."""

@@ -1,4 +1,4 @@
-"""Training: iLoRA against PEFT's LoRA, the reference's arithmetic and the frozen base."""
+"""Benchmark of training: iLoRA, PEFT's LoRA, the reference's arithmetic and the frozen base."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,21 +24,25 @@ Batch = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class AdaptersConfig(BenchConfig):
-    """A training step."""
+    """Sizes of the model, the adapter and the batch of a training step."""
 
     shape: Shape = field(default_factory=Shape)
     batch: int = 8
+    """Sequences in a batch."""
     length: int = 256
+    """Tokens in a sequence."""
     rank: int = 16
-    """In total."""
+    """Total rank of the adapter."""
     experts: int = 4
+    """Number of experts."""
     dropout: float = 0.1
+    """Dropout before the low-rank product. Training is also timed without dropout."""
     growth: bool = True
-    """Also time how cost grows with experts and rank."""
+    """Also time how the cost grows with the number of experts and the rank."""
 
 
 def run(config: AdaptersConfig) -> list[Figure]:
-    """Time training steps and count what they keep for the backward pass."""
+    """Time training steps, and count the bytes that they keep for the backward pass."""
     torch.set_num_threads(config.threads)
     batch = _batch(config)
     notes: dict[str, object] = {"largest difference of outputs": _check(config, batch)}
@@ -81,7 +85,7 @@ def _batch(config: AdaptersConfig) -> Batch:
 
 
 def _sides(config: AdaptersConfig, dropout: float) -> dict[str, tuple[nn.Module, list[str]]]:
-    """Models in training mode, and the inputs that each takes."""
+    """Each side's model in training mode, and the names of the inputs that it takes."""
     shape, device = config.shape, config.device
     routed = {"experts": config.experts, "rank": config.rank, "dropout": dropout}
     return {
@@ -96,10 +100,10 @@ def _sides(config: AdaptersConfig, dropout: float) -> dict[str, tuple[nn.Module,
 
 
 def _check(config: AdaptersConfig, batch: Batch) -> float:
-    """The largest difference between sides that should compute the same.
+    """The largest difference between outputs of sides that should compute the same.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The difference exceeds 1e-3, so the sides do not compute the same.
     """
     shape, device = config.shape, config.device
     routed = {"experts": config.experts, "rank": config.rank}
@@ -132,8 +136,10 @@ def _step(model: nn.Module, inputs: list[str], batch: Batch) -> Callable[[], Non
 
 
 def _bare_products(model: nn.Module, config: AdaptersConfig) -> Callable[[], None]:
-    """The matrix products that no LoRA can do without: two in the forward pass of every layer, four
-    in its backward pass, each into a result of its own.
+    """Runs only the matrix products that every LoRA needs: the least cost of an adapter.
+
+    In every layer these are two in the forward pass and four in the backward pass. Each has a
+    result tensor of its own.
     """
     tokens = config.batch * config.length
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -175,7 +181,7 @@ def _kept_bytes(model: nn.Module, inputs: list[str], batch: Batch) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             seen[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # or its address would be given to another
+            alive.append(tensor)  # else its address could be reused for another tensor
         return tensor
 
     given = {name: batch[name] for name in inputs}
@@ -185,7 +191,7 @@ def _kept_bytes(model: nn.Module, inputs: list[str], batch: Batch) -> int:
 
 
 def _growth(config: AdaptersConfig, batch: Batch) -> list[Figure]:
-    """Cost in the number of experts at constant total rank, and in the rank."""
+    """Compare training steps over the number of experts, at constant total rank, and over ranks."""
     shape, device = config.shape, config.device
     takes = ["input_ids", "routing_embeds"]
     figures = []

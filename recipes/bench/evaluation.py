@@ -1,5 +1,8 @@
-"""Around the layer: candidates ranked behind a shared prompt, prompts of like length generated
-together, and what a training step spends on its data.
+"""Benchmark of ranking, generation and data preparation.
+
+It compares ranking behind a shared prompt with ranking of full prompts, and generation in batches
+of similar length with generation in unsorted ones. It also measures the share of a training step
+that is spent on its data.
 """
 
 import io
@@ -40,32 +43,34 @@ Answers = Sequence[Sequence[Sequence[int]]]
 
 @dataclass(kw_only=True)
 class EvaluationConfig(BenchConfig):
-    """Ranking, generation and the data of a training step."""
+    """Sizes of the models and of the data."""
 
     shape: Shape = field(default_factory=Shape)
-    """Of the model that ranks and generates."""
+    """Shape of the model that ranks and generates."""
     stand_in: Shape = field(
         default_factory=lambda: Shape(hidden_size=128, intermediate_size=256, layers=2, heads=4)
     )
-    """Of the model that is trained: the smaller, the larger the share of its data."""
+    """Shape of the model that is trained; in a small one, data take a larger share of a step."""
     titles: int = 500
-    """Of the catalogue, each of one to four words."""
+    """Number of titles in the catalogue, of one to four words each."""
     candidates: int = 20
+    """Number of candidates in a prompt."""
     history: int = 10
-    """Items of a history at most; at least 3."""
+    """Maximum number of items in a history, 3 or more."""
     ranked: int = 2
     """Prompts ranked at once."""
     generated: int = 32
-    """Prompts generated from in one timing."""
+    """Prompts for which answers are generated in one timing."""
     batch: int = 8
-    """Prompts of a batch of generation."""
+    """Prompts in a batch of generation."""
     max_new_tokens: int = 8
+    """Maximum number of generated tokens."""
     trained: int = 16
-    """Prompts of a training step."""
+    """Prompts in a training step."""
 
 
 def run(config: EvaluationConfig) -> list[Figure]:
-    """Time ranking, generation and the data of a training step."""
+    """Time ranking, generation and data preparation."""
     torch.set_num_threads(config.threads)
     data = _data(config)
     adapted = _adapted(config, config.shape, data)
@@ -109,7 +114,7 @@ def _ranking(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData
 
 @torch.inference_mode()
 def full_log_probs(model: PeftModel, inputs: PromptInputs, answers: Answers) -> Tensor:
-    """What `answer_log_probs` gives, from one forward over prompt and answer of every candidate."""
+    """The result of `answer_log_probs`, from one forward over each prompt with each answer."""
     choices = len(answers[0])
     tokens, present = _right_padded(answers, inputs.attention_mask)
     prompts = inputs.inputs_embeds.repeat_interleave(choices, dim=0)
@@ -142,14 +147,14 @@ def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedD
             max_new_tokens=config.max_new_tokens,
         )
 
-    # The sort is stable: keys that are all alike leave the rows as they come.
+    # The sort is stable, so with equal keys the rows keep their order.
     sides = {"sorted by length": side(lengths), "unsorted": side(np.zeros_like(lengths))}
     with redirect_stderr(io.StringIO()):  # progress bars
         answers = [generate() for generate in sides.values()]
         times = interleaved(sides, config.rounds, config.device)
         memory = peaks(sides, config.device)
     same = float(np.mean([one == other for one, other in zip(*answers, strict=True)]))
-    if same < 0.9:  # rounding may tip a random model's argmax
+    if same < 0.9:  # rounding may change the argmax of a model with random weights
         raise ValueError(f"the sides do not compute the same: {same:.0%} of answers are equal")
     what = f"generation in batches of {config.batch}, times faster"
     figure = compare(what, times, "sorted by length", "unsorted", at_least=True)
@@ -185,7 +190,7 @@ def _training(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedDat
 
 
 def _data(config: EvaluationConfig) -> PreparedData:
-    """Titles, and rows whose histories differ in length."""
+    """Random titles, and rows whose histories differ in length."""
     random = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     words = ["".join(random.choice(syllables, size=3)) for _ in range(config.titles)]
@@ -215,7 +220,7 @@ def _adapted(config: EvaluationConfig, shape: Shape, data: PreparedData) -> Adap
 
 
 def _plan() -> AdapterPlan:
-    """Settings of the optimiser: the defaults."""
+    """A plan with default settings, for the optimiser's parameter groups."""
     return AdapterPlan(label="bench", seed=0, settings=AdapterSettings(), peft=LoraConfig())
 
 

@@ -1,4 +1,4 @@
-"""Inference: prefill, decode steps and the gate's own share, iLoRA against PEFT's LoRA."""
+"""Benchmark of inference: prefill and decoding against PEFT's LoRA, and the gate's overhead."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,27 +13,29 @@ from recipes.bench.models import ROUTING_DIM, Shape, frozen, ilora, lora
 
 @dataclass(kw_only=True)
 class GenerationConfig(BenchConfig):
-    """Prefill and decode."""
+    """Sizes of the model, the adapter and the prompts."""
 
     rounds: int = 25
     shape: Shape = field(default_factory=Shape)
     batch: int = 32
+    """Prompts in a batch. Decoding is also timed for a single prompt."""
     prompt: int = 32
-    """Tokens of a prompt."""
+    """Tokens in a prompt."""
     steps: int = 8
     """Decode steps in one timing."""
     rank: int = 16
-    """In total."""
+    """Total rank of the adapter."""
     experts: int = 4
+    """Number of experts."""
     overhead_layers: int = 32
-    """Layers of the model in which the gate's share is timed."""
+    """Number of layers of the model in which the gate's overhead is timed."""
 
 
 def run(config: GenerationConfig) -> list[Figure]:
-    """Time prefill, decode steps and the gate."""
+    """Time prefill, decode steps and the gate's overhead."""
     torch.set_num_threads(config.threads)
     shape, device = config.shape, config.device
-    # An even gate: both models compute the same.
+    # With a uniform gate both models compute the same.
     routed = ilora(shape, device, config.experts, config.rank, gate_init="zeros").eval()
     plain = lora(shape, device, config.rank).eval()
     base = frozen(shape, device).eval()
@@ -80,13 +82,13 @@ def run(config: GenerationConfig) -> list[Figure]:
 def decoding(
     model: nn.Module, ids: torch.Tensor, steps: int, given: dict[str, Any]
 ) -> Callable[[], None]:
-    """Decode steps after a prompt, whose cache is cut back after each timing.
+    """A function that runs decode steps after a prompt and then crops the cache back to the prompt.
 
     Args:
-        model: To be run.
-        ids: The prompts, [batch, length].
-        steps: Tokens to decode.
-        given: Further inputs of a forward.
+        model: The model to run.
+        ids: Token ids of the prompts, [batch, length].
+        steps: Number of decode steps.
+        given: Further inputs of each forward.
     """
     cache = model(input_ids=ids, use_cache=True, **given).past_key_values
     token = ids[:, -1:]
@@ -100,7 +102,7 @@ def decoding(
 
 
 def _overhead(config: GenerationConfig) -> Figure:
-    """A forward with routing against one that mixes evenly, without gate and context."""
+    """Compare a forward with routing to one without, which mixes the experts uniformly."""
     shape = replace(config.shape, layers=config.overhead_layers)
     settings = {"experts": config.experts, "rank": config.rank, "missing_routing": "uniform"}
     model = ilora(shape, config.device, gate_init="zeros", **settings).eval()

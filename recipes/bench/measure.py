@@ -1,7 +1,7 @@
-"""Interleaved timings: every round runs every side once, so that noise hits all of them alike.
+"""Interleaved timings: every round runs every side once, so that noise affects all sides alike.
 
-A figure is the median over rounds of a ratio within the round, with its quartiles. Timings of one
-side alone are written beside it, but mean little on a machine with other work.
+A figure is the median over rounds of the ratio within a round, with its quartiles. The seconds of
+each side are written beside it, but mean little on a machine with other load.
 """
 
 import gc
@@ -22,16 +22,16 @@ from recipes.records import installed_versions
 
 @dataclass(kw_only=True)
 class BenchConfig:
-    """What every benchmark takes."""
+    """Settings of every benchmark."""
 
     rounds: int = 9
-    """Interleaved rounds; each runs every side once."""
+    """Number of interleaved rounds; each runs every side once."""
     threads: int = 2
-    """Torch's threads."""
+    """Number of threads that torch uses."""
     device: str = "cpu"
-    """Torch's device."""
+    """Torch device on which the models run."""
     out: Path | None = None
-    """The JSON; by default runs/bench/NAME.json."""
+    """Path of the JSON file; None stands for runs/bench/NAME.json."""
 
     def __post_init__(self) -> None:
         if self.rounds < 3:
@@ -42,9 +42,10 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a table: a ratio, and whether it meets its target."""
+    """One row of a benchmark's table: a ratio, and whether it meets its target."""
 
     what: str
+    """What was measured."""
     against: str
     """What the ratio is relative to."""
     ratio: float
@@ -54,14 +55,15 @@ class Figure:
     high: float
     """Upper quartile."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Median time of each side, where times were measured."""
+    """Median time of each side in seconds; empty if no times were measured."""
     target: float | None = None
+    """Bound that the ratio should meet; None if there is none."""
     at_least: bool = False
-    """Whether the target is a lower bound."""
+    """Whether the target is a lower bound; else it is an upper one."""
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one."""
+        """Whether the target is met; None if there is no target."""
         if self.target is None:
             return None
         return self.ratio >= self.target if self.at_least else self.ratio <= self.target
@@ -70,12 +72,12 @@ class Figure:
 def interleaved(
     sides: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the order turns round by round.
+    """Seconds of each side in each round. The order of the sides rotates from round to round.
 
     Args:
-        sides: What to run, by name. Each is run once before, unmeasured.
-        rounds: How often.
-        device: Waited for, where it works on its own.
+        sides: Functions to time, by name. Each is first run once without timing.
+        rounds: Number of rounds.
+        device: Torch device; on CUDA a timing waits until the device has finished.
     """
     names = list(sides)
     for name in names:
@@ -113,7 +115,10 @@ def compare(
     target: float | None = None,
     at_least: bool = False,
 ) -> Figure:
-    """The ratio of two sides, round by round; `at_least` turns it into a speed-up."""
+    """The ratio of two sides' times, round by round.
+
+    With `at_least` the ratio is inverted, so that it is the speed-up over `against`.
+    """
     pairs = zip(times[side], times[against], strict=True)
     ratios = [b / a if at_least else a / b for a, b in pairs]
     low, _, high = statistics.quantiles(ratios, n=4)
@@ -122,21 +127,21 @@ def compare(
 
 
 def added(times: Mapping[str, list[float]], *sides: str) -> dict[str, list[float]]:
-    """The times, and as `sum` what some sides take together in each round."""
+    """The times, with a further side `sum` that adds up some sides in each round."""
     together = [float(sum(parts)) for parts in zip(*(times[side] for side in sides), strict=True)]
     return {**times, "sum": together}
 
 
 def exact(what: str, against: str, ratio: float, target: float | None = None) -> Figure:
-    """A ratio that has no spread: of bytes, say."""
+    """A figure whose ratio has no spread, such as a ratio of bytes."""
     return Figure(what, against, ratio, ratio, ratio, {}, target)
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """The most memory that was in use while running: of the device, or of this process.
+    """Peak memory while `run` runs: of the CUDA device, else of this process.
 
     Returns:
-        Bytes; None where the system cannot tell.
+        Bytes; None if the system does not report them.
     """
     gc.collect()
     if device.startswith("cuda"):
@@ -154,12 +159,12 @@ def peak_bytes(run: Callable[[], object], device: str) -> int | None:
 
 
 def peaks(sides: Mapping[str, Callable[[], object]], device: str) -> dict[str, int | None]:
-    """`peak_bytes` of each side; in a process's memory all models count that live in it."""
+    """`peak_bytes` of each side. On the CPU it includes all models that the process holds."""
     return {name: peak_bytes(run, device) for name, run in sides.items()}
 
 
 def environment(config: BenchConfig) -> dict[str, object]:
-    """What the figures were measured with."""
+    """Hardware and software with which the figures were measured."""
     cuda = config.device.startswith("cuda")
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
@@ -172,7 +177,7 @@ def environment(config: BenchConfig) -> dict[str, object]:
 
 
 def table(name: str, figures: list[Figure]) -> str:
-    """Figures as text for a terminal, and for Markdown."""
+    """The figures as a Markdown table, which is also readable in a terminal."""
     lines = [
         f"{name}: median over rounds [quartiles]",
         "",
@@ -193,13 +198,13 @@ def publish(
     """Print the table and write the JSON.
 
     Args:
-        name: The benchmark's.
-        config: Written along.
-        figures: The rows.
-        notes: Whatever else was found: checks, memory, sizes.
+        name: Name of the benchmark.
+        config: Settings of the benchmark, which are written with the figures.
+        figures: Rows of the table.
+        notes: Further results by name, such as checks, memory and sizes.
 
     Returns:
-        Where the JSON lies.
+        Path of the JSON file.
     """
     print(table(name, figures))
     for key, value in notes.items():

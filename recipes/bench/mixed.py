@@ -1,4 +1,4 @@
-"""Many instances in one batch: iLoRA against PEFT's `adapter_names` with one LoRA for each."""
+"""Benchmark of mixed batches: iLoRA against PEFT's `adapter_names` with one LoRA per instance."""
 
 from dataclasses import dataclass, field
 
@@ -14,17 +14,19 @@ from recipes.bench.models import ROUTING_DIM, Shape, base_model, frozen, ilora
 
 @dataclass(kw_only=True)
 class MixedConfig(BenchConfig):
-    """A batch in which every row has weights of its own."""
+    """Sizes of the model, the adapter and a batch whose rows all have weights of their own."""
 
     shape: Shape = field(default_factory=Shape)
     instances: int = 64
+    """Rows in the batch, each with a routing embedding of its own."""
     prompt: int = 16
-    """Tokens of a prompt."""
+    """Tokens in a prompt."""
     steps: int = 2
     """Decode steps in one timing."""
     rank: int = 16
-    """In total."""
+    """Total rank of the adapter."""
     experts: int = 4
+    """Number of experts."""
 
 
 def run(config: MixedConfig) -> list[Figure]:
@@ -34,7 +36,7 @@ def run(config: MixedConfig) -> list[Figure]:
     routed = ilora(shape, device, config.experts, config.rank).eval()
     for name, parameter in routed.named_parameters():
         if "ilora_gate" in name:
-            parameter.data.mul_(10)  # instances that differ
+            parameter.data.mul_(10)  # so that the instances' expert weights differ
     embeds = torch.randn(config.instances, ROUTING_DIM, device=device)
     plain = one_lora_each(routed, embeds, config).eval()
     base = frozen(shape, device).eval()
@@ -74,12 +76,12 @@ def run(config: MixedConfig) -> list[Figure]:
 
 
 def one_lora_each(routed: PeftModel, embeds: Tensor, config: MixedConfig) -> PeftModel:
-    """A model with a plain LoRA for each instance, exactly what iLoRA is for it.
+    """A model with one plain LoRA for each instance, equal to what iLoRA is for that instance.
 
     Args:
-        routed: With an iLoRA adapter.
-        embeds: [instances, routing_dim]
-        config: The base model's shape.
+        routed: A model with an iLoRA adapter.
+        embeds: [instances, routing_dim], routing embeddings.
+        config: Gives the shape and device of the base model.
     """
     base = base_model(config.shape, config.device)
     tuner = routed.base_model

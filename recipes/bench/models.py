@@ -1,4 +1,4 @@
-"""The models that adapters are timed on: one shape, every method, the same base weights."""
+"""The models that benchmarks time: all methods on one shape, with the same base weights."""
 
 import copy
 from dataclasses import dataclass
@@ -20,21 +20,26 @@ ROUTING_DIM = 64
 
 @dataclass(kw_only=True, frozen=True)
 class Shape:
-    """A Llama's. Llama-2-7B: 4096, 11008, 32, 32, 32000."""
+    """Sizes of a Llama model. Those of Llama-2-7B are 4096, 11008, 32, 32, 32000, in this order."""
 
     hidden_size: int = 512
+    """Hidden width."""
     intermediate_size: int = 1376
+    """Width of the MLP."""
     layers: int = 4
+    """Number of decoder layers."""
     heads: int = 8
+    """Attention heads of each layer."""
     vocabulary: int = 1000
+    """Size of the vocabulary."""
     dtype: str = "float32"
-    """Of the base model."""
+    """Torch dtype of the base model."""
     load_in_4bit: bool = False
     """Quantise the base model's linear layers with bitsandbytes (nf4)."""
 
 
 def base_model(shape: Shape, device: str) -> LlamaForCausalLM:
-    """A Llama of random weights, which all models of a shape share."""
+    """A Llama with random weights, which all models of a shape share in memory."""
     made = _made(shape, device)
     shared = {id(parameter): parameter for parameter in made.parameters()}
     return copy.deepcopy(made, shared)
@@ -73,21 +78,21 @@ def _quantise(model: LlamaForCausalLM, device: str) -> None:
                 bias=False,
                 compute_dtype=module.weight.dtype,
             )
-            made.support_avx512bf16_for_cpu = False  # repacked weights have no gradients
+            made.support_avx512bf16_for_cpu = False  # repacked weights have no backward pass
             made.weight = Params4bit(module.weight.data, False, quant_type="nf4")  # pyright: ignore[reportCallIssue]
             setattr(model.get_submodule(parent), leaf, made.to(device))
-    setattr(model, "is_loaded_in_4bit", True)  # noqa: B010  # by which PEFT knows
+    setattr(model, "is_loaded_in_4bit", True)  # noqa: B010  # PEFT checks this attribute
 
 
 def frozen(shape: Shape, device: str) -> nn.Module:
-    """The base model without an adapter: gradients pass through it, and reach the embeddings."""
+    """The base model without an adapter; gradients pass through it down to the embeddings."""
     model = base_model(shape, device)
     model.enable_input_require_grads()
     return model
 
 
 def lora(shape: Shape, device: str, rank: int = 16, dropout: float = 0.0) -> PeftModel:
-    """PEFT's LoRA on all linear layers."""
+    """The base model with PEFT's LoRA on the linear layers in `TARGETS`."""
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=TARGETS)
     return _filled(get_peft_model(base_model(shape, device), config))
 
@@ -100,7 +105,7 @@ def ilora(
     dropout: float = 0.0,
     **fields: Any,
 ) -> PeftModel:
-    """ILoRA of the same total rank; under an even gate it is `lora`."""
+    """The base model with iLoRA of total rank `rank`; under a uniform gate it equals `lora`."""
     config = ILoRAConfig(
         num_experts=experts,
         r=rank // experts,
@@ -114,7 +119,7 @@ def ilora(
 
 
 def _filled(model: PeftModel) -> PeftModel:
-    """Give B the same small values in every method."""
+    """Fill A and B with small random values, drawn from the same seed in every method."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
@@ -124,8 +129,10 @@ def _filled(model: PeftModel) -> PeftModel:
 
 
 def referenced(model: PeftModel) -> PeftModel:
-    """An iLoRA whose layers compute as the reference code does: every expert's full-width output,
-    [batch, length, num_experts, out], and then a weighted sum.
+    """Make an iLoRA model compute as the reference code does.
+
+    Its layers compute every expert's full-width output, [batch, length, num_experts, out], and then
+    the weighted sum over experts.
     """
     for module in model.modules():
         variants = getattr(module, "lora_variant", {})

@@ -1,7 +1,8 @@
-"""The stage `prepare` on interactions by the million: seconds, memory, and whether time is linear.
+"""Benchmark of the stage `prepare` on millions of interactions: time, memory, linearity of time.
 
-The interactions are written to a temporary folder in HetRec-LastFM's format, each a pair of its own
-whose item follows Zipf's law; then the whole stage runs on them in a process of its own.
+Interactions are generated and written to a temporary folder in HetRec-LastFM's format. All (user,
+item) pairs are different, and items follow Zipf's law. Then the whole stage runs on them in a
+process of its own.
 """
 
 import json
@@ -27,28 +28,32 @@ from recipes.datasets import lastfm
 from recipes.experiment import PrepareConfig
 
 ROWS_OF_USER = 125
-"""On average."""
+"""Interactions of a user, on average."""
 ROWS_OF_ITEM = 500
+"""Interactions of an item, on average, if there are more items than `FEWEST_ITEMS`."""
 FEWEST_ITEMS = 500
 SECONDS = 120
+"""Target for the time at the largest size, in seconds."""
 GIB = 6
+"""Target for the peak memory at the largest size, in GiB."""
 USERS_AT_ONCE = 4096
+"""Number of users whose interactions are drawn at once."""
 
 
 @dataclass(kw_only=True)
 class PrepareBenchConfig(BenchConfig):
-    """Synthetic interactions; users and items grow with them."""
+    """Settings of the generated interactions; users and items grow with their number."""
 
     rows: int = 25_000_000
-    """Interactions at the largest size; the other size is a quarter of it."""
+    """Number of interactions at the larger size; the smaller size is a quarter of it."""
     rounds: int = 3
     protocol: str = "chronological"
-    """`chronological` sorts besides."""
+    """Protocol of the dataset `lastfm`; `chronological` also sorts by time."""
     shuffled: bool = False
     """Write the rows in random order; the official file is sorted by user and item."""
     folder: str | None = None
-    """Where the temporary files go; by default where the system puts them. They take about 120
-    bytes an interaction."""
+    """Parent folder of the temporary files; None stands for the system's. The files take about 120
+    bytes per interaction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +62,7 @@ class PrepareBenchConfig(BenchConfig):
 
 
 def run(config: PrepareBenchConfig) -> list[Figure]:
-    """Time both sizes, in turn."""
+    """Measure both sizes in turn, `rounds` times."""
     sizes = (config.rows // 4, config.rows)
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     memory: dict[int, list[float]] = {size: [] for size in sizes}
@@ -108,10 +113,10 @@ def write_raw(folder: Path, rows: int, shuffled: bool = False, seed: int = 0) ->
     """Write `rows` interactions as `user_taggedartists.dat` and `artists.dat`.
 
     Args:
-        folder: Created.
-        rows: Pairs of a user and an item, each once.
-        shuffled: Rows in random order instead of by user and item.
-        seed: Of everything.
+        folder: Folder of the files; created.
+        rows: Number of interactions, each a different (user, item) pair.
+        shuffled: Write the rows in random order instead of sorted by user and item.
+        seed: Random seed of pairs, order and dates.
     """
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -121,7 +126,7 @@ def write_raw(folder: Path, rows: int, shuffled: bool = False, seed: int = 0) ->
         random.shuffle(pairs)
     users, artists = np.divmod(pairs, items)
     columns = {"userID": users + 1, "artistID": artists + 1, "tagID": np.full(rows, 13, np.int16)}
-    # A year or so from a day of the user's own.
+    # A user's dates are within 400 days from a first day that depends on the user.
     days = (users * 7919 % 1000 + random.integers(0, 400, rows)).astype("timedelta64[D]")
     dates = np.datetime64("2005-08-01") + days
     months = dates.astype("datetime64[M]")
@@ -135,7 +140,7 @@ def write_raw(folder: Path, rows: int, shuffled: bool = False, seed: int = 0) ->
 
 
 def _pairs(rows: int, items: int, random: np.random.Generator) -> np.ndarray:
-    """Different pairs `user * items + item`, ascending: int64 [rows]."""
+    """Different pairs, as ascending numbers `user * items + item`: int64 [rows]."""
     users, left = rows // ROWS_OF_USER, rows
     parts = []
     for start in range(0, users, USERS_AT_ONCE):
@@ -160,7 +165,7 @@ def _write(path: Path, columns: dict[str, object]) -> None:
 
 
 def in_a_process_of_its_own(config: PrepareBenchConfig, source: Path) -> dict[str, float]:
-    """Prepare `source`: seconds, peak bytes and the count of interactions."""
+    """Prepare `source` in a new process; returns the result of `measured`."""
     command = [sys.executable, "-m", __name__, str(source), json.dumps(asdict(config), default=str)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -169,9 +174,12 @@ def in_a_process_of_its_own(config: PrepareBenchConfig, source: Path) -> dict[st
 
 
 def measured(source: Path, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Prepare `source` in this process: seconds, peak bytes, the count of interactions.
+    """Prepare `source` in this process.
 
-    Parts are written by a second thread, which takes about a quarter of the processor's time.
+    A second thread writes the tables part by part; it takes about a quarter of the CPU time.
+
+    Returns:
+        `seconds`, `cpu_seconds`, peak `bytes` and the number of `interactions`.
     """
     pa.set_cpu_count(int(settings["threads"]))
     for name in lastfm.OFFICIAL_ROWS:

@@ -1,9 +1,10 @@
-"""SASRec's training against RecBole's: examples a second, and HitRatio@10 at equal settings.
+"""Benchmark of SASRec's training against RecBole's: speed, and HitRatio@10 at equal settings.
 
-Both sides run in processes of their own, in turn, on the same sequences: every item but a user's
-first and last is the target of one training example, with what came before it as history; the last
-is held out. Both learn by the softmax cross-entropy over the whole catalogue, from the newest state
-of each example, with Adam. RecBole lives in an environment of its own (`--peer_python`).
+Both sides run in turn, in processes of their own, on the same sequences. A user's last item is held
+out. Every other item except the first is the target of one training example, whose history is the
+items before it. Both sides train with Adam on the softmax cross entropy over the whole catalogue,
+computed at the newest state of each example. RecBole needs an environment of its own
+(`--peer_python`).
 """
 
 import json
@@ -38,31 +39,40 @@ BOUNDS = (0.025, 0.975)
 
 @dataclass(kw_only=True)
 class RecommenderConfig(BenchConfig):
-    """Synthetic sequences, and SASRec's settings on both sides."""
+    """Sizes of the generated sequences, and settings of SASRec on both sides."""
 
     rounds: int = 3
     peer_python: str | None = None
-    """The Python of an environment with RecBole; without one only this project's side is timed."""
+    """Python executable of an environment with RecBole; None times only this project's side."""
     num_users: int = 500
+    """Number of users, each with one sequence."""
     num_items: int = 200
+    """Number of items in the catalogue."""
     shortest: int = 10
-    """Items of a sequence."""
+    """Minimum number of items in a sequence, 3 or more."""
     longest: int = 60
+    """Maximum number of items in a sequence."""
     epochs: int = 20
-    """Of training, enough for both sides to converge; the first is a warm-up and is not counted.
-    The others are paired in turn."""
+    """Training epochs, enough for both sides to converge. The first is a warm-up and not counted;
+    the others are compared pairwise, in order."""
     max_history: int = 50
+    """Maximum number of items in a history."""
     hidden_size: int = 64
+    """Width of item embeddings and states."""
     num_layers: int = 2
+    """Number of self-attention blocks."""
     num_heads: int = 2
+    """Attention heads of each block."""
     dropout: float = 0.2
+    """Dropout probability."""
     learning_rate: float = 1e-3
-    """On both sides; RecBole's default."""
+    """Adam's learning rate on both sides (RecBole's default)."""
     batch_size: int = 256
+    """Training examples in a batch."""
     catalogue: int = 50_000
-    """Items of the catalogue whose scoring's memory is measured."""
+    """Number of items in the catalogue on which the memory of scoring is measured."""
     scored_rows: int = 8192
-    """Rows at the larger size of it."""
+    """Number of rows scored in that measurement; it is compared with a quarter of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +85,8 @@ class RecommenderConfig(BenchConfig):
 
 
 def run(config: RecommenderConfig) -> list[Figure]:
-    """Train both sides `rounds` times."""
-    scoring = scoring_memory(config)  # first: an idle process may be paged out
+    """Train both sides `rounds` times, and measure the memory of scoring."""
+    scoring = scoring_memory(config)  # measured first, since an idle process may be paged out
     sequences = make_sequences(config)
     sides = {"SASRec": [sys.executable, "-m", __name__]}
     if config.peer_python is None:
@@ -139,8 +149,8 @@ SHARED = (
 def make_sequences(config: RecommenderConfig) -> list[list[int]]:
     """Sequences in which an item's successors depend on the item and on the user's group.
 
-    Each item has 5 likely successors in each of 4 groups; one step in four is to an item by
-    popularity (1 / rank) instead. Every item occurs.
+    Each item has 5 likely successors in each of 4 groups. In one step of four, the next item is
+    drawn by popularity (1 / rank) instead. Every item occurs.
     """
     random = np.random.default_rng(0)
     successors = random.integers(0, config.num_items, (4, config.num_items, 5))
@@ -161,7 +171,7 @@ def make_sequences(config: RecommenderConfig) -> list[list[int]]:
 
 
 def in_a_process(command: list[str], data: Path, settings: Path) -> dict:
-    """Run one side."""
+    """Run one side's program and return the JSON that it prints last."""
     done = subprocess.run(
         [*command, str(data), str(settings)], capture_output=True, text=True, check=False
     )
@@ -171,15 +181,16 @@ def in_a_process(command: list[str], data: Path, settings: Path) -> dict:
 
 
 def interval(hits: np.ndarray) -> list[float]:
-    """Mean of hits [rounds, users], and its 95 % interval."""
+    """Mean, lower and upper bound of hits [rounds, users], with a 95 % bootstrap interval."""
     low, high = np.quantile(hits.mean(axis=0)[_resampled(hits.shape[1])].mean(axis=1), BOUNDS)
     return [float(hits.mean()), float(low), float(high)]
 
 
 def hit_ratio(own: np.ndarray, peer: np.ndarray) -> Figure:
-    """The ratio of two sides' HitRatio@10, with its 95 % interval.
+    """The ratio of two sides' HitRatio@10, with its 95 % bootstrap interval.
 
-    The target is 1 less half the interval: not worse by more than noise.
+    The target is 1 minus half the interval's width, so that only a difference larger than noise
+    misses it.
     """
     a, b = own.mean(axis=0), peer.mean(axis=0)
     rows = _resampled(len(a))
@@ -194,7 +205,7 @@ def _resampled(users: int) -> np.ndarray:
 
 
 def scoring_memory(config: RecommenderConfig) -> Figure:
-    """Peak memory of ranking the full catalogue for four times as many rows, several times."""
+    """Ratio of the peak memory of ranking the full catalogue to that for a quarter of the rows."""
     random = torch.Generator().manual_seed(0)
     items = torch.randn(config.catalogue, config.hidden_size, generator=random)
     users = torch.randn(config.scored_rows, config.hidden_size, generator=random)
@@ -205,7 +216,7 @@ def scoring_memory(config: RecommenderConfig) -> Figure:
 
     few = config.scored_rows // 4
     peak(few)
-    # Of several, as the system may page out a part of the process in between.
+    # Measured several times, since the system may page out a part of the process in between.
     ratios = [peak(config.scored_rows) / peak(few) for _ in range(SCORINGS)]
     low, _, high = quantiles(ratios, n=4)
     what = f"peak memory of scoring {config.scored_rows} rows x {config.catalogue} items"
@@ -213,7 +224,7 @@ def scoring_memory(config: RecommenderConfig) -> Figure:
 
 
 def own_side(data: Path, settings: dict) -> dict:
-    """This project's side: what the peer's program prints."""
+    """Train this project's side; returns what the peer's program prints."""
     torch.set_num_threads(settings["threads"])
     sequences = json.loads(data.read_text(encoding="utf-8"))
     names = ("hidden_size", "num_layers", "num_heads", "dropout", "learning_rate", "batch_size")

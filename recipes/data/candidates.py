@@ -15,22 +15,22 @@ from recipes.data.padding import PADDING
 from recipes.data.splits import SPLITS, SplitName
 
 BLOCK = 8192
-"""Rows drawn at once: what they need in between stays in the processor's cache."""
+"""Rows drawn at once, so few that their intermediate arrays stay in the processor's cache."""
 INDEX_BITS = 11
-"""Low bits of a raw number that the uniform number leaves out (53 of 64 are kept)."""
+"""Low bits of a raw 64-bit number that its uniform number does not use: it keeps the other 53."""
 
 
 class CandidateStream:
-    """The draw of one split, rows in order, in as many calls as wanted."""
+    """Draws the candidates of one split, row after row, in any number of calls."""
 
     def __init__(self, num_items: int, num_candidates: int, seed: int, split: SplitName) -> None:
         """Start at row 0.
 
         Args:
-            num_items: Items of the catalogue, 0 .. num_items-1.
-            num_candidates: Candidates c of a row, the target included.
-            seed: Not negative.
-            split: Each split has its own stream of random numbers.
+            num_items: Size of the catalogue; item ids are 0 .. num_items-1.
+            num_candidates: Number c of candidates in a row, the target included.
+            seed: Random seed, 0 or more.
+            split: Name of the split; each split has its own stream of random numbers.
 
         Raises:
             ValueError: `num_candidates` is below 2, or `seed` is negative.
@@ -45,12 +45,12 @@ class CandidateStream:
         """Draw the next rows' candidates.
 
         Args:
-            excluded: Integers [n, width], item ids that are no negatives of the row; -1 is ignored,
-                and the target need not be there.
-            targets: Integers [n].
+            excluded: Integers [n, width], item ids that must not be negatives of the row. -1 is
+                ignored; the target is excluded in any case.
+            targets: Integers [n], item ids.
 
         Returns:
-            int64 [n, c]: different items, the target once, in uniformly random order.
+            int64 [n, c]: c different items, the target among them, in uniformly random order.
 
         Raises:
             ValueError: A row leaves fewer than `num_candidates - 1` items to draw from.
@@ -82,7 +82,7 @@ class CandidateStream:
 
 
 def check_draw(num_candidates: int, seed: int) -> None:
-    """Refuse settings that no data can make right (ValueError)."""
+    """Refuse settings that are impossible whatever the data (ValueError)."""
     if num_candidates < 2:
         raise ValueError(f"num_candidates={num_candidates}: choose 2 or more (target + negatives)")
     if seed < 0:
@@ -90,9 +90,9 @@ def check_draw(num_candidates: int, seed: int) -> None:
 
 
 def _sorted_unique(ids: np.ndarray, num_items: int) -> np.ndarray:
-    """Each row's different ids, ascending: [n, width] -> int32 [width, n].
+    """Each row's distinct ids in ascending order: [n, width] -> int32 [width, n].
 
-    Padding and repetitions become a number past every item, at the end.
+    Padding and repeated ids become a number above every item id, so they come last.
     """
     beyond = num_items + ids.shape[1]
     ids = np.where(ids == PADDING, beyond, ids).astype(np.int32)
@@ -133,10 +133,10 @@ def _unrank(ranks: np.ndarray, taken: np.ndarray) -> np.ndarray:
 
 
 def _random_order(raw: np.ndarray) -> np.ndarray:
-    """A permutation of 0 .. c-1 for each row: the order of its c numbers, int64 [n, c].
+    """A permutation of 0 .. c-1 for each row: the order that sorts its c numbers, int64 [n, c].
 
-    By the uniform numbers, ties by place: a number's lowest bits, which play no part, make way for
-    its place, so that sorting the numbers sorts the places.
+    Numbers are compared without their low bits, and ties are in order of position. The position
+    is written into the low bits, so that sorting the numbers themselves yields the permutation.
     """
     width = raw.shape[1]
     if width > 1 << INDEX_BITS:

@@ -1,20 +1,20 @@
-"""Lists of item ids of unequal length -> one left-padded matrix (the newest item comes last)."""
+"""Histories of unequal length -> one left-padded matrix; the newest item is in the last column."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 PADDING = -1
-"""Fills a history's missing older items; no item has this id."""
+"""Fills the columns before a history's oldest item; no item has this id."""
 
 
 def padded(values: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
-    """Lists of at most `width` ids that lie behind each other -> one matrix.
+    """Turn concatenated lists of item ids into one matrix.
 
     Args:
-        values: int64 [sum of lengths], one list after the other.
-        lengths: int64 [n].
-        width: Of the result.
+        values: int64 [sum of lengths], the n lists one after the other.
+        lengths: int64 [n], at most `width` each.
+        width: Number of columns of the matrix.
 
     Returns:
         int64 [n, width], left-padded with -1.
@@ -30,6 +30,6 @@ def padded(values: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
 
 
 def to_padded(lists: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """The same of n lists: int64 [n, width]."""
+    """Turn n separate lists of item ids into one matrix: int64 [n, width], left-padded with -1."""
     lengths = np.fromiter(map(len, lists), np.int64)
     return padded(np.concatenate([np.empty(0, np.int64), *lists]), lengths, width)

@@ -28,25 +28,26 @@ from recipes.experiment import PrepareConfig
 from recipes.records import Record, Stage, run_stage
 
 VERSION = 1
-"""Of this stage, see `Record`; a dataset whose reading changes bumps it too."""
+"""Version of this stage, see `Record`. Raise it also when a dataset is read differently."""
 SHARE_SEED = 0
-"""Of the order in which `train_share` drops users."""
+"""Random seed of the order in which `train_share` drops users."""
 REFERENCE_HISTORY = 3
 """The shortest history that the reference trains and evaluates on; counted in the manifest."""
 WRITTEN_AT_ONCE = 2**20
-"""Rows of a table: neither histories nor candidates are ever held whole."""
+"""Rows of a table written at once, so that memory never holds all histories or candidates."""
 
 
 def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record:
     """Run the stage, unless `folder` holds its result already.
 
-    Writes interactions.parquet (not for windows that came ready), items.parquet, examples.parquet,
-    candidates.parquet (all splits) and manifest.json (checksums of the raw files, counts, config).
+    Writes items.parquet, examples.parquet, candidates.parquet (all splits), manifest.json
+    (checksums of the raw files, counts, config) and, unless the dataset gives ready windows,
+    interactions.parquet.
 
     Args:
-        config: The stage's.
-        folder: Gets the files.
-        checksums: Of the raw files: replaced ones are prepared anew.
+        config: The stage's configuration.
+        folder: The stage's folder, into which the files are written.
+        checksums: Computes the raw files' checksums; the stage runs again when these change.
 
     Raises:
         FileNotFoundError: Raw files are missing; the message names them and the remedy.
@@ -66,11 +67,12 @@ def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record
 
 
 def prepare_stage(config: PrepareConfig, checksums: Mapping[str, str]) -> Stage:
-    """What determines the tables.
+    """The stage as a record describes it: everything that determines the tables.
 
     Args:
-        config: The stage's.
-        checksums: Of the raw files; where these lie does not matter.
+        config: The stage's configuration. `source` is left out, as the files' location does not
+            matter.
+        checksums: SHA-256 of the raw files, by name.
     """
     settings = asdict(config)
     del settings["source"]
@@ -81,7 +83,7 @@ def check_config(config: PrepareConfig) -> None:
     """Refuse impossible values before anything is read.
 
     Raises:
-        ValueError: Which field, its value and the remedy.
+        ValueError: A value is impossible; the message names the field and the remedy.
     """
     DATASETS[config.dataset].check(config)
     check_draw(config.num_candidates, config.candidate_seed)
@@ -120,7 +122,7 @@ def _write(
 
 
 def _kept(interactions: pd.DataFrame, config: PrepareConfig) -> pd.DataFrame:
-    """Interactions without those of the train users that `train_share` drops."""
+    """The interactions, without those of the train users that `train_share` drops."""
     kept = _kept_rows(interactions, config)
     return interactions if kept.all() else interactions.loc[kept]
 
@@ -131,7 +133,10 @@ def _kept_windows(ready: ReadyWindows, config: PrepareConfig) -> ReadyWindows:
 
 
 def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
-    """Bool [n]; a smaller share keeps some of the users that a larger one keeps."""
+    """Which rows `train_share` keeps: bool [n].
+
+    The users kept at a smaller share are a subset of those kept at a larger one.
+    """
     train = table["split"].to_numpy() == "train"
     if config.train_share == 1:
         return np.ones_like(train)
@@ -143,14 +148,15 @@ def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
 
 
 def _recurring(windows: Windows) -> bool:
-    """Whether any user meets an item twice."""
+    """Whether any user interacts with an item twice."""
     starts = run_starts(windows.table["user_id"].to_numpy())
     users = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(windows.targets)))
     met = users * (windows.targets.max(initial=0) + 1) + windows.targets
     met.sort()
     if (met[1:] == met[:-1]).any():
         return True
-    # Of windows that came ready some may be missing, whose targets histories still show.
+    # Ready windows may be incomplete: an earlier occurrence of the target may then appear only in
+    # a history, not as the target of another window.
     return isinstance(windows, GivenWindows) and any(
         (windows.cut(rows) == windows.targets[rows, None]).any()
         for rows in _parts(len(windows.targets))
@@ -193,15 +199,16 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
 def _candidates(
     config: PrepareConfig, windows: Windows, num_items: int, recurring: bool
 ) -> Iterator[pa.Table]:
-    """Columns split, row, candidates, seed; one row an example, in the examples' order."""
+    """Columns split, row, candidates, seed: one row for each example, in the examples' order."""
     size, seed = config.num_candidates, config.candidate_seed
     schema = _schema({"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0})
     streams = [CandidateStream(num_items, size, seed, split) for split in SPLITS]
     for rows in _parts(len(windows.targets)):
         codes, targets = windows.splits[rows], windows.targets[rows]
-        # Where items recur, leaving the history out would mark every candidate from it as target.
+        # Where items recur, negatives without the history would give the target away whenever it
+        # is an item of the history.
         excluded = targets[:, None][:, :0] if recurring else windows.cut(rows)
-        # `assign_splits` has sorted the rows by split.
+        # The rows are sorted by split, in the order of `SPLITS`.
         ends = np.searchsorted(codes, np.arange(len(SPLITS) + 1)).tolist()
         own = [slice(*pair) for pair in pairwise(ends)]
         draws = zip(streams, own, strict=True)
@@ -216,7 +223,7 @@ def _candidates(
 
 
 def _schema(row: Mapping[str, Any], types: Mapping[str, str] | None = None) -> pa.Schema:
-    """What pandas would write for rows like this one, so that it reads the same types back."""
+    """The schema that pandas would write for such a row, so that it reads the same types back."""
     example = pd.DataFrame({name: [value] for name, value in row.items()}).astype(dict(types or {}))
     return pa.Schema.from_pandas(example, preserve_index=False)
 

@@ -1,10 +1,10 @@
 """Interactions -> examples: every sliding window (history, target) of every user.
 
-A user with n interactions gives n windows: one for each interaction as target, with the items
-before it as history, the first window's history being empty. Those are LLaRA's windows; it trains
-on the ones with a history of at least 3, and its validation and test files hold each user's last
-window only (`is_last`). Windows of one user are not independent: intervals over all windows must be
-clustered by user.
+A user with n interactions gives n windows. Each interaction is the target of one, and the items
+before it are the history, which is empty in the first window. These are LLaRA's windows. LLaRA
+trains on those with a history of at least 3 items; its validation and test files hold only each
+user's last window (`is_last`). Windows of one user are not independent, so intervals over all
+windows must be clustered by user.
 """
 
 from dataclasses import dataclass
@@ -20,36 +20,36 @@ from recipes.datasets.ordering import places, run_starts
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a dataset; row i's target is interaction i, and its history lies before it.
+    """All windows of a dataset: row i's target is interaction i, its history the items before it.
 
-    Histories are cut when they are asked for: together they are `max_history` times as large as
+    Histories are cut on demand, because together they are up to `max_history` times as large as
     the interactions.
     """
 
     targets: np.ndarray
-    """int64 [n]."""
+    """int64 [n], item ids."""
 
     lengths: np.ndarray
-    """int64 [n]: items of each history."""
+    """int64 [n], number of items in each history."""
 
     max_history: int
-    """Items of a history at most."""
+    """Maximum number of items in a history."""
 
     table: pd.DataFrame
-    """Columns split (categories `SPLITS`), row (from 0 within the split), user_id, is_last; n rows.
-    """
+    """n rows with the columns split (categories `SPLITS`), row (from 0 within the split), user_id
+    and is_last."""
 
     @property
     def splits(self) -> np.ndarray:
-        """Each row's split as its place in `SPLITS`: int8 [n]."""
+        """Each row's split, as an index into `SPLITS`: int8 [n]."""
         return self.table["split"].cat.codes.to_numpy()
 
     def cut(self, rows: slice) -> np.ndarray:
-        """The histories of some rows: int64 [n, max_history], oldest first, left-padded with -1."""
+        """The histories of a slice of rows: int64 [n, max_history], left-padded with -1."""
         start, stop = rows.start, rows.stop
         histories = np.full((stop - start, self.max_history), PADDING, np.int64)
         for back in range(1, self.max_history + 1):
-            # Row i's item of `back` steps ago is row i - back's target, if the user is the same.
+            # Within one user, the item `back` steps before row i is the target of row i - back.
             first = max(start, back)
             seen = self.lengths[first:stop] >= back
             items = self.targets[first - back : stop - back]
@@ -57,7 +57,7 @@ class Windows:
         return histories
 
     def items(self, rows: slice) -> np.ndarray:
-        """The items of some rows' histories, one history after the other: int64."""
+        """The histories of a slice of rows, without padding, one after the other: int64."""
         lengths = self.lengths[rows]
         ends = lengths.cumsum()
         # The j-th item of row i's history is the target of row i - length + j.
@@ -67,7 +67,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class GivenWindows(Windows):
-    """Windows whose histories came with the data, cut to `max_history` already."""
+    """Windows whose histories came with the data; they are already cut to `max_history`."""
 
     histories: np.ndarray
     """int64 [n, max_history], left-padded with -1."""
@@ -81,16 +81,16 @@ class GivenWindows(Windows):
 
 
 def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
-    """Take windows as they come; the newest `max_history` items of a history are kept.
+    """Take over windows that the dataset has cut; histories keep their newest `max_history` items.
 
     Raises:
-        ValueError: A split has another name, or an item id is out of range.
+        ValueError: A split has a name that is not in `SPLITS`, or an item id is out of range.
     """
     check_max_history(max_history)
     unknown = sorted(set(ready.table["split"]) - set(SPLITS))
     if unknown:
         raise ValueError(f"windows of split {unknown[0]!r}: name splits {', '.join(SPLITS)}")
-    # Rows of a split together, in the order in which they come.
+    # Bring the rows of a split together; within a split they keep their order.
     split = pd.Categorical(ready.table["split"], categories=list(SPLITS))
     order = np.asarray(split.codes).argsort(kind="stable")
     table = ready.table.take(order)
@@ -113,18 +113,18 @@ def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
 
 
 def check_max_history(max_history: int) -> None:
-    """Refuse a width that holds no item (ValueError)."""
+    """Refuse a maximum history length below 1 (ValueError)."""
     if max_history < 1:
         raise ValueError(f"prepare.max_history={max_history}: choose 1 or more")
 
 
 def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
-    """Cut every window.
+    """Cut all windows of all users.
 
     Args:
-        interactions: Columns user_id, item_id, position, split; each user's rows together, in
+        interactions: Columns user_id, item_id, position, split. A user's rows are adjacent and in
             order of position, as `assign_splits` leaves them.
-        max_history: Items of a history at most; the newest are kept.
+        max_history: Maximum number of items in a history; the newest are kept.
 
     Raises:
         ValueError: `max_history` is below 1, or a user's positions are not 0, 1, 2, .. in order.
@@ -149,7 +149,7 @@ def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
 
 
 def _rows(codes: np.ndarray) -> np.ndarray:
-    """The number of each row within its split: int64 [n]."""
+    """Each row's index within its split, from 0: int64 [n]."""
     rows = np.empty(len(codes), np.int64)
     for code in range(len(SPLITS)):
         own = codes == code
@@ -158,7 +158,7 @@ def _rows(codes: np.ndarray) -> np.ndarray:
 
 
 def _check_order(users: np.ndarray, positions: np.ndarray, starts: np.ndarray) -> None:
-    """Positions restart at 0 with every user and otherwise grow by 1; no user appears twice."""
+    """Check that a user's rows are adjacent, with positions 0, 1, 2, .. (ValueError)."""
     expected = places(starts, len(users))
     if not np.array_equal(positions, expected) or len(starts) != len(np.unique(users[starts])):
         raise ValueError(

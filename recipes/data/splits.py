@@ -14,17 +14,17 @@ from recipes.datasets.ordering import order_by
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 MIN_USERS = 6
-"""From here on, `int(0.8 n)` < `int(0.9 n)` < n: no split is empty."""
+"""The least n from which on `int(0.8 n)` < `int(0.9 n)` < n, so that no split is empty."""
 
 
 def assign_splits(interactions: pd.DataFrame, ranking: np.ndarray | None = None) -> pd.DataFrame:
-    """Rank users, split them, and put the interactions into that order.
+    """Rank users by their first timestamp, split them, and sort the interactions by rank.
 
     Args:
-        interactions: Columns user_id, position, timestamp and others; any order of rows.
-        ranking: A timestamp for each row; users are ranked by their earliest one. By default the
-            column `timestamp`. Ties keep the order of the users' first rows; so do users without
-            any timestamp, who come last.
+        interactions: Columns user_id, position, timestamp and any others; rows in any order.
+        ranking: A timestamp for each row; users are ranked by their earliest one. None stands for
+            the column `timestamp`. Ties keep the order of the users' first rows. Users without any
+            timestamp come last, in the order of their first rows too.
 
     Returns:
         A copy with the column `split` (categories `SPLITS`), sorted by the user's rank, then by

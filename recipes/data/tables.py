@@ -14,7 +14,7 @@ from recipes.records import read_record
 
 @dataclass(frozen=True)
 class Split:
-    """The n windows of a split; the row of a window is its index."""
+    """The n windows of a split; a window's row number is its index in every array."""
 
     user_ids: np.ndarray
     """int64 [n]; a user's windows are adjacent, in order of position."""
@@ -26,10 +26,10 @@ class Split:
     """int64 [n]; 0 for a user's first window, whose history is empty."""
 
     targets: np.ndarray
-    """int64 [n]."""
+    """int64 [n], item ids."""
 
     candidates: np.ndarray
-    """int64 [n, num_candidates], the target among them."""
+    """int64 [n, num_candidates], item ids, the target among them."""
 
     is_last: np.ndarray
     """bool [n]: the user's last window, the one that the paper evaluates."""
@@ -40,10 +40,10 @@ class Split:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What the stage `prepare` wrote."""
+    """The tables of the stage `prepare`."""
 
     titles: list[str]
-    """By item id."""
+    """Title of each item, by item id."""
 
     splits: dict[SplitName, Split]
 
@@ -62,7 +62,7 @@ class PreparedData:
 
         Raises:
             FileNotFoundError: The stage has not been finished.
-            ValueError: The tables do not belong together.
+            ValueError: The tables of examples and candidates do not have the same rows.
         """
         width = read_record(folder, "prepare").config["max_history"]
         items = pq.read_table(folder / "items.parquet").sort_by("item_id")
@@ -105,7 +105,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists: all values, one list after the other, and the lengths, int64 each."""
+    """A column of lists -> all values, one list after the other, and each list's length (int64)."""
     lists = column.combine_chunks()
     return lists.flatten().to_numpy().astype(np.int64, copy=False), np.diff(
         lists.offsets.to_numpy()

@@ -1,4 +1,4 @@
-"""Raw files -> interactions. One file a dataset; a new one is imported and listed here."""
+"""Datasets: raw files -> interactions. Each has a file of its own and is listed here."""
 
 from recipes.datasets.dataset import Dataset
 from recipes.datasets.lastfm import LastFM

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the pipeline: raw files that become interactions or windows."""
+"""The interface of a dataset, which turns raw files into interactions or windows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ from recipes.experiment import PrepareConfig
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who met what, in which order. `prepare` splits the users and cuts the windows."""
+    """User-item interactions in order. `prepare` splits the users and cuts the windows."""
 
     table: pd.DataFrame
     """Columns user_id, item_id, position (from 0 within a user), timestamp (ms, or null); rows in
     any order."""
 
     titles: list[str]
-    """By item id, 0 .. num_items-1."""
+    """Title of each item, by item id 0 .. num_items-1."""
 
     ranking: np.ndarray | None = None
     """A timestamp for each row of `table`: users are ranked by their earliest one, and split in
-    that order. None: the column `timestamp`."""
+    that order. None stands for the column `timestamp`."""
 
 
 @dataclass(frozen=True)
 class ReadyWindows:
-    """Windows that were cut and split by whoever published them."""
+    """Windows that the publisher of the data has already cut and split."""
 
     table: pd.DataFrame
     """Columns split (`train`, `val`, `test`), user_id, history (arrays of item ids, oldest first),
@@ -38,26 +38,26 @@ class ReadyWindows:
     """
 
     titles: list[str]
-    """By item id, 0 .. num_items-1."""
+    """Title of each item, by item id 0 .. num_items-1."""
 
 
 class Dataset(ABC):
-    """One dataset. Subclasses are listed in `recipes/datasets/__init__.py`."""
+    """Base class of datasets. Subclasses are listed in `recipes/datasets/__init__.py`."""
 
     name: ClassVar[str]
-    """Value of `prepare.dataset`."""
+    """Value of `prepare.dataset` that selects the dataset."""
 
     summary: ClassVar[str]
-    """One line for `python -m recipes list`."""
+    """Description in one line, for `python -m recipes list`."""
 
     protocols: ClassVar[tuple[str, ...]] = ("chronological",)
-    """Values of `prepare.protocol` that the dataset knows."""
+    """Values of `prepare.protocol` that the dataset supports."""
 
     def check(self, config: PrepareConfig) -> None:
-        """Refuse settings that the dataset cannot serve, before anything is read.
+        """Refuse settings that the dataset does not support, before anything is read.
 
         Raises:
-            ValueError: Which field, its value and the remedy.
+            ValueError: A value is impossible; the message names the field and the remedy.
         """
         if config.protocol not in self.protocols:
             raise ValueError(
@@ -66,17 +66,19 @@ class Dataset(ABC):
             )
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
-        """The raw files by name; they are downloaded where `source` is None.
+        """Find the raw files, or download them if `source` is None.
 
-        Their checksums are part of the stage's fingerprint, so this runs before every `read`. A
-        dataset that is made on the spot has none.
+        Their checksums are part of the stage's fingerprint, so this runs before every `read`.
 
         Args:
-            source: Folder or file that the user names.
+            source: Folder or file given by the user (`prepare.source`).
+
+        Returns:
+            Name -> path; empty for a dataset that is generated.
 
         Raises:
             FileNotFoundError: A file is missing, or cannot be downloaded.
-            ValueError: A `source` is given to a dataset that needs none.
+            ValueError: A `source` is given, but the dataset has no files.
         """
         if source is not None:
             raise ValueError(
@@ -93,15 +95,18 @@ class Dataset(ABC):
             files: What `raw_files` returned.
 
         Raises:
-            ValueError: A file is not what its name says, or is truncated.
+            ValueError: A file is not the expected one, or is truncated.
         """
 
     def caveats(self, config: PrepareConfig) -> list[str]:
-        """What a reader of a report must know before believing a figure, in Markdown."""
+        """Warnings that a report prints before its figures, in Markdown."""
         return []
 
     def ceilings(self, config: PrepareConfig) -> dict[str, float] | None:
-        """Attainable HitRatio@1 on last windows, by what a predictor knows, where it is known:
-        `last_item`, `oracle`.
+        """Attainable HitRatio@1 on last windows, where it is known.
+
+        Returns:
+            A value for each amount of knowledge: `last_item` for a predictor that knows only the
+            last item, `oracle` for one that knows everything; None where it is unknown.
         """
         return None

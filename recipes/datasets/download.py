@@ -1,4 +1,4 @@
-"""Official raw files, from their source into the operating system's cache folder.
+"""Downloads official raw files into the operating system's cache folder.
 
 The project ships no data: HetRec-LastFM is for non-commercial use (its readme.txt).
 """
@@ -13,22 +13,23 @@ def download(url: str, md5: str, marker: str, cache: Path | None = None) -> Path
     """Download a ZIP archive once, check it, unpack it.
 
     Args:
-        url: Of the archive.
-        md5: Of the archive.
-        marker: Name of a file inside it.
-        cache: Folder to keep it in; by default `peft-ilora` in the system's cache folder.
+        url: Address of the archive.
+        md5: MD5 checksum of the archive.
+        marker: Name of a file in the archive, by which its folder is found.
+        cache: Folder in which the archive is kept; None stands for `peft-ilora` in the system's
+            cache folder.
 
     Returns:
-        The folder that holds `marker`.
+        The unpacked folder that contains `marker`.
 
     Raises:
-        FileNotFoundError: The archive cannot be had, or `marker` is not in it.
-        ValueError: The checksum differs.
+        FileNotFoundError: The archive cannot be downloaded, or does not contain `marker`.
+        ValueError: The archive's checksum differs from `md5`.
     """
     import pooch
 
     try:
-        # With a processor, what comes back is the processor's result: the unpacked files' paths.
+        # With a processor, `retrieve` returns the processor's result: the unpacked files' paths.
         names = pooch.retrieve(
             url,
             known_hash=f"md5:{md5}",

@@ -37,7 +37,7 @@ OFFICIAL_ROWS = {ARTISTS: 17_632, TAGGINGS: 186_479}
 """Rows without the header; another number means a truncated or altered file."""
 
 READ_AT_ONCE = 2**20
-"""Rows parsed at once."""
+"""Number of rows parsed at once."""
 
 MIN_USERS_OF_ARTIST = 4
 MIN_ARTISTS_OF_USER = 4
@@ -51,7 +51,7 @@ LEAK = (
 
 
 class LastFM(Dataset):
-    """The artists that Last.fm users tagged, in order of the file or of time."""
+    """The artists that Last.fm users tagged, in file order or by time."""
 
     name = "lastfm"
     summary = "HetRec-LastFM-2k (2011): the artists that users tagged; needs the raw files"
@@ -66,8 +66,8 @@ class LastFM(Dataset):
         """Read the raw files.
 
         Returns:
-            Interactions with user ids as in the file and midnights UTC as timestamps; artist names
-            as they are but for surrounding white space.
+            Interactions. User ids are those of the file, timestamps are midnights in UTC, and
+            titles are the artists' names without surrounding white space.
 
         Raises:
             ValueError: A file is not the official one, or is truncated.
@@ -83,7 +83,7 @@ class LastFM(Dataset):
         return Interactions(_ordered(pairs, config.protocol), titles, ranking)
 
     def caveats(self, config: PrepareConfig) -> list[str]:
-        """The leak of file order."""
+        """The warning about the leak of file order, for the protocol `llara`."""
         return [LEAK] if config.protocol == "llara" else []
 
 
@@ -102,14 +102,14 @@ def _read_artists(path: Path) -> pd.Series:
     columns: dict[Hashable, str] = {"id": "int64", "name": "str", "url": "str"}
     table = pd.concat(_read_table(path, columns)).set_index("id")
     names, urls = table["name"].str.strip(), table["url"]
-    # The address is not used, but a name before a missing one may have been cut.
+    # The address is not used, but where it is missing, the name before it may have been cut.
     if not (names.str.len().ge(1).all() and urls.str.len().ge(1).all() and names.index.is_unique):
         raise _altered(path, "an artist without name or address, or two artists of one id")
     return names
 
 
 def _read_taggings(path: Path) -> pd.DataFrame:
-    """Columns userID, artistID, timestamp (int64, ms), one row a tag, in file order."""
+    """Columns userID, artistID, timestamp (int64, ms): one row for each tag, in file order."""
     columns: tuple[Hashable, ...] = ("userID", "artistID", "day", "month", "year")
     read: dict[str, list[np.ndarray]] = {"userID": [], "artistID": [], "timestamp": []}
     for table in _read_table(path, dict.fromkeys(columns, "int64")):
@@ -120,13 +120,13 @@ def _read_taggings(path: Path) -> pd.DataFrame:
             raise _altered(path, "a day that is in no calendar")
         for name, values in read.items():
             values.append(timestamps if name == "timestamp" else table[name].to_numpy())
-    # One column at a time, so that no more than one is there twice.
+    # One column at a time, so that memory holds at most one column twice.
     joined = {name: np.concatenate(read.pop(name)) for name in list(read)}
     return pd.DataFrame(joined, copy=False)
 
 
 def _timestamps(table: pd.DataFrame) -> np.ndarray | None:
-    """Midnights, int64 [n] in ms since 1970; None if a month has no such day."""
+    """The dates as midnights: int64 [n], ms since 1970. None if one is not in the calendar."""
     years, months, days = (table[name].to_numpy() for name in ("year", "month", "day"))
     if not ((months >= 1) & (months <= 12) & (days >= 1) & (days <= 31)).all():
         return None
@@ -138,7 +138,7 @@ def _timestamps(table: pd.DataFrame) -> np.ndarray | None:
 
 
 def _read_table(path: Path, columns: dict[Hashable, str]) -> Iterator[pd.DataFrame]:
-    """Columns of a tab-separated file with a header, in parts; line ends may be LF or CRLF."""
+    """Read columns of a tab-separated file with a header, in parts; line ends are LF or CRLF."""
     rows = 0
     try:
         with pd.read_csv(
@@ -169,9 +169,10 @@ def _altered(path: Path, reason: str) -> ValueError:
 
 
 def _pairs(taggings: pd.DataFrame) -> pd.DataFrame:
-    """One row a (user, artist), in file order: the date of its first row, and its earliest date.
+    """One row for each (user, artist) pair, in file order.
 
-    They differ in 7 % of the pairs kept: a pair's rows are in the order of tag ids.
+    `first_row` is the date of the pair's first row, `earliest` its earliest date. They differ in
+    7 % of the pairs kept, because a pair's rows are in order of tag id.
     """
     users, artists = taggings["userID"].to_numpy(), taggings["artistID"].to_numpy()
     timestamps = taggings["timestamp"].to_numpy()
@@ -211,7 +212,7 @@ def _where(table: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
 
 
 def _ordered(pairs: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Interactions in file order, with the position that the protocol gives each."""
+    """The interactions in file order, each with its position under the protocol."""
     users = pairs["userID"].to_numpy()
     timestamps = pairs["first_row" if protocol == "llara" else "earliest"].to_numpy()
     order = order_by(users) if protocol == "llara" else order_by(users, timestamps)

@@ -1,19 +1,19 @@
-"""Sorting and grouping of whole numbers in time linear in their count."""
+"""Sorting and grouping of integers in linear time."""
 
 import numpy as np
 
 DIGIT = 16
-"""Bits sorted by in one pass: numpy sorts 16-bit numbers by radix."""
+"""Bits sorted in one pass; numpy sorts 16-bit integers with radix sort."""
 
 
 def order_by(*keys: np.ndarray) -> np.ndarray:
-    """The stable order by the first key, then the second and so on.
+    """Indices that sort rows by the first key, then by the second and so on; a stable sort.
 
     Args:
-        keys: Integers [n] each.
+        keys: Integer arrays [n].
 
     Returns:
-        int64 [n], as `np.lexsort(keys[::-1])`.
+        int64 [n], equal to `np.lexsort(keys[::-1])`.
     """
     if _is_sorted(keys):
         return np.arange(len(keys[0]))
@@ -29,7 +29,7 @@ def order_by(*keys: np.ndarray) -> np.ndarray:
 
 
 def run_starts(*keys: np.ndarray) -> np.ndarray:
-    """Where each run of equal keys begins: int64, ascending."""
+    """Index at which each run of equal keys begins: int64, ascending."""
     new = np.ones(len(keys[0]), np.bool_)
     if len(new):
         new[1:] = False
@@ -39,7 +39,7 @@ def run_starts(*keys: np.ndarray) -> np.ndarray:
 
 
 def places(starts: np.ndarray, count: int) -> np.ndarray:
-    """The place within its run, from 0, of each of `count` rows: int64 [count]."""
+    """Each row's index within its run, from 0: int64 [count]. `starts` is that of `run_starts`."""
     return np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
 
 

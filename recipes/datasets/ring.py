@@ -1,7 +1,8 @@
-"""A ring of items: what comes next follows from the last item alone.
+"""A ring of items, in which the last item alone determines the next one.
 
-Every user starts anywhere and walks on, one item a step. A model that reads the last item must be
-right in every row, and popularity must be at chance: a check of whatever is new in the pipeline.
+A user starts at some item of the ring and moves on by one item a step. A model that reads the last
+item must be right in every row, and popularity must be at chance. This makes the dataset a sanity
+check of anything new in the pipeline.
 """
 
 from collections.abc import Mapping

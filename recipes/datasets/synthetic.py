@@ -1,23 +1,23 @@
-"""The synthetic world: what a user wants next depends on a kind that the last item never reveals.
+"""A synthetic world: a user's next item depends on their kind, which the last item never reveals.
 
-Items. 16 chain items carry titles `first second`: one of 4 adjectives and one of 4 nouns, so an
-item is a point (a, b) of a 4 x 4 torus. Each kind of user has 4 profile items besides.
+Items. The title of each of the 16 chain items is one of 4 adjectives and one of 4 nouns, so an item
+is a point (a, b) of a 4 x 4 torus. In addition there are 4 profile items for each kind of user.
 
 Users. Kinds are balanced and shuffled. A user meets `PROFILE_LENGTH` = 3 different profile items of
-their kind and then `CHAIN_LENGTH` = 8 chain items: a uniform start, and from each item the next
-one by the rule of the kind with probability `FOLLOW` = 0.95, else a uniform chain item.
+their kind and then `CHAIN_LENGTH` = 8 chain items. The first chain item is uniformly random; each
+next one follows the kind's rule with probability `FOLLOW` = 0.95, else it is uniformly random:
 
     kind 0: (a, b) -> (a, b + 1)      kind 2: (a, b) -> (a, b - 1)
     kind 1: (a, b) -> (a + 1, b)      kind 3: (a, b) -> (a - 1, b)        all modulo 4
 
 The rules contradict each other at every item, and under every kind each chain item is equally
 likely at each step. So the last item alone says nothing about the kind; the older history, which
-the recommender reads, says everything. A prompt that shows only the last item
-(`adapt.prompt_history: 1`) therefore makes the user representation the sole source of the kind.
+the recommender reads, says everything. If the prompt shows only the last item
+(`adapt.prompt_history: 1`), the user representation is therefore the only source of the kind.
 
-What is attainable is known in closed form: see `ceilings`. That holds only while negatives are
-drawn from all items but the target. Items recur within a user here; negatives that left out the
-visible history would make the candidate list its complement and so give the kind away.
+The attainable hit ratio is known in closed form, see `ceilings`. The formula holds only if
+negatives are drawn from all items but the target. Here items recur within a user: negatives that
+excluded the visible history would make the candidate list its complement and so reveal the kind.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ PROFILE_TITLES = (
     ("midnight circuit", "neon arcade", "chrome pulse", "electric alley"),
 )
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-"""What each kind's rule adds to (first word, second word)."""
+"""The step that each kind's rule adds to (a, b)."""
 
 SIDE = len(FIRST_WORDS)
 NUM_CHAIN = SIDE * len(SECOND_WORDS)
@@ -59,7 +59,7 @@ def titles(num_kinds: int) -> list[str]:
 
 
 def successors(kinds: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """The chain item that each kind's rule puts after each chain item (int64; shapes broadcast)."""
+    """The chain item that follows each item by the rule of each kind (int64; shapes broadcast)."""
     step = np.asarray(STEPS)[kinds]
     first = (items // SIDE + step[..., 0]) % SIDE
     second = (items % SIDE + step[..., 1]) % SIDE
@@ -67,29 +67,29 @@ def successors(kinds: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def user_kinds(config: SyntheticConfig) -> np.ndarray:
-    """The kind of each user (int64 [num_users], by user id): what a recommender has to find."""
+    """The kind of each user, which a recommender has to infer: int64 [num_users], by user id."""
     _check(config)
     order = np.random.default_rng([config.seed, 0]).permutation(config.num_users)
     return order % config.num_kinds
 
 
 class Synthetic(Dataset):
-    """The world of this file, made on the spot."""
+    """The generated dataset that this module describes."""
 
     name = "synthetic"
     summary = "a made-up world whose users follow contradicting rules; needs no files"
     protocols = ("chronological", "llara")
 
     def check(self, config: PrepareConfig) -> None:
-        """Refuse impossible sizes of the world."""
+        """Refuse impossible numbers of users and kinds, and unknown protocols (ValueError)."""
         super().check(config)
         _check(config.synthetic)
 
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
-        """Make the world.
+        """Generate the interactions.
 
-        Users start a day apart in the order of their ids. Kinds do not depend on the id, so a split
-        by first timestamp is a random split of users.
+        Users start a day apart, in order of their ids. Kinds do not depend on the ids, so the split
+        by first timestamp is a random split with respect to kinds.
         """
         kinds = user_kinds(config.synthetic)
         random = np.random.default_rng([config.synthetic.seed, 1])
@@ -107,7 +107,7 @@ class Synthetic(Dataset):
         return Interactions(table, titles(config.synthetic.num_kinds))
 
     def ceilings(self, config: PrepareConfig) -> dict[str, float]:
-        """See the function `ceilings`."""
+        """Attainable HitRatio@1; see the function `ceilings`."""
         return asdict(ceilings(config.synthetic.num_kinds, config.num_candidates))
 
 
@@ -125,7 +125,7 @@ def _profiles(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _chains(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Chain items of each user: [users, CHAIN_LENGTH]."""
+    """Chain items of each user, by the rule of their kind: [users, CHAIN_LENGTH]."""
     chains = random.integers(NUM_CHAIN, size=(len(kinds), CHAIN_LENGTH))
     follows = random.random(chains.shape) < FOLLOW
     for step in range(1, CHAIN_LENGTH):
@@ -136,33 +136,35 @@ def _chains(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Expected HR@1 of ideal predictors on windows whose last two items are chain items."""
+    """Expected HitRatio@1 of ideal predictors, for a chain item as target and as last item."""
 
     oracle: float
-    """Knows the kind, the last item and the candidates."""
+    """For a predictor that knows the kind, the last item and the candidates."""
 
     last_item: float
-    """Knows the last item and the candidates, not the kind."""
+    """For a predictor that knows the last item and the candidates, but not the kind."""
 
 
 def ceilings(num_kinds: int = len(STEPS), num_candidates: int = 20) -> Ceilings:
-    """What is attainable when `num_candidates - 1` negatives are uniform over all other items.
+    """Attainable HitRatio@1 when `num_candidates - 1` negatives are uniform over all other items.
 
-    With f = FOLLOW, C = 16 chain items, N = C + 4 `num_kinds` items and m = num_candidates - 1:
-    every set of m negatives is equally likely whatever the target, so the candidates change no
+    Let f = FOLLOW, C = 16 chain items, N = C + 4 `num_kinds` items and m = num_candidates - 1.
+    Every set of m negatives is equally likely whatever the target, so the candidates change no
     ratio of probabilities, and the best answer is the candidate with the highest prior.
 
-    Let k kinds be equally likely to the predictor: 1 for the oracle, `num_kinds` for the last item.
-    The k successors share the prior S = f + (1 - f) k/C; the other chain items share 1 - S equally;
-    a profile item has none. The predictor guesses among the successors present or, when none is,
-    among the chain candidates:
+    To the predictor k kinds are equally likely: k = 1 for `oracle`, k = `num_kinds` for
+    `last_item`. The k successors share the prior S = f + (1 - f) k/C equally, the other chain items
+    share 1 - S equally, and profile items have prior 0. The predictor guesses among the successors
+    that are candidates or, if there are none, among the other chain candidates. This is right with
+    probability
 
         S E[1 / (1 + H(N - 1, k - 1, m))]
         + (1 - S) P(H(N - 1, k, m) = 0) E[1 / (1 + H(N - 1 - k, C - 1 - k, m))]
 
-    where H(n, j, m) is hypergeometric: how many of j marked items are among m draws out of n.
+    where H(n, j, m) is hypergeometric: the number of marked items among m draws from n items, of
+    which j are marked.
 
-    Windows whose target is a profile item or the chain's start are not covered.
+    The formula does not cover windows whose target is a profile item or the first chain item.
     """
     num_items, draws = NUM_CHAIN + POOL * num_kinds, num_candidates - 1
     if not 1 <= draws < num_items:
@@ -178,13 +180,13 @@ def ceilings(num_kinds: int = len(STEPS), num_candidates: int = 20) -> Ceilings:
 
 
 def _hypergeometric(total: int, marked: int, draws: int) -> list[float]:
-    """Probabilities of 0, 1, 2, .. marked items among `draws` of `total`."""
+    """Probabilities of 0, 1, 2, .. marked items among `draws` from `total` items."""
     most = min(marked, draws)
     ways = [comb(marked, hits) * comb(total - marked, draws - hits) for hits in range(most + 1)]
     return [way / comb(total, draws) for way in ways]
 
 
 def _inverse(total: int, marked: int, draws: int) -> float:
-    """E[1 / (1 + H)]: the chance of one right item among H equally plausible wrong ones."""
+    """E[1 / (1 + H)]: the chance of guessing the target among H equally plausible other items."""
     chances = _hypergeometric(total, marked, draws)
     return sum(chance / (1 + hits) for hits, chance in enumerate(chances))

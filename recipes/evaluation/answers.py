@@ -6,8 +6,8 @@ from collections.abc import Sequence
 def parse_answer(text: str, candidate_titles: Sequence[str]) -> int | None:
     """Index of the candidate that an answer names, or None if it is invalid.
 
-    Our rule: apart from case and runs of white space the answer IS one candidate's title. An answer
-    that two candidates share as their title is ambiguous, so invalid.
+    Our rule: apart from case and runs of white space, the answer must equal a candidate's title. An
+    answer that is the title of two candidates is ambiguous and therefore invalid.
     """
     answer = _normalised(text)
     named = [index for index, title in enumerate(candidate_titles) if _normalised(title) == answer]
@@ -17,9 +17,9 @@ def parse_answer(text: str, candidate_titles: Sequence[str]) -> int | None:
 def parse_answer_by_substring(text: str, candidate_titles: Sequence[str]) -> int | None:
     """Index of the candidate that an answer names by the reference's rule, or None.
 
-    The reference (LLaRA, iLoRA) calls an answer valid when exactly one candidate title is a
-    substring of it. That voids a perfect answer whose title contains another candidate's, and
-    accepts a title inside a longer text. Reported under its own label, for comparison only.
+    In the reference (LLaRA, iLoRA), an answer is valid if exactly one candidate's title is a
+    substring of it. This rejects a correct answer whose title contains another candidate's title,
+    and accepts a title inside a longer text. Reports give it a label of its own, for comparison.
     """
     answer = text.strip().lower()
     named = [

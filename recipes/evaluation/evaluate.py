@@ -1,7 +1,7 @@
-"""(arms, frozen candidates) -> predictions.parquet, metrics.json and gates.json.
+"""Stage `evaluate`: (arms, frozen candidates) -> predictions.parquet, metrics.json, gates.json.
 
-Each arm and seed is a part of its own under `parts/`, so that an interrupted evaluation resumes
-with the first part that is missing. Intervals are recomputed from the parts without any model.
+Each arm and seed is a part of its own under `parts/`, so an interrupted evaluation resumes with the
+first missing part. Metrics and intervals are computed from the parts, without running a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
 
 METRICS, GATES = "metrics.json", "gates.json"
 VERSION = 1
-"""Of this stage, see `Record`."""
+"""Version of this stage, see `Record`."""
 
 
 def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
     """Evaluate every arm on the same rows and candidates.
 
     Args:
-        run: With the stages before this one finished.
-        arms: What is compared.
+        run: The run, whose earlier stages are finished.
+        arms: The arms to evaluate.
 
     Raises:
         FileNotFoundError: An earlier stage has not been run.
@@ -59,11 +59,11 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
 
 
 def evaluated_record(run: Run, arms: Sequence[Arm]) -> Record:
-    """The record of an evaluation.
+    """The record of a finished evaluation.
 
     Raises:
-        FileNotFoundError: It, or an earlier stage, has not been run.
-        ValueError: It was run with other settings.
+        FileNotFoundError: The evaluation or an earlier stage has not been run.
+        ValueError: The evaluation or an earlier stage was run with other settings.
     """
     stage = _stage(run, arms, planned_parts(run, arms))
     return required_record(stage, run.folder / "evaluate", "evaluate")
@@ -79,14 +79,14 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
     """Refuse impossible values before anything is loaded.
 
     Args:
-        config: The stage's.
-        num_candidates: Candidates of a row, where known already.
+        config: The stage's configuration.
+        num_candidates: Number of candidates in a row; None if it is not known yet.
 
     Returns:
-        How intervals are made.
+        The settings of the bootstrap.
 
     Raises:
-        ValueError: Which field, its value and the remedy.
+        ValueError: A value is impossible; the message names the field and the remedy.
     """
     for name in ("batch_size", "max_new_tokens"):
         if getattr(config, name) < 1:
@@ -111,7 +111,7 @@ def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]
 
 
 def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
-    """Summary of each gated arm's gate, first seed."""
+    """Summary of the gate of each gated arm, for its first seed."""
     found: dict[str, Any] = {}
     for part in parts:
         path = part.folder / GATE_WEIGHTS

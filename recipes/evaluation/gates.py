@@ -1,4 +1,4 @@
-"""Expert weights of a few users, and how evenly a gate uses its experts."""
+"""Summarises a gate: expert weights of a few users, and how evenly it uses its experts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,22 +8,22 @@ import numpy as np
 from recipes.scoring.arrays import Floats, Ints
 
 SHOWN_USERS = 10
-"""Users in the heat map (the paper shows ten sequences)."""
+"""Number of users in the heat map (the paper shows ten sequences)."""
 
 
 def gate_summary(weights: Floats, user_ids: Ints, rows: Ints, seed: int) -> Mapping[str, Any]:
-    """What `gates.json` says of one method.
+    """The entry of one arm in `gates.json`.
 
     Args:
-        weights: float [n, K]; expert weights of n evaluated rows.
-        user_ids: int64 [n].
-        rows: int64 [n], ascending.
+        weights: float [n, K], expert weights of n evaluated rows.
+        user_ids: int64 [n], user id of each row.
+        rows: int64 [n], ascending row numbers of the split.
         seed: Training seed of the adapter.
 
     Returns:
         The first users' weights in their last evaluated row, the mean weight of each expert over
-        all rows, and the mean entropy in nats (log K under a uniform gate, 0 when one expert
-        takes all).
+        all rows, and the mean entropy in nats (log K for a uniform gate, 0 if one expert gets all
+        the weight).
     """
     _, first, inverse = np.unique(user_ids, return_index=True, return_inverse=True)
     last = np.zeros(len(first), dtype=np.int64)

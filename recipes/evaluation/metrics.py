@@ -1,9 +1,9 @@
 """Ranking and answer metrics for rows that each have exactly one relevant item.
 
-Every metric is a ratio of two sums over rows; the functions here give one outcome a row, which is
-what the bootstrap needs (`outcomes.py`). Ranks start at 1. With sampled candidates (the
-paper: 20 of the catalogue) the figures say nothing certain about full rankings (Krichene and
-Rendle, 2020), so `sampled_label` belongs beside every one of them.
+Every metric is a ratio of two sums over rows. The functions here return one outcome for each row,
+as the bootstrap needs it (`outcomes.py`). Ranks start at 1. On sampled candidates (the paper: 20 of
+the catalogue) metrics need not agree with those of full rankings (Krichene and Rendle, 2020), so
+`sampled_label` belongs beside every figure.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from recipes.scoring.arrays import Floats, Ints
 
 
 def rank_of_target(scores: npt.ArrayLike, target_index: npt.ArrayLike) -> Ints:
-    """Rank of the target among a row's candidates, ties counted against the method.
+    """Rank of the target among a row's candidates; ties count against the method.
 
     Args:
         scores: float [n, c]; higher is better.
-        target_index: int [n]; the target's column.
+        target_index: int [n], the target's column in `scores`.
 
     Returns:
-        int64 [n]: 1 + the number of other candidates that score at least as high.
+        int64 [n], 1 + the number of other candidates that score at least as high.
 
     Raises:
-        ValueError: Shapes do not fit, an index is out of range, or a score is NaN.
+        ValueError: The shapes do not match, an index is out of range, or a score is NaN.
     """
     values = np.asarray(scores, dtype=np.float64)
     index = np.asarray(target_index, dtype=np.int64)
@@ -40,14 +40,14 @@ def rank_of_target(scores: npt.ArrayLike, target_index: npt.ArrayLike) -> Ints:
 
 
 def hits(ranks: npt.ArrayLike, k: int) -> Floats:
-    """1.0 for each row whose target is among the best `k`, else 0.0; float64 [n]."""
+    """Hit of each row: 1.0 if the target is among the best `k`, else 0.0; float64 [n]."""
     return (_checked(ranks, k) <= k).astype(np.float64)
 
 
 def gains(ranks: npt.ArrayLike, k: int) -> Floats:
     """Discounted gain of each row, 1 / log2(1 + rank) within the best `k`, else 0; float64 [n].
 
-    With one relevant item the ideal gain is 1, so this is NDCG@k of the row.
+    With one relevant item the ideal gain is 1, so this is the row's NDCG@k.
     """
     values = _checked(ranks, k)
     return np.where(values <= k, 1.0 / np.log2(1.0 + values), 0.0)
@@ -65,7 +65,7 @@ def random_ndcg(k: int, num_candidates: int) -> float:
 
 
 def sampled_label(num_candidates: int) -> str:
-    """The words that mark a figure as measured on sampled candidates."""
+    """The words by which a label says that a figure was measured on sampled candidates."""
     return f"{num_candidates} sampled candidates"
 
 

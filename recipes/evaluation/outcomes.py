@@ -1,4 +1,4 @@
-"""What is reported: each metric as a pair of outcomes, row by row, for every training seed."""
+"""The reported metrics. Each is a ratio, with a numerator and a denominator for every row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,15 @@ Outcome = Callable[[pd.DataFrame], tuple[Floats, Floats]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A ratio over rows."""
+    """A metric, defined as a ratio of two sums over rows."""
 
     key: str
     label: str
-    """`{source}` stands for what the method ranks by."""
+    """Name in tables; `{source}` stands for the score by which the method ranks."""
     reads: Literal["text", "ranks"]
+    """Whether the metric is computed from generated answers or from ranks."""
     outcome: Outcome
-    """Predictions of one method and seed -> (numerator, denominator), float64 [n] each."""
+    """Predictions of one arm and seed -> each row's (numerator, denominator), float64 [n] each."""
 
 
 def metrics_for(ks: Sequence[int], num_candidates: int) -> list[Metric]:
@@ -40,7 +41,7 @@ def metrics_for(ks: Sequence[int], num_candidates: int) -> list[Metric]:
 
 
 def _text_metrics(sampled: str) -> list[Metric]:
-    """Hit ratio under both denominators, and validity; by our rule and by the reference's."""
+    """Hit ratio of all and of valid answers, and valid ratio; by our and the reference's rule."""
     reference = ", substring rule of the reference"
     found = []
     for rule, words, column in (
@@ -78,21 +79,22 @@ def _text_outcome(column: str, kind: Literal["total", "valid", "validity"]) -> O
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A metric of one method: outcomes of the same n rows for each seed."""
+    """Outcomes of one metric and arm: the same n rows for each seed."""
 
     seeds: list[int]
     user_ids: Ints
+    """int64 [n], user id of each row."""
     numerators: Floats
     """float64 [seeds, n]."""
     denominators: Floats
     """float64 [seeds, n]."""
 
     def averaged(self) -> tuple[Floats, Floats]:
-        """A row's outcomes averaged over the seeds: (numerator, denominator), float64 [n] each."""
+        """Each row's mean outcomes over the seeds: (numerator, denominator), float64 [n] each."""
         return mean_over_seeds(self.numerators), mean_over_seeds(self.denominators)
 
     def per_seed(self) -> list[float | None]:
-        """The ratio of each seed; None where no row counts."""
+        """The ratio of each seed; None where the denominator is zero."""
         tops, bottoms = self.numerators.sum(axis=1), self.denominators.sum(axis=1)
         return [
             float(top / bottom) if bottom else None
@@ -101,7 +103,7 @@ class Outcomes:
 
 
 def outcomes_of(metric: Metric, table: pd.DataFrame) -> Outcomes:
-    """Outcomes of one method's predictions.
+    """Outcomes of a metric on the predictions of one arm, all seeds included.
 
     Raises:
         ValueError: The seeds do not cover the same rows.

@@ -1,4 +1,4 @@
-"""The parts of an evaluation: one for each arm and seed, each resumable on its own."""
+"""The parts of an evaluation: one for each arm and seed, each a stage of its own."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +14,9 @@ from recipes.scoring.rows import EvaluatedRows
 
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
 SUMMARY_FIELDS = ("ks", "bootstrap_samples", "confidence", "seed")
-"""Fields that no prediction depends on: changing them runs no model again."""
+"""Fields that predictions do not depend on: changing them does not run a model again."""
 VERSION = 1
-"""Of this stage, see `Record`."""
+"""Version of this stage, see `Record`."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Part:
 
     @property
     def name(self) -> str:
-        """`ilora-seed0`."""
+        """Name of the part, such as `ilora-seed0`."""
         return f"{self.arm.name}-seed{self.seed}"
 
 
 def planned_parts(run: Run, arms: Sequence[Arm]) -> list[Part]:
-    """All parts of an evaluation.
+    """All parts of an evaluation, finished or not.
 
     Raises:
-        FileNotFoundError: Something that is read has not been made.
-        ValueError: It was made with other settings.
+        FileNotFoundError: A stage that a part reads has not been run.
+        ValueError: A stage that a part reads was run with other settings.
     """
     found = []
     for arm in arms:
@@ -63,7 +63,7 @@ def _part(run: Run, arm: Arm, seed: int) -> Part:
 
 
 def finished(part: Part, run: Run, rows: EvaluatedRows, config: EvaluateConfig) -> Record:
-    """Make a part's predictions, unless that has been done."""
+    """Predict a part, unless it is finished already; returns its record."""
 
     def work() -> None:
         found = part.arm.method.predict(run, part.arm, part.seed, rows, config)

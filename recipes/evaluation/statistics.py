@@ -1,12 +1,13 @@
-"""Intervals from a bootstrap over users, for one method and for the difference of two.
+"""Percentile intervals from a bootstrap over users, for one method and for a difference of two.
 
-Rows of one user depend on each other, so users are resampled, with replacement, and a user brings
-all of his rows. A metric is a ratio of two sums over rows (`metrics.py`), so per-user sums of
-numerator and denominator are all a resample needs. Intervals are percentiles.
+Rows of one user are not independent. So users are resampled with replacement, each with all of
+their rows. A metric is a ratio of two sums over rows (`metrics.py`), so a resample needs only the
+sums of numerator and denominator over each user's rows.
 
-Several training seeds: a row's outcomes are averaged over the seeds first (`mean_over_seeds`), and
-the users of that average are resampled. The interval then speaks of other USERS, given these
-trained models; what other seeds would do is shown by the per-seed figures beside it.
+With several training seeds, a row's outcomes are first averaged over the seeds
+(`mean_over_seeds`), and then users are resampled. The interval thus covers the variation over
+users, given these trained models. The variation over seeds is visible only in the per-seed figures
+beside it.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,16 +22,19 @@ from recipes.scoring.arrays import Floats, Ints
 
 IntervalKind = Literal["bootstrap over users", "Wilson score over users", "exact"]
 CHUNK = 256
-"""Resamples drawn at once: bounds the memory at CHUNK x users."""
+"""Number of resamples drawn at once, which limits memory to CHUNK x users."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resampling:
-    """How intervals are made."""
+    """Settings of the bootstrap."""
 
     samples: int = 2000
+    """Number of resamples."""
     confidence: float = 0.95
+    """Confidence level of the intervals."""
     seed: int = 0
+    """Random seed of the resamples."""
 
     def __post_init__(self) -> None:
         if self.samples < 100:
@@ -52,14 +56,14 @@ class Estimate:
     confidence: float
     interval: IntervalKind
     degenerate: bool
-    """Every resample gave the same ratio, so the bootstrap says nothing about uncertainty."""
+    """Whether every resample gave the same ratio, so the bootstrap does not show uncertainty."""
     num_rows: int
     num_users: int
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's ratio minus another's, on the same rows."""
+    """A method's ratio minus another's, on the same rows, and its interval."""
 
     value: float
     low: float
@@ -73,12 +77,12 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; a degenerate one supports no claim."""
+        """Whether the interval lies on one side of zero; False if the interval is degenerate."""
         return not self.degenerate and (self.low > 0 or self.high < 0)
 
 
 def mean_over_seeds(outcomes: npt.ArrayLike) -> Floats:
-    """[seeds, n] outcomes of the same rows -> float64 [n] means."""
+    """Mean over seeds of the same rows' outcomes: [seeds, n] -> float64 [n]."""
     values = np.asarray(outcomes, dtype=np.float64)
     if values.ndim != 2:
         raise ValueError(f"outcomes must be [seeds, n], got shape {values.shape}")
@@ -86,9 +90,9 @@ def mean_over_seeds(outcomes: npt.ArrayLike) -> Floats:
 
 
 def resampled_users(num_users: int, resampling: Resampling) -> Iterator[Ints]:
-    """Yield int64 [chunk, num_users] user indices drawn with replacement; the same for a seed.
+    """Yield resamples of users, as indices drawn with replacement: int64 [chunk, num_users].
 
-    Equal seeds give equal draws, so all methods of a report are resampled alike.
+    Equal seeds give equal draws, so all methods of a report get the same resamples.
     """
     generator = np.random.default_rng(resampling.seed)
     for start in range(0, resampling.samples, CHUNK):
@@ -104,20 +108,21 @@ def ratio_interval(
 ) -> Estimate | None:
     """sum(numerator) / sum(denominator) over rows, with an interval clustered by user.
 
-    Where all or none hit, every resample repeats the value and a percentile interval [1, 1] would
-    pretend certainty; the Wilson score interval takes its place, with one trial a user.
+    If all rows hit, or none does, every resample has the same ratio, and a percentile interval such
+    as [1, 1] would suggest certainty. It is replaced by the Wilson score interval, with one trial
+    for each user.
 
     Args:
-        numerator: float [n], 0 <= numerator <= denominator; outcome of each row.
-        denominator: float [n]; 1 for each row that counts, 0 for one that does not.
-        user_ids: int [n].
-        resampling: Resamples, level and seed.
+        numerator: float [n], outcome of each row, 0 <= numerator <= denominator.
+        denominator: float [n], 1 for each row that counts, 0 for one that does not.
+        user_ids: int [n], user id of each row.
+        resampling: Settings of the bootstrap.
 
     Returns:
-        The estimate; None if no row counts, since the ratio is undefined then.
+        The estimate; None if no row counts, since the ratio is then undefined.
 
     Raises:
-        ValueError: Shapes differ, or fewer than two users, which have no between-user spread.
+        ValueError: Shapes differ, or there are fewer than two users.
     """
     top, bottom = _user_sums(user_ids, numerator, denominator)
     if bottom.sum() == 0:
@@ -143,13 +148,14 @@ def paired_difference(
 ) -> Difference | None:
     """The first method's ratio minus the second's, with an interval clustered by user.
 
-    Both ratios are taken on the same resampled users, so what the methods share cancels.
+    Both ratios are computed on the same resampled users, so variation that the methods share
+    cancels out.
 
     Args:
-        first: (numerator, denominator) of the first method, each float [n].
-        second: The same of the second method; rows in the same order.
-        user_ids: int [n].
-        resampling: Resamples, level and seed.
+        first: (numerator, denominator) of the first method, float [n] each.
+        second: (numerator, denominator) of the second method, with rows in the same order.
+        user_ids: int [n], user id of each row.
+        resampling: Settings of the bootstrap.
 
     Returns:
         The difference; None if either ratio is undefined.
@@ -180,7 +186,7 @@ def paired_difference(
 
 
 def wilson_interval(hits: float, trials: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson, 1927); sound at 0 and 1 as well."""
+    """Wilson's score interval of a proportion (Wilson, 1927), which is also valid at 0 and 1."""
     if trials < 1 or not 0 <= hits <= trials:
         raise ValueError(f"need 0 <= hits <= trials and trials >= 1, got {hits} of {trials}")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -191,7 +197,7 @@ def wilson_interval(hits: float, trials: int, confidence: float) -> tuple[float,
 
 
 def _user_sums(user_ids: npt.ArrayLike, *columns: npt.ArrayLike) -> list[Floats]:
-    """Sum each [n] column over the rows of each user: float64 [users] each."""
+    """Sums of each column [n] over each user's rows: float64 [users] each."""
     users = np.asarray(user_ids)
     values = [np.asarray(column, dtype=np.float64) for column in columns]
     if users.ndim != 1 or any(column.shape != users.shape for column in values):
@@ -211,14 +217,14 @@ def _user_sums(user_ids: npt.ArrayLike, *columns: npt.ArrayLike) -> list[Floats]
 def _resampled(
     num_users: int, resampling: Resampling, statistic: Callable[[Ints], Floats]
 ) -> Floats:
-    """`statistic` of each resample, float64 [samples]; undefined ones (0/0) are left out."""
+    """`statistic` of each resample: float64 [samples], without undefined values (0/0)."""
     draws = resampled_users(num_users, resampling)
     values = np.concatenate([statistic(draw) for draw in draws])
     return values[~np.isnan(values)]
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """[chunk, users] sums of drawn users -> [chunk] ratios, NaN where no row counts."""
+    """Ratio of each resample, from its users' sums: [chunk, users] -> [chunk]; NaN for 0/0."""
     top, bottom = numerator.sum(axis=1), denominator.sum(axis=1)
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
@@ -230,5 +236,5 @@ def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:
 
 
 def _constant(values: Floats) -> bool:
-    """Whether all resamples agree, up to rounding."""
+    """Whether all resamples have the same value, up to rounding."""
     return bool(np.ptp(values) < 1e-12)

@@ -1,4 +1,4 @@
-"""Predictions -> metrics of each arm and differences between arms, with intervals."""
+"""Computes metrics of each arm and differences between arms from predictions, with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,15 +24,15 @@ def summarise(
     """All metrics and differences of a table of predictions (`metrics.json`).
 
     Args:
-        predictions: Of every arm that predicts.
-        arms: From simple to elaborate: a difference is the later arm minus the earlier one.
-        ks: Cut-offs.
-        num_candidates: Candidates of a row.
-        resampling: How intervals are made.
+        predictions: Predictions of every arm that predicts, as `predictions_table` writes them.
+        arms: All arms, from simple to elaborate; a difference is the later arm minus the earlier.
+        ks: Cut-offs K of the ranking metrics.
+        num_candidates: Number of candidates in a row.
+        resampling: Settings of the bootstrap.
 
     Returns:
-        `metrics`: one entry for each arm and metric; `comparisons`: one for each pair of arms and
-        metric that both have.
+        `metrics`, with one entry for each arm and metric, and `comparisons`, with one entry for
+        each pair of arms and each metric that both have.
     """
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
     having = [arm for arm in arms if arm.name in tables]
@@ -59,7 +59,7 @@ def summarise(
 
 
 def _mute(table: pd.DataFrame) -> bool:
-    """Whether an arm writes no answers."""
+    """Whether an arm generates no answers."""
     return bool(table["predicted_item"].isna().to_numpy().all())
 
 
@@ -76,7 +76,7 @@ def _metric_entry(metric: Metric, arm: Arm, found: Outcomes, resampling: Resampl
 
 
 def _undefined(found: Outcomes) -> Entry:
-    """A ratio without a row that counts, such as hits of valid answers where none is valid."""
+    """The entry of an undefined ratio, such as the hit ratio of valid answers if none is valid."""
     users = len(set(found.user_ids.tolist()))
     return {"value": None, "num_rows": len(found.user_ids), "num_users": users}
 
@@ -104,7 +104,10 @@ def _comparison_entry(
 
 
 def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | None]:
-    """Differences seed by seed; a baseline with a single seed stands against each of the seeds."""
+    """The difference for each seed; empty if the seeds do not match.
+
+    A baseline with a single seed is compared with every seed.
+    """
     theirs = baseline.per_seed()
     if len(theirs) == 1:
         theirs = theirs * len(found.seeds)
@@ -119,7 +122,7 @@ def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | N
 def _exact_entries(
     ks: Sequence[int], num_candidates: int, random: Sequence[str], scoring: Sequence[str]
 ) -> list[Entry]:
-    """Figures that need no data: a random order, and the validity of arms that write no text."""
+    """Figures known exactly: metrics of a random order, and validity of arms that only score."""
     sampled = f"(random order, exact, {sampled_label(num_candidates)})"
     entries = [
         _exact(arm, f"{key}@{k}/ranking", f"{name}@{k} {sampled}", value(k, num_candidates))

@@ -1,6 +1,6 @@
-"""The long table of predictions: one line for each arm, seed and evaluated row.
+"""The table of predictions, with one line for each arm, seed and evaluated row.
 
-`scores` is aligned with the row's candidates in `prepare/candidates.parquet`. The columns about
+`scores` are in the order of the row's candidates in `prepare/candidates.parquet`. The columns about
 generated text are null for methods that only score.
 """
 
@@ -16,20 +16,20 @@ from recipes.scoring.rows import EvaluatedRows
 
 AnswerRule = Callable[[str, Sequence[str]], int | None]
 NO_ITEM = -1
-"""Predicted item of an invalid answer."""
+"""Stands for the predicted item of an invalid answer."""
 
 
 def predictions_table(
     arm: str, seed: int, rows: EvaluatedRows, found: Predictions, titles: Sequence[str]
 ) -> pd.DataFrame:
-    """One arm and seed as lines of the table.
+    """The table's lines for one arm and seed.
 
     Args:
-        arm: Its name; the column is called `method`.
-        seed: Its training seed.
-        rows: n rows.
-        found: What the method says of them.
-        titles: Titles by item id.
+        arm: Name of the arm, written to the column `method`.
+        seed: Training seed of the arm.
+        rows: The evaluated rows.
+        found: The arm's predictions for these rows.
+        titles: Title of each item, by item id.
     """
     count = len(rows.rows)
     table = pd.DataFrame(
@@ -61,7 +61,7 @@ def predictions_table(
 def _parsed(
     answers: Sequence[str], rows: EvaluatedRows, titles: Sequence[str], rule: AnswerRule
 ) -> list[int]:
-    """Item id that each answer names by a rule, NO_ITEM where it is invalid."""
+    """The item id that each answer names under a rule; `NO_ITEM` if the answer is invalid."""
     items = []
     for answer, candidates in zip(answers, rows.candidates, strict=True):
         choices = [int(item) for item in candidates]

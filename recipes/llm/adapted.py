@@ -1,4 +1,4 @@
-"""A trained adapter, ready to answer prompts of a split."""
+"""A language model with a trained adapter, ready to answer the prompts of a split."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,22 +27,22 @@ class PromptInputs:
     """A batch of prompts as the model reads them, padded on the left."""
 
     inputs_embeds: Tensor
-    """float [b, t, width], slots filled."""
+    """float [b, t, width], token embeddings with filled slots."""
     attention_mask: Tensor
     """int64 [b, t]."""
     routing_embeds: Tensor | None
-    """float32 [b, d], or None for a method without routing."""
+    """float32 [b, d]; None for a method without routing."""
 
 
 class AdaptedModel:
     """A language model with one trained adapter, and the prompts of its run.
 
     Args:
-        hybrid: Adapter and projector, in evaluation mode.
+        hybrid: The language model with adapter and projector, in evaluation mode.
         store: Prompts and answers.
-        vectors: Of the recommender.
-        prompt_history: As in training.
-        user_slot: As in training.
+        vectors: Vectors of the recommender.
+        prompt_history: How many of the newest history items a prompt shows, as in training.
+        user_slot: Whether the prompt has a user slot, as in training.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class AdaptedModel:
 
     @property
     def answer_ids(self) -> list[list[int]]:
-        """Token ids of each item's title and eos, by item id."""
+        """Token ids of each item's title, followed by eos; by item id."""
         return self.store.answer_ids
 
     def prompt_lengths(self, split: SplitName, rows: Sequence[int]) -> np.ndarray:
-        """Tokens of each row's prompt, int64 [n]."""
+        """Number of tokens in each row's prompt, int64 [n]."""
         prompts = self.store.prompts(split, self._prompt_history, self._user_slot)
         return prompts.input_ids.lengths[np.asarray(rows, dtype=np.int64)]
 
     @torch.no_grad()
     def prompt_inputs(self, split: SplitName, rows: Sequence[int]) -> PromptInputs:
-        """Hybrid prompts of rows of a split, without answers."""
+        """The hybrid prompts of some rows of a split, without answers."""
         index = np.asarray(rows, dtype=np.int64)
         prompts = self.store.prompts(split, self._prompt_history, self._user_slot)
         batch = prompt_batch(prompts, index, required_id(self.tokenizer, "pad"))
@@ -86,8 +86,11 @@ class AdaptedModel:
 
     @torch.no_grad()
     def gate_weights(self, split: SplitName, rows: Sequence[int]) -> Tensor | None:
-        """Expert weights of these rows, float32 [b, K], averaged over modules where each has a gate
-        of its own; None for a method without routing.
+        """Expert weights of some rows of a split.
+
+        Returns:
+            float32 [b, K], averaged over modules if each has a gate of its own; None for a method
+            without routing.
         """
         if self.hybrid.routed_by is None:
             return None
@@ -108,14 +111,16 @@ class AdaptedModel:
 def adapted_model(
     plan: AdapterPlan, llm: LanguageModel, store: PromptStore, vectors: Vectors, folder: Path
 ) -> Iterator[AdaptedModel]:
-    """A trained adapter on the accelerator, where there is one; taken off again at the end.
+    """The language model with a trained adapter, which is removed at the end of the block.
+
+    It is on the accelerator, if there is one.
 
     Args:
-        plan: As it was trained.
+        plan: The plan by which the adapter was trained.
         llm: The language model.
         store: Prompts and answers.
-        vectors: Of the recommender.
-        folder: What `train_adapter` wrote.
+        vectors: Vectors of the recommender.
+        folder: Folder that `train_adapter` has written.
     """
     with llm.adapted(folder / ADAPTER_FOLDER) as model:
         projector = Projector(vectors.width, token_embeddings(llm.base).shape[1])

@@ -1,4 +1,4 @@
-"""What training and evaluation need to know of an adapter; each method fills one in."""
+"""The plan of an adapter: what training and evaluation need to know. Every method makes its own."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,19 +12,19 @@ RoutedBy = Literal["vector", "prompt"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterPlan:
-    """One adapter of one seed."""
+    """The plan of one adapter for one seed."""
 
     label: str
-    """On progress bars: `ilora seed 0`."""
+    """Label of progress bars, such as `ilora seed 0`."""
     seed: int
-    """Decides initial weights, data order, dropout and curriculum."""
+    """Random seed of initial weights, data order, dropout and curriculum."""
     settings: AdapterSettings
     peft: PeftConfig
-    """What wraps the language model."""
+    """PEFT configuration with which the language model is wrapped."""
     user_slot: bool = False
     """Whether the prompt shows the user representation in a slot of its own."""
     routed_by: RoutedBy | None = None
-    """What the adapter takes as `routing_embeds`: the user representation, the prompt's own mean
-    embedding, or nothing."""
+    """What the adapter gets as `routing_embeds`: the user representation (`vector`), the prompt's
+    mean embedding (`prompt`), or nothing (None)."""
     gate_learning_rate_scale: float = 1.0
     """The gate's learning rate as a multiple of the adapter's."""

@@ -1,4 +1,4 @@
-"""The Trainer of an adapter: its curriculum, parameter groups and checkpoints."""
+"""The Trainer of adapters, with curriculum, parameter groups and checkpoints of its own."""
 
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from recipes.prompting.collator import TrainingCollator
 
 
 class AdapterTrainer(Trainer):
-    """Trains a `HybridModel`.
+    """Trains the adapter and the projector of a `HybridModel`.
 
     Args:
-        model: Adapter and projector.
-        collator: Samples and how they become a batch.
-        plan: Learning rates, weight decay, curriculum.
-        args: Of the Trainer; `args.seed` decides data order, dropout and curriculum.
+        model: The model to train.
+        collator: Holds the samples and collates them into batches.
+        plan: Sets learning rates, weight decay and curriculum.
+        args: The Trainer's arguments; `args.seed` determines data order, dropout and curriculum.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class AdapterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss, hybrid or text-only as the curriculum has it for this optimiser step."""
-        # global_step counts finished steps: all micro-batches of a step get the same answer.
+        """The loss on hybrid or text-only prompts, as the curriculum decides for the step."""
+        # global_step counts finished steps, so all micro-batches of a step are of the same kind.
         hybrid = bool(self.hybrid_steps[self.state.global_step])
         inputs = {**inputs, "hybrid": hybrid}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a group for the adapter, the projector and the gate each."""
+        """AdamW with one parameter group each for adapter, projector and gate."""
         if self.optimizer is None:
             groups = parameter_groups(self.hybrid_model, self.plan)
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
@@ -85,9 +85,10 @@ class AdapterTrainer(Trainer):
 
 
 def parameter_groups(model: HybridModel, plan: AdapterPlan) -> list[dict[str, Any]]:
-    """Adapter without decay; projector and gate with it, the gate at its own learning rate.
+    """Parameter groups: only projector and gate decay; the gate has its own learning rate.
 
-    Source: reference code (decay of projector and router, none of LoRA; router at 0.3 x).
+    Source: the reference code, with weight decay for projector and router but not for LoRA, and
+    0.3 times the learning rate for the router.
     """
     rate, decay = plan.settings.learning_rate, plan.settings.weight_decay
     settings = {

@@ -1,4 +1,4 @@
-"""The Trainer's checkpoints: which belong to a stage, and which can be resumed from."""
+"""The Trainer's checkpoints: where a stage keeps them, and which one training can resume from."""
 
 import shutil
 from pathlib import Path
@@ -7,15 +7,15 @@ from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 STATE = "trainer_state.json"
-"""The file of a checkpoint that the Trainer writes last."""
+"""The file that the Trainer writes last into a checkpoint."""
 
 
 def checkpoint_folder(folder: Path, fingerprint: str) -> Path:
-    """Where a stage's checkpoints go; those of another configuration are removed.
+    """Folder of a stage's checkpoints; checkpoints of another configuration are deleted.
 
     Args:
-        folder: The stage's.
-        fingerprint: Of the stage as configured now: no other may resume from these checkpoints.
+        folder: The stage's folder.
+        fingerprint: Fingerprint of the stage as it is configured now.
     """
     wanted = folder / f"checkpoints-{fingerprint[:16]}"
     for other in folder.glob("checkpoints-*"):
@@ -25,10 +25,13 @@ def checkpoint_folder(folder: Path, fingerprint: str) -> Path:
 
 
 def last_complete_checkpoint(checkpoints: Path) -> tuple[Path, TrainerState] | None:
-    """The newest checkpoint that was written to its end; newer, broken ones are removed.
+    """The newest complete checkpoint; newer, incomplete ones are deleted.
 
-    A checkpoint whose `trainer_state.json` is missing or cut off was interrupted while it was
-    written.
+    A checkpoint is incomplete if its `trainer_state.json` is missing or truncated, because writing
+    it was interrupted.
+
+    Returns:
+        Its folder and state; None if there is no complete checkpoint.
     """
     while checkpoints.is_dir() and (name := get_last_checkpoint(str(checkpoints))) is not None:
         try:

@@ -1,20 +1,20 @@
-"""LLaRA's curriculum: from text-only batches to hybrid ones (adopted by iLoRA, Section 3.2)."""
+"""LLaRA's curriculum from text-only to hybrid batches, which iLoRA adopts (Section 3.2)."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def hybrid_steps(total: int, seed: int, *, curriculum: bool) -> NDArray[np.bool_]:
-    """Which optimiser steps see projected embeddings in the slots.
+    """Which optimiser steps are hybrid, with projected embeddings in the prompts' slots.
 
-    Step t of T is hybrid with probability t / T, so the last one always is. All steps are decided
-    beforehand from the seed alone: a resumed run sees the same ones, and so does every method.
-    (The reference counts in copies of its dataset that restart with each epoch, so its probability
-    never passes about 0.2.)
+    Step t of T is hybrid with probability t / T, so the last step always is. All steps are drawn
+    beforehand and depend on the seed only, so they are the same in a resumed run and for every
+    method. (In the reference, copies of the dataset count the steps, and the count restarts with
+    each epoch, so the probability never exceeds about 0.2.)
 
     Args:
-        total: Optimiser steps T.
-        seed: Of the adapter.
+        total: Number T of optimiser steps.
+        seed: Training seed of the adapter.
         curriculum: False makes every step hybrid.
 
     Returns:

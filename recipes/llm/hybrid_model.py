@@ -17,17 +17,17 @@ PROJECTOR = "projector.safetensors"
 
 
 class HybridModel(nn.Module):
-    """What is trained: adapter (with its gate) and projector. All else is frozen.
+    """The model to train: the adapter (with its gate) and the projector; all else is frozen.
 
     Args:
         llm: The language model with its adapter.
-        projector: Recommender width -> language model width.
+        projector: Maps the recommender's width to the language model's.
         items: float32 [num_items, d], standardised item embeddings.
         routed_by: See `AdapterPlan`.
     """
 
     accepts_loss_kwargs = True
-    """Asks the Trainer for `num_items_in_batch`, the answer tokens of a whole optimiser step."""
+    """Makes the Trainer pass `num_items_in_batch`, the answer tokens of a whole optimiser step."""
 
     def __init__(
         self, llm: PeftModel, projector: Projector, items: Tensor, routed_by: RoutedBy | None
@@ -60,13 +60,13 @@ class HybridModel(nn.Module):
         attention_mask: Tensor,
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The keyword that routes the adapter, if it takes one.
+        """The keyword argument that routes the adapter; empty if the adapter is not routed.
 
         Args:
             users: float [b, d], standardised user representations.
             inputs_embeds: [b, t, width].
             attention_mask: int64 [b, t].
-            labels: int64 [b, a], where answers stand in the last a positions.
+            labels: int64 [b, a], given if the last a positions hold answers, which must not route.
         """
         if self.routed_by is None:
             return {}
@@ -88,10 +88,10 @@ class HybridModel(nn.Module):
         hybrid: bool,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a batch of `TrainingCollator`.
+        """The loss of a batch that `TrainingCollator` has made.
 
-        On a text-only batch the projector is not part of the graph: its gradient stays None, which
-        an optimiser skips altogether, weight decay and momentum included. So it is frozen there.
+        On a text-only batch the projector is not part of the graph, so its gradient stays None and
+        the optimiser skips it, weight decay and momentum included: it is frozen for that step.
         """
         embeds = self.embed(input_ids, slot_items, users, hybrid)
         routing = self.routing(users, embeds, attention_mask, labels)
@@ -99,7 +99,7 @@ class HybridModel(nn.Module):
         return {"loss": answer_loss(self.llm, inputs, attention_mask, labels, num_items_in_batch)}
 
     def save_checkpoint(self, folder: Path) -> None:
-        """Write adapter, gate and projector, as safetensors."""
+        """Write adapter, gate and projector as safetensors files."""
         adapter = get_peft_model_state_dict(self.llm, save_embedding_layers=False)
         write_tensors(folder / ADAPTER, adapter)
         write_tensors(folder / PROJECTOR, self.projector.state_dict())
@@ -110,7 +110,7 @@ class HybridModel(nn.Module):
         self.projector.load_state_dict(read_tensors(folder / PROJECTOR))
 
     def trainable_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        """What is trained, as `adapter`, `gate` and `projector`: name -> parameter each."""
+        """The trained parameters by name, in the groups `adapter`, `gate` and `projector`."""
         groups: dict[str, dict[str, nn.Parameter]] = {"adapter": {}, "gate": {}, "projector": {}}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

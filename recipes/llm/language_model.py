@@ -1,4 +1,4 @@
-"""A causal language model and its tokenizer, by Hugging Face name or by path."""
+"""A causal language model and its tokenizer, given by Hugging Face name or local path."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from recipes.experiment import Precision
 
 
 class LanguageModel:
-    """A frozen language model that one adapter after the other borrows.
+    """A frozen language model, which adapters use one after the other.
 
     Args:
         name_or_path: See `load_language_model`.
@@ -39,7 +39,7 @@ class LanguageModel:
 
     @contextmanager
     def wrapped(self, peft: PeftConfig) -> Iterator[PeftModel]:
-        """The model with a new adapter, which is taken off at the end of the block."""
+        """The model with a new adapter, which is removed at the end of the block."""
         with peft_wrapping():
             model = get_peft_model(self._base, peft)
         assert isinstance(model, PeftModel)
@@ -48,7 +48,7 @@ class LanguageModel:
 
     @contextmanager
     def adapted(self, folder: Path) -> Iterator[PeftModel]:
-        """The model with a saved adapter, which is taken off at the end of the block."""
+        """The model with a saved adapter, which is removed at the end of the block."""
         with peft_wrapping():
             model = PeftModel.from_pretrained(self._base, str(folder))
         with self._borrowed(model):
@@ -68,7 +68,7 @@ class LanguageModel:
 
 
 def _changes_the_base(peft: PeftConfig) -> bool:
-    """Whether an adapter trains or rewrites weights of the model itself."""
+    """Whether an adapter trains or overwrites weights of the base model."""
     start = getattr(peft, "init_lora_weights", True)
     trained = ("modules_to_save", "trainable_token_indices", "layer_replication")
     return (
@@ -81,10 +81,10 @@ def _changes_the_base(peft: PeftConfig) -> bool:
 def load_language_model(
     name_or_path: str, precision: Precision
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a frozen language model. Code from its repository is never run.
+    """Load a frozen language model and its tokenizer. Code from its repository is never run.
 
     Args:
-        name_or_path: Repository on the Hugging Face hub, or a folder of `save_pretrained`.
+        name_or_path: Repository on the Hugging Face hub, or a folder that `save_pretrained` wrote.
         precision: `bf16` loads the weights as bfloat16; adapters stay in float32.
 
     Raises:
@@ -101,7 +101,7 @@ def load_language_model(
         ) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
-        # Which token pads is of no consequence: the attention mask and the labels hide it.
+        # Any token may serve as padding, since the attention mask and the labels hide it.
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -110,16 +110,16 @@ def load_language_model(
 
 @torch.no_grad()
 def token_embeddings(model: PreTrainedModel, count: int = 1024) -> Tensor:
-    """Embeddings of tokens spread over the vocabulary, [at most `count`, width]."""
+    """Embeddings of at most `count` tokens, evenly spaced in the vocabulary: [n, width]."""
     layer = model.get_input_embeddings()
     vocabulary = layer.get_parameter("weight").shape[0]
     ids = torch.arange(0, vocabulary, -(-vocabulary // count), device=model.device)
-    return layer(ids)  # through the layer: some models scale what it holds
+    return layer(ids)  # the layer is called, not its weight read: some models scale the weight
 
 
 @contextmanager
 def peft_wrapping() -> Iterator[None]:
-    """Wrap a model with PEFT without the warning that transformers has for PEFT's authors.
+    """Silences a deprecation warning while PEFT wraps a model.
 
     peft 0.21 reads `is_gradient_checkpointing`, which transformers 5 has renamed.
     """
@@ -129,6 +129,6 @@ def peft_wrapping() -> Iterator[None]:
 
 
 def best_device() -> torch.device:
-    """The accelerator, where there is one."""
+    """The accelerator if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if found is None else found

@@ -1,4 +1,4 @@
-"""The order of training: random, in batches of prompts of like length."""
+"""The order of training samples: random, but in batches of similar length."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,18 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 GROUPED = 50
-"""Batches that are drawn together and share out their prompts by length."""
+"""Number of batches that are drawn together, and whose samples are then regrouped by length."""
 
 
 class LengthGroups(Sampler[int]):
-    """A random order whose batches have little padding; equally long prompts are left in place.
+    """Regroups a random order by length, so that batches need little padding.
+
+    If all samples have the same length, the order does not change.
 
     Args:
         order: The random order.
-        lengths: int64 [n], tokens of each sample.
-        batch_size: Samples of an optimiser step.
+        lengths: int64 [n], number of tokens in each sample.
+        batch_size: Number of samples in an optimiser step.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class LengthGroups(Sampler[int]):
         return len(self.order)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate: an epoch's order follows from its number, so it can be resumed."""
+        """Set the epoch, as accelerate does; it determines the order, so training can resume."""
         self.order.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
@@ -43,6 +45,7 @@ class LengthGroups(Sampler[int]):
         places = np.argsort(self.lengths[drawn], kind="stable")
         whole = len(drawn) - len(drawn) % self.batch_size
         batches = places[:whole].reshape(-1, self.batch_size)
-        # A batch stands where its first sample was drawn, so that long and short ones alternate.
+        # A batch takes the place of its earliest sample in the random order, so that batches of
+        # long and of short samples are mixed.
         batches = batches[batches.min(axis=1).argsort()]
         return drawn[np.concatenate([batches.ravel(), places[whole:]])]

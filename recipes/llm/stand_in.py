@@ -1,15 +1,15 @@
-"""The stand-in: a small Llama made on the spot, where no real language model is at hand.
+"""The stand-in: a small Llama that a run trains itself, in place of a real language model.
 
-It is no language model. It knows one thing, the format: a prompt is answered by one of the
-candidates' titles, copied in full, then eos. It is taught on made-up prompts whose history and
-candidates are titles drawn uniformly from the catalogue, so it has never seen who chose what, nor
-what is popular. The answer is a uniformly random candidate, and for speed not only one: all
-candidates follow in random order, each closed by eos, and each is a lesson. (With one answer a
-prompt such a small model learns the catalogue by heart long before it learns to copy.)
+It does not know language. It knows only the format: the answer to a prompt is one of the
+candidates' titles, copied in full, followed by eos. It is trained on generated prompts whose
+history and candidates are titles drawn uniformly from the catalogue, so it has seen neither users'
+choices nor popularity. The answer would be a uniformly random candidate; to train faster, all
+candidates follow in random order, each followed by eos, and all of them are targets. (With one
+answer in each prompt, so small a model memorises the catalogue long before it learns to copy.)
 
-So it holds no preference that an adapter could inherit, beyond a liking for titles that are easy
-to write. Results with it say that a pipeline works, and how methods compare on this toy; they say
-nothing about Llama-2-7B.
+So it has no preference that an adapter could inherit, except for titles that are easy to write.
+Results with it show that the pipeline works, and how methods compare on this toy. They say nothing
+about Llama-2-7B.
 """
 
 import shutil
@@ -35,29 +35,29 @@ from recipes.prompting.special_tokens import required_id
 from recipes.records import Stage
 
 STAND_IN = "stand-in"
-"""Value of `adapt.llm`, and name of the folder."""
+"""Value of `adapt.llm` that selects the stand-in, and name of its folder."""
 DESCRIPTION = "stand_in.json"
 VERSION = 1
-"""Of this stage, see `Record`."""
+"""Version of this stage, see `Record`."""
 
 
 def stand_in_stage(
     config: StandInConfig, *, prompt_history: int, num_candidates: int, titles: str
 ) -> Stage:
-    """What determines a stand-in.
+    """The stage as a record describes it: everything that determines a stand-in.
 
     Args:
-        config: Sizes and steps.
-        prompt_history: Items of a history at most.
-        num_candidates: Candidates of a prompt.
-        titles: Checksum of the catalogue, the only part of the data that is read.
+        config: Sizes of the model, and settings of its training.
+        prompt_history: Maximum number of history items in a prompt.
+        num_candidates: Number of candidates in a prompt.
+        titles: Checksum of the table of items, the only part of the data that is read.
     """
     sizes = {"prompt_history": prompt_history, "num_candidates": num_candidates}
     return Stage(STAND_IN, asdict(config) | sizes, {"items.parquet": titles}, VERSION)
 
 
 class FormatTrainer(Trainer):
-    """Trains the whole model on the answers."""
+    """Trains all weights of the model on the answers."""
 
     def compute_loss(
         self,
@@ -66,7 +66,7 @@ class FormatTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Mean cross entropy of the batch's answer tokens; slots keep their placeholder."""
+        """Mean cross entropy of the batch's answer tokens; slots hold their placeholder token."""
         ids = {"input_ids": inputs["input_ids"]}
         return answer_loss(model, ids, inputs["attention_mask"], inputs["labels"])
 
@@ -82,18 +82,19 @@ def make_stand_in(
     logging_steps: int,
     save_steps: int,
 ) -> None:
-    """Make, train and save a stand-in.
+    """Build, train and save a stand-in.
 
     Args:
-        config: Sizes and steps.
-        titles: By item id.
-        prompt_history: Items of a history at most.
-        num_candidates: Candidates of a prompt.
-        folder: Gets `config.json`, `model.safetensors`, the tokenizer's files, `stand_in.json` and
-            `loss.json`.
-        checkpoints: From which an interrupted training resumes; removed at the end.
-        logging_steps: Steps between logged losses.
-        save_steps: Steps between checkpoints.
+        config: Sizes of the model, and settings of its training.
+        titles: Title of each item, by item id.
+        prompt_history: Maximum number of history items in a prompt.
+        num_candidates: Number of candidates in a prompt.
+        folder: Folder for `config.json`, `model.safetensors`, the tokenizer's files,
+            `stand_in.json` and `loss.json`.
+        checkpoints: Folder of checkpoints, from which an interrupted training resumes; deleted at
+            the end.
+        logging_steps: Optimiser steps between logged losses.
+        save_steps: Optimiser steps between checkpoints.
     """
     tokenizer = new_tokenizer(titles, config.vocab_size)
     lessons = make_lessons(
@@ -140,7 +141,7 @@ def make_lessons(
     prompt_history: int,
     num_candidates: int,
 ) -> TrainingCollator:
-    """All prompts and answers of the training; see the module's docstring."""
+    """All training prompts with their answers; see the module's docstring."""
     random = np.random.default_rng(config.seed)
     count = config.max_steps * config.batch_size
     candidates = _distinct(random, count, len(titles), num_candidates)
@@ -161,7 +162,7 @@ def make_lessons(
 def _distinct(
     random: np.random.Generator, count: int, num_items: int, num_candidates: int
 ) -> NDArray[np.int64]:
-    """`count` rows of `num_candidates` different items each."""
+    """`count` rows of `num_candidates` different item ids each."""
     if num_items < 4 * num_candidates:
         keys = random.random((count, num_items), dtype=np.float32)
         return keys.argsort(axis=1)[:, :num_candidates]
@@ -189,9 +190,10 @@ def _new_model(
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_heads,
             max_position_embeddings=2 * int(longest),
-            # Llama's 0.02 suits a width of thousands; at this one it delays copying for long.
+            # Llama's 0.02 suits a width of thousands; at this width the model would learn to copy
+            # much later.
             initializer_range=config.hidden_size**-0.5,
-            # The vector that reads a token also writes it, so copying needs no second vocabulary.
+            # With tied embeddings one vector reads and writes a token, which makes copying easier.
             tie_word_embeddings=True,
             bos_token_id=required_id(tokenizer, "bos"),
             eos_token_id=required_id(tokenizer, "eos"),

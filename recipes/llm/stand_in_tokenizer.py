@@ -12,16 +12,16 @@ SPECIAL = [UNKNOWN, BEGIN, END, PAD]
 
 
 def new_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a tokenizer on the spot.
+    """Train a tokenizer on the titles.
 
-    Bytes are its alphabet, so any title can be written; frequent words become one token.
+    Its alphabet is all bytes, so it can encode any title; frequent words become one token.
 
     Args:
-        titles: By item id.
-        vocab_size: Entries at most; few titles fill fewer.
+        titles: Title of each item, by item id.
+        vocab_size: Maximum size of the vocabulary; few titles yield a smaller one.
 
     Raises:
-        ValueError: The vocabulary could not even hold all bytes.
+        ValueError: `vocab_size` is too small for all bytes and the special tokens.
     """
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL)
     if vocab_size < smallest:
@@ -51,7 +51,7 @@ def new_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def _texts(titles: Sequence[str], prompt_titles: int = 20) -> Iterator[str]:
-    """Every title twice, as part of a prompt: no item is seen more often than another."""
+    """Texts of prompts in which every title occurs equally often, so that no item is favoured."""
     for _ in range(2):
         for start in range(0, len(titles), prompt_titles):
             chunk = titles[start : start + prompt_titles]

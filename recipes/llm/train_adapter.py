@@ -1,10 +1,10 @@
-"""One adapter: from prompts and vectors to a folder that `adapted.py` reads.
+"""Trains one adapter on prompts and vectors, and writes the folder that `adapted.py` reads:
 
 adapter/                  PEFT's `save_pretrained`: adapter, its gate, its configuration
 projector.safetensors     see `Projector`
 normaliser.safetensors    see `Normaliser`
 loss.json                 the loss curve: [{"step", "loss"}, ..]
-parameters.json           trained parameters: adapter, gate, projector, total
+parameters.json           numbers of trained parameters: adapter, gate, projector, total
 """
 
 import shutil
@@ -46,12 +46,13 @@ def train_adapter(
 
     Args:
         plan: The adapter and its settings.
-        config: The stage's: precision, checkpoints, logging.
-        llm: The language model, which is the same afterwards.
+        config: The stage's settings of precision, checkpoints and logging.
+        llm: The language model, which is restored afterwards.
         store: Prompts and answers.
-        vectors: Of the recommender.
-        folder: Gets the files named above.
-        checkpoints: From which an interrupted training resumes; removed at the end.
+        vectors: Vectors of the recommender.
+        folder: Folder for the files that the module's docstring lists.
+        checkpoints: Folder of checkpoints, from which an interrupted training resumes; deleted at
+            the end.
 
     Raises:
         ValueError: No window is long enough to train on, or a prompt is too long for the model.
@@ -59,7 +60,7 @@ def train_adapter(
     collator = training_collator(plan, store, vectors)
     check_lengths(collator, llm.base, plan, llm.name_or_path)
     settings = plan.settings
-    # Before the adapter is made: one projector for every adapter of the seed.
+    # Made before the adapter, so that all adapters of a seed start from the same projector.
     projector = new_projector(vectors.items, token_embeddings(llm.base), plan.seed)
     torch.manual_seed(plan.seed)
     with llm.wrapped(plan.peft) as model:
@@ -87,10 +88,10 @@ def train_adapter(
 
 
 def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -> TrainingCollator:
-    """The train windows that an adapter learns from.
+    """The collator of the train windows on which an adapter is trained.
 
     Raises:
-        ValueError: `min_history` leaves none.
+        ValueError: `min_history` leaves no window.
     """
     split = store.data.split("train")
     rows = (split.history_lengths >= plan.settings.min_history).nonzero()[0]
@@ -112,7 +113,7 @@ def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -
 def check_lengths(
     collator: TrainingCollator, base: PreTrainedModel, plan: AdapterPlan, llm: str
 ) -> None:
-    """Refuse prompts that a model has no positions for (ValueError)."""
+    """Refuse prompts that, with their answers, have more tokens than positions (ValueError)."""
     longest = collator.prompts.input_ids.lengths.max() + collator.answers.lengths.max()
     limit = getattr(base.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:

@@ -1,4 +1,4 @@
-"""What the trainings here share: the Trainer's arguments, the loss, the bar, and how to resume."""
+"""What adapter and stand-in training share: Trainer arguments, loss, progress bar, resuming."""
 
 import inspect
 from pathlib import Path
@@ -15,11 +15,11 @@ from recipes.llm.checkpoints import last_complete_checkpoint
 from recipes.prompting.collator import IGNORED
 
 WARM_UP = 0.05
-"""Share of the steps over which the learning rate rises (paper: 5 %)."""
+"""Share of the steps in which the learning rate warms up (paper: 5 %)."""
 
 
 class Samples(Dataset[int]):
-    """The numbers 0 .. count-1; the collator knows what they stand for."""
+    """A dataset of sample indices 0 .. count-1; the collator looks up the samples themselves."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -44,10 +44,13 @@ def training_arguments(
     precision: Precision = "fp32",
     report_to: list[str] | None = None,
 ) -> TrainingArguments:
-    """AdamW, linear warm-up, then cosine; no evaluation; the newest checkpoint is kept.
+    """Arguments of the Trainer.
 
-    `checkpoints` is their folder, `batch_size` the prompts of an optimiser step on one device; the
-    other arguments are those of `AdaptConfig`.
+    The optimiser is AdamW, with linear warm-up and cosine decay of the learning rate. There is no
+    evaluation, and only the newest checkpoint is kept.
+
+    `checkpoints` is the folder of checkpoints and `batch_size` the number of prompts in an
+    optimiser step on one device. The other arguments are those of `AdaptConfig`.
     """
     return TrainingArguments(
         output_dir=str(checkpoints),
@@ -77,19 +80,19 @@ def answer_loss(
     labels: Tensor,
     total: Tensor | int | None = None,
 ) -> Tensor:
-    """Cross entropy of the answers.
+    """Mean cross entropy of the answers' tokens.
 
-    Positions count from each prompt's first token, as `generate` counts them, so padding on the
-    left does not shift a model with absolute positions. The head sees only the positions whose
-    next token is a target.
+    Positions are counted from each prompt's first token, as in `generate`, so left padding does not
+    shift the positions of a model with absolute ones. The head is evaluated only at the last a + 1
+    positions, among which are all those that predict targets.
 
     Args:
         llm: A causal language model, with or without an adapter.
         inputs: Its `input_ids` or `inputs_embeds`, and further keywords such as `routing_embeds`.
         attention_mask: int64 [b, t].
-        labels: int64 [b, a], targets of the last a positions, -100 where there is none.
-        total: Divide by this many targets (those of a whole accumulated batch) instead of by the
-            batch's own.
+        labels: int64 [b, a], targets at the last a positions, -100 where there is none.
+        total: Number of targets in a whole accumulated batch, by which the sum is divided; None
+            divides by the number of targets in `labels`.
     """
     width = labels.shape[1]
     optional = {
@@ -111,7 +114,7 @@ def _accepts(llm: nn.Module, name: str) -> bool:
 
 
 class LossOnBar(ProgressCallback):
-    """The Trainer's progress bar, with a label and the loss on it instead of printed below it."""
+    """The Trainer's progress bar with a label, and with the loss on it instead of printed below."""
 
     def __init__(self, label: str) -> None:
         super().__init__()
@@ -130,10 +133,11 @@ class LossOnBar(ProgressCallback):
 
 
 def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
-    """Train, from the last complete checkpoint if there is one.
+    """Train, resuming from the last complete checkpoint if there is one.
 
     Returns:
-        The loss curve: `{"step": ..., "loss": ...}`, each the mean since the one before.
+        The loss curve, a list of `{"step": ..., "loss": ...}`. Each loss is the mean since the
+        entry before.
     """
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossOnBar(label))
@@ -145,7 +149,7 @@ def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
         print(f"[{label}] resuming from {checkpoint.name}", flush=True)
         if state.global_step < trainer.args.max_steps:
             trainer.train(resume_from_checkpoint=str(checkpoint))
-        else:  # interrupted after the last step: the Trainer would take one more
+        else:  # Training was interrupted after its last step; the Trainer would take one more.
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
     return [

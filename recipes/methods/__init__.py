@@ -1,6 +1,6 @@
-"""What is compared. One file a method; a new one is imported and listed here.
+"""The methods that experiments compare. Each has a file of its own and is listed here.
 
-Every recommender is a method of its name besides.
+In addition, every recommender is a method of the same name.
 """
 
 from recipes.methods.co_occurrence import CoOccurrence

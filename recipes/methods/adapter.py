@@ -1,4 +1,4 @@
-"""What adapters of a language model have in common: settings, training, prediction."""
+"""What all adapters of a language model share: settings, training, prediction."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -21,9 +21,9 @@ from recipes.scoring.predictions import Predictions, llm_predictions
 from recipes.scoring.rows import EvaluatedRows
 
 SOURCE = "recommender"
-"""Setting of every adapter arm: the recommender whose vectors it reads."""
+"""Setting of every adapter arm: name of the recommender whose vectors it reads."""
 SHARED = ("precision", "logging_steps")
-"""Settings of the stage that change what a training leaves, and that no arm sets for itself."""
+"""Settings that change the files which training writes, but that an arm cannot set by itself."""
 
 
 class AdapterMethod(Method):
@@ -31,17 +31,18 @@ class AdapterMethod(Method):
 
     is_adapter = True
     Config: ClassVar[type[AdapterSettings]] = AdapterSettings
-    """Settings that an arm takes from the section `adapt`, or gives itself."""
+    """Settings with defaults in the section `adapt`, which an arm may replace by its own values."""
     Peft: ClassVar[type[PeftConfig]] = LoraConfig
-    """Its fields may be set in an arm too, but for those that follow from `Config`."""
+    """PEFT's configuration. An arm may also set its fields, except those in `follow` and those
+    that `Config` has too."""
     follow: ClassVar[frozenset[str]] = frozenset(
         {"peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path"}
         | {"revision", "runtime_config", "peft_version"}
     )
-    """Fields of `Peft` that no arm sets."""
+    """Fields of `Peft` that an arm cannot set."""
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The section `adapt`, with the arm's own values, and the given fields of `Peft`."""
+        """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
         own = {spec.name for spec in fields(self.Config)}
         options = {spec.name for spec in fields(self.Peft) if spec.init} - own - self.follow
         known = own | options | {SOURCE}
@@ -54,14 +55,14 @@ class AdapterMethod(Method):
         settings = asdict(config) | {SOURCE: given.get(SOURCE, experiment.recommender.name)}
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
-        self.peft_config(settings, routing_dim=1)  # refuses impossible combinations now
+        self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
         return settings
 
     def ranked(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The given settings with the total `rank` in place of `r`.
+        """The given settings, with the total `rank` in place of `r`.
 
         Raises:
-            ValueError: Both are given.
+            ValueError: Both `rank` and `r` are given.
         """
         refuse_both(self.name, given, ("rank", "r"))
         values = dict(given)
@@ -71,18 +72,18 @@ class AdapterMethod(Method):
 
     @abstractmethod
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> PeftConfig:
-        """What wraps the language model.
+        """The PEFT configuration with which the language model is wrapped.
 
         Args:
-            settings: Of the arm.
-            routing_dim: Width of what routes it.
+            settings: All settings of the arm.
+            routing_dim: Width of the routing embeddings.
 
         Raises:
             ValueError: The settings cannot be combined.
         """
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
-        """What training and evaluation need to know."""
+        """What training and evaluation need to know about the adapter."""
         width = run.vectors(arm.settings[SOURCE]).width
         return AdapterPlan(
             label=f"{arm.name} seed {seed}",
@@ -92,20 +93,20 @@ class AdapterMethod(Method):
         )
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
-        """The arm's settings with their types."""
+        """The arm's settings as an instance of `Config`."""
         names = {spec.name for spec in fields(self.Config)}
         return self.Config(**{name: arm.settings[name] for name in names})
 
     def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
-        """As many as the experiment asks for."""
+        """Seeds 0 .. `experiment.seeds` - 1."""
         return list(range(experiment.seeds))
 
     def sources(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """The recommender whose vectors fill slots and route."""
+        """The recommender whose vectors fill the prompt's slots and route the adapter."""
         return (settings[SOURCE],)
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
-        """The arm's own settings, and prompts, vectors and language model as inputs."""
+        """The arm's training; its inputs are prompts, vectors and the language model."""
         shared = {name: getattr(run.experiment.adapt, name) for name in SHARED}
         settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
         files = run.prepared.files
@@ -116,7 +117,7 @@ class AdapterMethod(Method):
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
-        """Train adapter and projector."""
+        """Train the adapter and the projector."""
         train_adapter(
             self.plan(run, arm, seed),
             run.experiment.adapt,
@@ -128,7 +129,7 @@ class AdapterMethod(Method):
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
-        """Rows, candidates and the trained adapter."""
+        """The prepared rows and candidates, and the trained adapter."""
         folder = arm_folder(run, arm, seed)
         record = required_record(self.stage(run, arm, seed), folder, "adapt")
         return super().inputs(run, arm, seed) | {"adapter": record.fingerprint}
@@ -136,7 +137,7 @@ class AdapterMethod(Method):
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
-        """Likelihoods of the candidates, greedy answers, and gate weights where there is a gate."""
+        """Log-probabilities of the candidates, greedy answers, and the gate's weights if any."""
         plan, vectors = self.plan(run, arm, seed), run.vectors(arm.settings[SOURCE])
         folder = arm_folder(run, arm, seed)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
@@ -144,7 +145,7 @@ class AdapterMethod(Method):
 
 
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse settings of which one follows from the other (ValueError)."""
+    """Refuse more than one of the settings that determine the total rank (ValueError)."""
     both = [name for name in names if name in given]
     if len(both) > 1:
         values = " and ".join(f"{name}={given[name]!r}" for name in both)
@@ -155,7 +156,7 @@ def check_settings(settings: AdapterSettings) -> None:
     """Refuse impossible values before anything is loaded.
 
     Raises:
-        ValueError: Which field, its value and the remedy.
+        ValueError: A value is impossible; the message names the field and the remedy.
     """
     names = ("prompt_history", "rank", "max_steps", "batch_size", "gradient_accumulation_steps")
     for name in names:

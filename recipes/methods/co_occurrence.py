@@ -1,4 +1,4 @@
-"""Co-occurrence: candidates that share train users with the items of the history."""
+"""Co-occurrence: ranks candidates by the train users they share with the items of the history."""
 
 import numpy as np
 

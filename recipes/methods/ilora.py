@@ -15,14 +15,16 @@ from recipes.methods.method import Arm
 from recipes.run import Run
 
 ROUTED_BY: dict[str, RoutedBy | None] = {"routing": "vector", "prompt": "prompt", "token": None}
-"""By `gate_input`; token gates read hidden states and take no keyword."""
+"""`gate_input` -> what is passed as `routing_embeds`. Token gates read hidden states instead, so
+nothing is passed to them."""
 
 
 class ILoRA(AdapterMethod):
-    """K experts of rank `rank / K` each.
+    """A gated mixture of K experts of rank `rank / K` each.
 
-    The scaling is `lora_alpha / (rank / K)` times the gate, so that a uniform gate, 1 / K, gives
-    LoRA's `lora_alpha / rank`: the same alpha stands for the same strength in both.
+    An expert's update is scaled by `lora_alpha / (rank / K)` times its gate weight. Under a uniform
+    gate, whose weights are 1 / K, this is LoRA's `lora_alpha / rank`, so the same alpha has the
+    same effect in both.
     """
 
     name = "ilora"
@@ -40,7 +42,14 @@ class ILoRA(AdapterMethod):
     follow = AdapterMethod.follow | {"routing_dim"}
 
     def ranked(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The total rank from `rank`, `r` (of each expert) or `expert_ranks`."""
+        """The given settings, with the total `rank` in place of `r`, the rank of each expert.
+
+        From `expert_ranks`, which is kept, follow the total rank and the number of experts.
+
+        Raises:
+            ValueError: More than one of `rank`, `r` and `expert_ranks` is given, or `expert_ranks`
+                is not a list of integers.
+        """
         refuse_both(self.name, given, ("rank", "r", "expert_ranks"))
         values = dict(given)
         if "expert_ranks" in values:
@@ -54,7 +63,7 @@ class ILoRA(AdapterMethod):
         return values
 
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
-        """ILoRA of total rank `rank`."""
+        """Configuration of iLoRA with the total rank `rank`."""
         rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
         if options.get("gate") == "hard":
             raise ValueError(
@@ -78,7 +87,7 @@ class ILoRA(AdapterMethod):
         )
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
-        """The plan of a routed adapter; its gate learns at a rate of its own."""
+        """The plan of a routed adapter whose gate has a learning rate of its own."""
         plan = super().plan(run, arm, seed)
         settings = plan.settings
         assert isinstance(settings, GatedSettings)

@@ -1,4 +1,4 @@
-"""Plain LoRA on LLaRA's hybrid prompt (arXiv 2312.02445): one adapter for all users."""
+"""Plain LoRA with LLaRA's hybrid prompt (arXiv 2312.02445): one adapter for all users."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from recipes.methods.adapter import AdapterMethod
 
 
 class LoRA(AdapterMethod):
-    """PEFT's LoRA of the total rank."""
+    """PEFT's LoRA, with `r` equal to the total rank."""
 
     name = "lora"
     summary = "plain LoRA with the hybrid prompt (LLaRA): one adapter for all users"
@@ -23,7 +23,7 @@ class LoRA(AdapterMethod):
     )
 
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> LoraConfig:
-        """LoRA of rank `rank`."""
+        """Configuration of LoRA with rank `rank`."""
         return LoraConfig(
             r=settings["rank"],
             lora_alpha=settings["lora_alpha"],

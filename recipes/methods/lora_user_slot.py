@@ -1,6 +1,7 @@
-"""LoRA with the user's representation in one more prompt slot: what a gate would know, without one.
+"""LoRA with the user's representation in an additional prompt slot.
 
-E2P's form (arXiv 2505.17051) beside a trained LoRA: the information-matched control of iLoRA.
+This is the information-matched control of iLoRA: the model gets what iLoRA's gate reads, without a
+gate. The slot has the form of E2P (arXiv 2505.17051), here combined with a trained LoRA.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from recipes.run import Run
 
 
 class LoRAUserSlot(LoRA):
-    """The same LoRA; only the prompt differs."""
+    """The same adapter as `LoRA`; only the prompt differs."""
 
     name = "lora-user-slot"
     summary = "LoRA with the user's vector in a prompt slot: the information-matched control"
@@ -28,5 +29,5 @@ class LoRAUserSlot(LoRA):
     )
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
-        """The plan of a LoRA whose prompt has the slot."""
+        """The plan of LoRA, with a user slot in the prompt."""
         return replace(super().plan(run, arm, seed), user_slot=True)

@@ -1,7 +1,7 @@
-"""What a method is: it introduces itself, says what it reads, trains, and predicts.
+"""The interface of a method: its description, settings, inputs, training and predictions.
 
-A method that trains nothing, or never touches a language model, overrides `configure` and `predict`
-alone (`co_occurrence.py`); an adapter of a language model starts from `AdapterMethod`.
+A method that trains nothing overrides only `predict`, and `configure` if it has settings (see
+`co_occurrence.py`). An adapter of a language model derives from `AdapterMethod`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,57 +20,57 @@ from recipes.scoring.rows import EvaluatedRows
 
 @dataclass(frozen=True)
 class Arm:
-    """A method in one setting: a row of the report."""
+    """A method in one setting, which becomes a row of the report."""
 
     name: str
-    """Its folder and its column: `ilora`, `ilora,num_experts=8`."""
+    """Identifies the arm in folder names and tables: `ilora`, `ilora,num_experts=8`."""
     method: "Method"
     given: Mapping[str, Any]
-    """The settings in which the arm differs from its method's defaults, as the user wrote them."""
+    """The arm's own settings, as the user wrote them."""
     settings: Mapping[str, Any]
     """All settings that determine the arm's result, and no others."""
 
     @property
     def title(self) -> str:
-        """In tables and plots: `iLoRA, num_experts 8`."""
+        """Name of the arm in tables and plots, such as `iLoRA, num_experts 8`."""
         own = ", ".join(f"{key} {shown(value)}" for key, value in self.given.items())
         return f"{self.method.about.title}, {own}" if own else self.method.about.title
 
 
 def shown(value: Any) -> str:
-    """A setting's value in a name."""
+    """A setting's value as it is written in the name of an arm or cell."""
     if isinstance(value, (list, tuple)):
         return "+".join(shown(one) for one in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Method(ABC):
-    """One method. Subclasses are listed in `recipes/methods/__init__.py`."""
+    """Base class of methods. Subclasses are listed in `recipes/methods/__init__.py`."""
 
     name: str
-    """In `adapt.methods` and arms."""
+    """Name by which `adapt.methods` and arms select the method."""
     summary: str
-    """One line for `python -m recipes list`."""
+    """Description in one line, for `python -m recipes list`."""
     about: About
     is_random_order: ClassVar[bool] = False
-    """Whether it is a uniformly random order, whose expectation needs no predictions."""
+    """Whether the method is a uniformly random order, whose metrics are exact expectations."""
     is_adapter: ClassVar[bool] = False
-    """Whether it adapts a language model."""
+    """Whether the method adapts a language model."""
     version: ClassVar[int] = 1
-    """Bumped when the same settings give other results."""
+    """Raised when the same settings begin to give other results."""
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """All settings of an arm: the given ones, else the experiment's, else defaults.
 
         Args:
-            experiment: Its sections hold the settings that arms share.
+            experiment: The experiment, whose sections hold the settings that arms share.
             given: The arm's own settings.
 
         Returns:
-            Plain values, which determine the arm's result together with what it reads.
+            Values that JSON can hold. Together with `inputs` they determine the arm's result.
 
         Raises:
-            ValueError: An unknown setting, or an impossible value.
+            ValueError: A setting is unknown, or a value is impossible.
         """
         if given:
             raise ValueError(f"method {self.name} has no setting {next(iter(given))!r}")
@@ -81,21 +81,21 @@ class Method(ABC):
         return [0]
 
     def network(self, settings: Mapping[str, Any]) -> Network | None:
-        """The recommender that an arm is, if it is one: it is trained before any adapter."""
+        """The network to train in the stage `recommender`; None unless the arm is a recommender."""
         return None
 
     def sources(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """The recommenders whose vectors an arm reads: names of arms, or of recommenders."""
+        """The recommenders whose vectors the arm reads: names of arms or of recommenders."""
         return ()
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage | None:
-        """What determines the trained arm, or None if it trains nothing of its own."""
+        """The arm's training in the stage `adapt`; None if it trains nothing there."""
         return None
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
-        """Train, and write the result into `folder`; resume what was interrupted.
+        """Train and write the result into `folder`; an interrupted training is resumed.
 
-        Called where `stage` says that there is something to train.
+        This is called only if `stage` is not None.
         """
         raise NotImplementedError
 
@@ -103,8 +103,8 @@ class Method(ABC):
         """What `predict` reads: fingerprints of stages and checksums of files, by name.
 
         Raises:
-            FileNotFoundError: Something has not been made yet; the message names the command.
-            ValueError: It was made with other settings.
+            FileNotFoundError: A stage has not been run yet; the message names the command.
+            ValueError: A stage was run with other settings.
         """
         files = run.prepared.files
         return {name: files[name] for name in ("examples.parquet", "candidates.parquet")}
@@ -113,11 +113,11 @@ class Method(ABC):
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
-        """Predict rows, whose targets a method must not look at."""
+        """Predictions for the rows, whose targets a method must not use."""
 
 
 def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
-    """Where a trained arm is."""
+    """Folder of an arm that was trained with a seed."""
     key = [run.prepare_key, run.llm_key, dict(arm.settings), seed]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{arm.name}-seed{seed}", key)

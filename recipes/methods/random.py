@@ -1,4 +1,4 @@
-"""A uniformly random order of the candidates: the floor."""
+"""A uniformly random order of the candidates, which is the lower baseline."""
 
 from typing import NoReturn
 
@@ -10,7 +10,7 @@ from recipes.scoring.rows import EvaluatedRows
 
 
 class Random(Method):
-    """Its expectation is known exactly, so nothing is drawn."""
+    """Random order. Its expected metrics are known exactly, so no order is ever drawn."""
 
     name = "random"
     summary = "candidates in random order; its expectation is exact"
@@ -25,5 +25,5 @@ class Random(Method):
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> NoReturn:
-        """Never called: see `is_random_order`."""
+        """Is never called, see `is_random_order`."""
         raise NotImplementedError

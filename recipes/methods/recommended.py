@@ -1,4 +1,4 @@
-"""Every recommender as a method of its name, without a language model."""
+"""Makes every recommender a method of the same name, without a language model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -16,7 +16,7 @@ from recipes.scoring.rows import EvaluatedRows
 
 
 class CounterMethod(Method):
-    """A counter: it trains nothing, and counts when it is asked."""
+    """A counter as a method. It has no training stage, since it counts when it predicts."""
 
     def __init__(self, counter: type[Counter]) -> None:
         self.counter = counter
@@ -25,14 +25,14 @@ class CounterMethod(Method):
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
-        """Scores of the counter."""
+        """The counter's scores of the candidates."""
         counter = self.counter(run.data.split("train"), run.data.num_items)
         histories = run.data.split(rows.split).histories[rows.rows]
         return Predictions(counter.scores(histories, rows.candidates))
 
 
 class NetworkMethod(Method):
-    """A network, trained in the stage `recommender`. An arm may set any of its settings."""
+    """A network as a method, trained in the stage `recommender`. Arms may set all its settings."""
 
     def __init__(self, recommender: type[SequenceRecommender]) -> None:
         self.recommender = recommender
@@ -40,7 +40,7 @@ class NetworkMethod(Method):
         self.about = recommender.about
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The section `recommender`, with the arm's own values."""
+        """The section `recommender`, with the arm's own values in it."""
         names = {spec.name for spec in fields(RecommenderConfig)} - {"name"}
         values = {name: getattr(experiment.recommender, name) for name in names}
         config = checked(RecommenderConfig, f"method {self.name}", values, given, names)
@@ -52,25 +52,25 @@ class NetworkMethod(Method):
         return [settings["seed"]]
 
     def network(self, settings: Mapping[str, Any]) -> Network:
-        """Itself."""
+        """The network itself, with the arm's settings."""
         return Network(self.recommender, RecommenderConfig(**settings))
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
-        """Rows, candidates and the trained network."""
+        """The prepared rows and candidates, and the trained network."""
         record = run.network_record(arm.name)
         return super().inputs(run, arm, seed) | {"recommender": record.fingerprint}
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
-        """Scores of the network: representation . item embedding."""
+        """The network's scores: dot products of user representation and item embedding."""
         vectors = Representations.load(run.network_folder(arm.name))
         scores = vectors.scores(rows.split, rows.rows, rows.candidates)
         return Predictions(scores.double().numpy())
 
 
 def as_methods(recommenders: Iterable[AnyRecommender]) -> list[Method]:
-    """A method for each recommender."""
+    """One method for each recommender."""
     return [
         CounterMethod(one) if issubclass(one, Counter) else NetworkMethod(one)
         for one in recommenders

@@ -1,4 +1,4 @@
-"""The settings of an arm: given values over shared ones, checked by their types."""
+"""The settings of an arm: its own values, else shared ones, checked against their types."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -15,17 +15,17 @@ def checked(
     given: Mapping[str, Any],
     known: Iterable[str],
 ) -> Config:
-    """A dataclass of an arm's settings.
+    """An instance of `config` with an arm's settings.
 
     Args:
-        config: The dataclass.
-        owner: Names the arm in errors: `method lora`.
-        shared: Values that hold where the arm gives none.
-        given: The arm's own.
-        known: Names that an arm may give.
+        config: The dataclass of the settings.
+        owner: Names the arm's method in error messages, such as `method lora`.
+        shared: Values of the settings that the arm does not give.
+        given: The arm's own values.
+        known: Names of the settings that an arm may give.
 
     Raises:
-        ValueError: An unknown name, or a value of the wrong type.
+        ValueError: A name is unknown, or a value has the wrong type.
     """
     refuse_unknown(owner, given, known)
     parser = ArgumentParser(exit_on_error=False)
@@ -38,7 +38,7 @@ def checked(
 
 
 def refuse_unknown(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse names of settings that an arm does not have (ValueError)."""
+    """Refuse given settings whose names are not in `known` (ValueError)."""
     names = sorted(known)
     for name in given:
         if name not in names:

@@ -1,9 +1,9 @@
-"""Rows -> a left-padded batch.
+"""Collates rows into a left-padded batch.
 
-Prompts are padded on the left, in training and in generation alike. Generation needs it: with
-padding on the right a shorter prompt would be continued from a pad position (the reference does).
-Training gains from it: the answers stand at the right edge of the batch, so the language model's
-head, often its widest layer, is evaluated at those few positions only.
+Prompts are padded on the left, both in training and in generation. Generation needs this: with
+padding on the right, a shorter prompt would be continued from a pad position, as in the reference.
+Training gains from it: all answers end at the right edge of the batch, so the language model's
+head, often its widest layer, is evaluated only at those few positions.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ IGNORED = -100
 def prompt_batch(
     prompts: EncodedPrompts, rows: NDArray[np.integer], pad_id: int
 ) -> dict[str, Tensor]:
-    """Prompts without answers, for generation.
+    """A batch of prompts without answers, for generation.
 
     Returns:
         `input_ids`, `slot_items`, `attention_mask`: int64 [b, t].
@@ -40,31 +40,31 @@ def prompt_batch(
 
 @dataclass(frozen=True)
 class TrainingCollator:
-    """Sample numbers -> prompts, each followed by its answer."""
+    """Collates samples into a batch of prompts, each followed by its answer."""
 
     prompts: EncodedPrompts
     answers: Ragged
-    """By item id, eos included."""
+    """Token ids of each answer, eos included."""
     rows: NDArray[np.int64]
-    """Prompt of each sample."""
+    """Index of each sample's prompt in `prompts`."""
     targets: NDArray[np.int64]
-    """Item to answer of each sample."""
+    """Index of each sample's answer in `answers`, which is the target's item id in a run."""
     pad_id: int
     users: Tensor | None = None
-    """float32 [prompts, d]: user representations, by prompt."""
+    """User representation of each prompt, float32 [prompts, d]."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sample, prompt and answer."""
+        """Number of tokens of each sample, prompt and answer together."""
         return self.prompts.input_ids.lengths[self.rows] + self.answers.lengths[self.targets]
 
     def __call__(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        """Collate.
+        """Collate samples, given by their indices.
 
         Returns:
-            `input_ids`, `slot_items`, `attention_mask`: int64 [b, t], and `labels`: int64 [b, a],
-            the targets of the last `a` positions (a: longest answer, eos included), -100 on the
-            prompt. With `users`: `users`, float32 [b, d].
+            `input_ids`, `slot_items`, `attention_mask`: int64 [b, t]. `labels`: int64 [b, a], the
+            targets at the last a positions, where a is the length of the longest answer; -100 at
+            positions of the prompt. `users`: float32 [b, d], if the collator has `users`.
         """
         index = np.asarray(samples, dtype=np.int64)
         rows, answers = self.rows[index], self.answers.take(self.targets[index])

@@ -1,10 +1,11 @@
-"""Prompts and answers as token ids, all rows of a split at once.
+"""Encodes prompts and answers as token ids, all rows of a split at once.
 
 A prompt is cut at its slots, and each piece of text is tokenised on its own, without special
-tokens. A slot takes exactly one position: a plain token of the existing vocabulary (the paper's
-placeholder; the vocabulary is never resized) and an entry that says what belongs there. Where the
-answer begins follows from lengths, not from what a tokenizer makes of a pair of texts, so neither
-its special tokens nor its merges can move a label.
+tokens. A slot takes exactly one position. It consists of a token of the existing vocabulary (the
+paper's placeholder; the vocabulary is never resized) and of an entry that says what belongs there.
+
+The answer's first position is computed from lengths. It does not depend on how a tokenizer treats a
+pair of texts, so neither special tokens nor merges can shift a label.
 """
 
 import re
@@ -30,11 +31,11 @@ _SLOTS = re.compile(f"([{SLOT}{USER_SLOT}])")
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts, by row."""
+    """The prompts of n rows."""
 
     input_ids: Ragged
     slot_items: Ragged
-    """Shaped like `input_ids`: an item id, `USER`, or `NO_SLOT`."""
+    """What belongs at each position of `input_ids`: an item id, `USER`, or `NO_SLOT`."""
 
 
 def encode_prompts(
@@ -49,10 +50,10 @@ def encode_prompts(
     """Encode one prompt for each row.
 
     Args:
-        tokenizer: Of the language model; a bos token is put in front if it has one.
-        titles: By item id.
-        histories: [n, h] item ids, oldest first, left-padded with -1: the items a prompt shows.
-        candidates: [n, c] item ids.
+        tokenizer: The language model's tokenizer. If it has a bos token, prompts begin with that.
+        titles: Title of each item, by item id.
+        histories: [n, h], item ids that a prompt shows, oldest first, left-padded with -1.
+        candidates: [n, c], item ids.
         user_slot: See `hybrid_prompt`.
         cache: See `tokenised`.
 
@@ -77,7 +78,7 @@ def encode_prompts(
 
 
 _NO_TEXT = ["", SLOT, USER_SLOT]
-"""Pieces that are not tokenised; the empty one stands for bos."""
+"""Pieces that are not tokenised; the empty one stands for the bos token."""
 
 
 def _pieces(
@@ -85,7 +86,7 @@ def _pieces(
 ) -> tuple[list[str], Ragged]:
     """The distinct pieces of all prompts, `_NO_TEXT` first, and each row as indices of pieces.
 
-    A piece has `_TITLE` in place of a title, so that prompts of equally many titles have the same.
+    A piece has `_TITLE` in place of a title, so prompts with equally many titles have the same.
     """
     shown = [(items != PADDING).sum(axis=1) for items in (histories, candidates)]
     kinds, kind_of_row = np.unique(np.stack(shown, axis=1), axis=0, return_inverse=True)
@@ -105,7 +106,10 @@ def _tokens_of(
     texts: NDArray[np.int64],
     cache: Path | None,
 ) -> Ragged:
-    """Token ids of each text, given as `piece * len(titles) + item`; each is tokenised once."""
+    """Token ids of each text; a text that occurs several times is tokenised once.
+
+    A text is given by the number `piece * len(titles) + item`.
+    """
     occurs = np.zeros(len(pieces) * len(titles), dtype=bool)
     occurs[texts] = True
     occurs[np.arange(len(_NO_TEXT)) * len(titles)] = True
@@ -123,10 +127,15 @@ def _tokens_of(
 def encode_answers(
     tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, cache: Path | None = None
 ) -> Ragged:
-    """Token ids of each title as an answer, closed by eos; by item id. For `cache` see `tokenised`.
+    """Token ids of each title as an answer, followed by eos; by item id.
+
+    Args:
+        tokenizer: The language model's tokenizer.
+        titles: Title of each item, by item id.
+        cache: See `tokenised`.
 
     Raises:
-        ValueError: The tokenizer has no eos token.
+        ValueError: The tokenizer has no eos token, or a title contains a slot character.
     """
     eos = required_id(tokenizer, "eos")
     check_titles(titles)
@@ -136,10 +145,10 @@ def encode_answers(
 
 
 def _opens_words_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text gets the tokens of its mid-sentence form without a blank in front of it.
+    """Whether a text gets the tokens it has within a sentence even without a leading blank.
 
-    True for tokenizers that put a word marker before every text (SentencePiece) or ignore blanks;
-    with a blank of ours they would see two.
+    This holds for tokenizers that put a word marker before every text (SentencePiece) or ignore
+    blanks. If we added a blank as well, they would see two.
     """
     whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"])
     return whole == separator + word

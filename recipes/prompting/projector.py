@@ -1,4 +1,4 @@
-"""Slots filled with what the recommender knows (the paper's hybrid prompt, Section 3.2)."""
+"""Fills prompt slots with the recommender's vectors (hybrid prompt, Section 3.2 of the paper)."""
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,15 @@ class Projector(nn.Module):
 
 
 def new_projector(items: Tensor, token_embeddings: Tensor, seed: int) -> Projector:
-    """A projector whose outputs begin with the norm of token embeddings.
+    """A projector whose initial outputs have the mean norm of token embeddings.
 
-    A slot of another scale would drown the prompt or be drowned by it. So the last layer of a
-    random projector is scaled until the projected items have the token embeddings' mean norm.
+    With a much larger or smaller norm, a slot would dominate the prompt or vanish in it. So the
+    last layer of a random projector is scaled such that projected items have this mean norm.
 
     Args:
-        items: float32 [num_items, recommender_width], standardised.
-        token_embeddings: [n, llm_width], of some n tokens.
-        seed: Its own: every adapter method starts from the same projector.
+        items: float32 [num_items, recommender_width], standardised item embeddings.
+        token_embeddings: [n, llm_width], embeddings of n tokens.
+        seed: Random seed of the projector alone, so that all adapters start from the same one.
     """
     width = token_embeddings.shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -49,14 +49,14 @@ def fill_slots(
     user_representations: Tensor,
     projector: nn.Module,
 ) -> Tensor:
-    """Put projected items and users where the slots are; every other position is kept.
+    """Put projected items and users into the slots; every other position is kept.
 
     Args:
         inputs_embeds: [b, t, llm_width], token embeddings.
         slot_items: int64 [b, t]: an item id, `USER` (-2) or no slot (-1).
         item_embeddings: float [num_items, d], standardised.
-        user_representations: float [b, d], standardised; read only where there is a user slot.
-        projector: d -> llm_width, one for items and users: in SASRec both live in one space.
+        user_representations: float [b, d], standardised; read only if there is a user slot.
+        projector: Maps d to llm_width, for items and users alike, as SASRec puts both in one space.
 
     Returns:
         [b, t, llm_width]

@@ -1,8 +1,8 @@
-"""The prompt as a string: what a user chose, what can come next, and a cue for the answer.
+"""The prompt as a string: the candidates, the history, and a cue for the answer.
 
-Two private-use characters stand for positions that no text fills: `SLOT` follows each title and
-takes that item's projected embedding, `USER_SLOT` takes the projected user representation. How they
-become tokens is the business of `encoding.py`; here a prompt is only text.
+Two private-use characters stand for positions that hold a vector in place of text. `SLOT` follows
+each title and takes that item's projected embedding; `USER_SLOT` takes the projected user
+representation. `encoding.py` turns them into tokens; here a prompt is only text.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SEPARATOR = ";"
 
 
 def check_titles(titles: Sequence[str]) -> None:
-    """Refuse titles that would be taken for a slot.
+    """Refuse titles that contain a slot character.
 
     Raises:
         ValueError: A title contains `SLOT` or `USER_SLOT`.
@@ -36,17 +36,16 @@ def check_titles(titles: Sequence[str]) -> None:
 def hybrid_prompt(
     history: Sequence[str], candidates: Sequence[str], *, user_slot: bool = False
 ) -> str:
-    """The prompt with a slot after each title (LLaRA's hybrid prompt, in wording of our own).
+    """The prompt with a slot after each title (LLaRA's hybrid prompt, in our own wording).
 
-    The history comes last, so that the newest choice stands next to the cue.
-
-    Every title stands behind a blank, so that a byte-level tokenizer gives it the same tokens
-    wherever it occurs, the answer included.
+    The history comes last, so that the newest item stands next to the cue. A blank precedes every
+    title, so that a byte-level tokenizer gives it the same tokens wherever it occurs, the answer
+    included.
 
     Args:
         history: Titles, oldest first; may be empty.
         candidates: Titles to choose from, in the frozen order.
-        user_slot: Put one `USER_SLOT` in front of the cue (the control `lora-user-slot`).
+        user_slot: Put one `USER_SLOT` before the cue, as the method `lora-user-slot` does.
     """
     return (
         f"{OPTIONS}{_listed(candidates)}\n"
@@ -58,12 +57,12 @@ def hybrid_prompt(
 def slot_order(
     histories: NDArray[np.integer], candidates: NDArray[np.integer]
 ) -> NDArray[np.integer]:
-    """Items in the order of the slots of `hybrid_prompt`: [n, h] and [n, c] to [n, c + h]."""
+    """Item ids in the order of `hybrid_prompt`'s slots: [n, h] and [n, c] -> [n, c + h]."""
     return np.concatenate([candidates, histories], axis=1)
 
 
 def text_prompt(history: Sequence[str], candidates: Sequence[str]) -> str:
-    """The same prompt without slots: for reading, and to train the stand-in's tokenizer on."""
+    """The prompt without slots, for display and for training the stand-in's tokenizer."""
     return hybrid_prompt(history, candidates).replace(SLOT, "")
 
 

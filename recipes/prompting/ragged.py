@@ -1,4 +1,4 @@
-"""Rows of different length in two flat arrays, and how to pad them on the left."""
+"""Rows of different length, stored in two flat arrays; they can be padded on the left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of integers of different length; row i is `values[offsets[i] : offsets[i + 1]]`.
+    """Integer rows of different length; row i is `values[offsets[i] : offsets[i + 1]]`.
 
-    Values are int32: the token ids of a whole training split stay in memory.
+    Values are int32 to save memory, which holds the token ids of a whole training split.
     """
 
     values: NDArray[np.int32]
@@ -41,11 +41,11 @@ class Ragged:
         return Ragged(self.values[np.repeat(shift, lengths) + np.arange(offsets[-1])], offsets)
 
     def regrouped(self, lengths: NDArray[np.int64]) -> "Ragged":
-        """Join neighbours: row i of the result is the next `lengths[i]` rows of this one."""
+        """Join adjacent rows: row i of the result joins the next `lengths[i]` rows of this one."""
         return Ragged(self.values, self.offsets[_offsets(lengths)])
 
     def right_aligned(self, width: int, fill: int) -> NDArray[np.int64]:
-        """The rows as int64 [rows, width], each at the right edge, `fill` on its left."""
+        """The rows as a matrix, int64 [rows, width], left-padded with `fill`."""
         padded = np.full((len(self), width), fill, dtype=np.int64)
         padded[np.arange(width) >= width - self.lengths[:, None]] = self.values
         return padded

@@ -1,4 +1,4 @@
-"""The special tokens of a tokenizer that prompts need."""
+"""The special tokens that prompts need from a tokenizer."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ Special = Literal["bos", "eos", "pad", "unk"]
 
 
 def find_id(tokenizer: PreTrainedTokenizerBase, name: Special) -> int | None:
-    """The id of a special token, or None if the tokenizer has none of this name."""
+    """The id of a special token, or None if the tokenizer does not define it."""
     found = getattr(tokenizer, f"{name}_token_id")
     return found if isinstance(found, int) else None
 
@@ -17,7 +17,7 @@ def required_id(tokenizer: PreTrainedTokenizerBase, name: Special) -> int:
     """The id of a special token.
 
     Raises:
-        ValueError: The tokenizer has none of this name.
+        ValueError: The tokenizer does not define it.
     """
     found = find_id(tokenizer, name)
     if found is None:
@@ -29,7 +29,7 @@ def required_id(tokenizer: PreTrainedTokenizerBase, name: Special) -> int:
 
 
 def placeholder_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that holds a slot's place: unk, else pad, else eos.
+    """The id of the token that stands at a slot's position: unk, else pad, else eos.
 
     Raises:
         ValueError: The tokenizer has none of them.

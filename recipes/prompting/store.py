@@ -1,4 +1,4 @@
-"""The prompts and answers of a run as token ids: each is encoded once."""
+"""The prompts and answers of a run as token ids, each encoded only once."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,11 @@ from recipes.prompting.ragged import Ragged
 
 
 class PromptStore:
-    """Prompts and answers of one data set under one tokenizer.
+    """Prompts and answers of one dataset, encoded with one tokenizer.
 
     Args:
-        tokenizer: Of the language model.
-        data: The run's.
+        tokenizer: The language model's tokenizer.
+        data: The prepared data of the run.
         cache: Folder for token ids, see `tokenised`; None keeps them in memory only.
     """
 
@@ -29,11 +29,11 @@ class PromptStore:
         self._prompts: dict[tuple[SplitName, int, bool], EncodedPrompts] = {}
 
     def prompts(self, name: SplitName, prompt_history: int, user_slot: bool) -> EncodedPrompts:
-        """The prompts of a split's rows.
+        """The prompts of all rows of a split.
 
         Args:
-            name: Of the split.
-            prompt_history: Items of the history that a prompt shows: the newest ones.
+            name: Name of the split.
+            prompt_history: How many of the newest history items a prompt shows.
             user_slot: See `hybrid_prompt`.
         """
         key = (name, prompt_history, user_slot)
@@ -51,10 +51,10 @@ class PromptStore:
 
     @cached_property
     def answers(self) -> Ragged:
-        """Token ids of each item's title and eos, by item id."""
+        """Token ids of each item's title, followed by eos; by item id."""
         return encode_answers(self.tokenizer, self.data.titles, cache=self._cache)
 
     @cached_property
     def answer_ids(self) -> list[list[int]]:
-        """The same as lists."""
+        """`answers` as lists."""
         return [self.answers.row(item) for item in range(len(self.answers))]

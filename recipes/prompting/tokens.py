@@ -1,4 +1,4 @@
-"""Texts -> token ids, kept on disk: every adapter of a run, and its evaluation, need the same."""
+"""Tokenises texts and caches token ids on disk, for all adapters of a run and its evaluation."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ def tokenised(
     """Token ids of each text, without special tokens.
 
     Args:
-        tokenizer: Of the language model.
-        texts: Plain text: one that spells a special token, such as "</s>", is text like any other.
-        cache: Folder of files that are named after the tokenizer and the texts, so that none is
-            ever out of date; None tokenises anew.
+        tokenizer: The language model's tokenizer.
+        texts: Plain texts. The spelling of a special token, such as "</s>", is not treated as one.
+        cache: Folder of cached files. Their names are checksums of tokenizer and texts, so they
+            never become outdated. None disables the cache.
     """
     if not texts:
         return []
@@ -43,7 +43,7 @@ def tokenised(
 
 
 def _key(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
-    """SHA-256 of all that token ids depend on: the tokenizer's files, its code and the texts."""
+    """SHA-256 of what determines the token ids: the tokenizer's files and code, and the texts."""
     code = [f"{type(tokenizer)} {name} {version(name)}" for name in ("transformers", "tokenizers")]
     digest = hashlib.sha256(json.dumps([code, list(texts)]).encode())
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Windows -> recommenders. One file a recommender; a new one is imported and listed here."""
+"""Recommenders, built from train windows. Each has a file of its own and is listed here."""
 
 from recipes.recommenders.markov import Markov
 from recipes.recommenders.popularity import Popularity

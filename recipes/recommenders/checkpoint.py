@@ -1,7 +1,8 @@
-"""The state between two epochs, on disk: a killed training resumes to the same result.
+"""Checkpoints after each epoch, from which an interrupted training resumes to the same result.
 
-`checkpoint.json` names the tensors' file and is replaced last, so a kill at any moment leaves the
-old pair or the new one. There is no random state in it: every epoch draws from a seed of its own.
+`checkpoint.json` names the file of tensors and is replaced last, so that a kill at any moment
+leaves either the old pair of files or the new one. A checkpoint holds no random state, because
+every epoch draws from a seed of its own.
 """
 
 import shutil
@@ -18,23 +19,23 @@ INDEX = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to (a line of `history.json`)."""
+    """Figures of one epoch (an entry of `history.json`)."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     train_loss: float
-    """Mean cross-entropy of the train windows, nats, with dropout."""
+    """Mean cross entropy of the train windows in nats, computed with dropout."""
     val_ndcg_10: float
     val_hr_1: float
 
 
 @dataclass
 class Progress:
-    """Everything besides the current weights and the optimiser."""
+    """The state of a training besides the current weights and the optimiser's state."""
 
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
-    """0 before the first epoch."""
+    """Number of the epoch with the best validation NDCG@10; 0 before the first epoch."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -44,11 +45,11 @@ def save_checkpoint(
     """Write the state after the last epoch of `progress.history`.
 
     Args:
-        folder: Belongs to the checkpoint alone; created.
-        identity: Names what is being trained; only a training of the same identity resumes.
-        model: Current weights.
-        optimizer: Adam; its state is read per parameter.
-        progress: Curve and best weights.
+        folder: The checkpoint's own folder; created if missing.
+        identity: Identifies what is being trained: a checkpoint of another identity is ignored.
+        model: The model, with its current weights.
+        optimizer: Adam, whose state is saved parameter by parameter.
+        progress: Figures of the epochs so far, and the best weights.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in progress.best_weights.items()}
@@ -71,10 +72,10 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, identity: str, model: nn.Module, optimizer: Optimizer
 ) -> Progress:
-    """Put the saved state into `model` and `optimizer`, if there is one of this identity.
+    """Load the saved state into `model` and `optimizer`, if there is one of this identity.
 
     Returns:
-        The saved progress; an empty one if there is nothing to resume.
+        The saved progress; an empty one if there is nothing to resume from.
     """
     if not (folder / INDEX).exists():
         return Progress()

@@ -1,8 +1,8 @@
-"""Train windows -> a fitted recommender, resumable after each epoch.
+"""Trains a recommender on the train windows; training can resume after each epoch.
 
-Deviations from the paper: the loss (see `SequenceRecommender.loss`), and that a window trains its
-newest state only. SASRec's paper trains the states at all positions at once, but the windows
-already slide over every position of a user.
+There are two deviations from the paper. One is the loss, see `SequenceRecommender.loss`. The other
+is that a window trains only the state at its newest item. SASRec's paper trains the states at all
+positions at once, but here the windows already slide over every position of a user.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +22,13 @@ from recipes.recommenders.representations import ENCODED_AT_ONCE, encode
 
 @dataclass(frozen=True)
 class Windows:
-    """Histories and what came next."""
+    """Histories and the items that came next, as tensors."""
 
     histories: Tensor
     """int64 [rows, max_history], left-padded with -1."""
 
     targets: Tensor
-    """int64 [rows]."""
+    """int64 [rows], item ids."""
 
 
 def fit(
@@ -42,15 +42,15 @@ def fit(
     """Train until validation NDCG@10 has not risen for `patience` epochs; keep the best weights.
 
     Args:
-        model: Fresh; holds the best epoch's weights in the end.
-        train: Windows to learn from.
-        val: Windows to stop by.
-        config: Optimiser and stopping.
-        folder: Where the checkpoint lives; the caller drops it once the result is written.
-        identity: Names what is being trained (see `save_checkpoint`).
+        model: A newly built model; in the end it holds the weights of the best epoch.
+        train: Windows to train on.
+        val: Windows for validation, by which training stops.
+        config: Settings of the optimiser and of early stopping.
+        folder: Folder of the checkpoint; the caller removes it once the result is written.
+        identity: Identifies what is being trained, see `save_checkpoint`.
 
     Returns:
-        The curve, one entry an epoch.
+        Figures of each epoch, in order.
     """
     optimizer = build_optimizer(model, config)
     progress = load_checkpoint(folder, identity, model, optimizer)
@@ -71,7 +71,7 @@ def fit(
 
 
 def validate(model: SequenceRecommender, windows: Windows) -> Validation:
-    """Rank the full catalogue for each window."""
+    """Metrics on the full catalogue, over the given windows."""
     return validation(window_ranks(model, windows))
 
 
@@ -79,7 +79,7 @@ def validate(model: SequenceRecommender, windows: Windows) -> Validation:
 def window_ranks(model: SequenceRecommender, windows: Windows) -> Tensor:
     """Rank of each window's target in the full catalogue, from 1: int64 [rows].
 
-    Memory does not grow with rows or catalogue, but for the result.
+    Apart from the result, memory does not grow with the number of rows or the catalogue.
     """
     chunks = zip(
         windows.histories.split(ENCODED_AT_ONCE),
@@ -91,7 +91,7 @@ def window_ranks(model: SequenceRecommender, windows: Windows) -> Tensor:
 
 
 def build_optimizer(model: SequenceRecommender, config: RecommenderConfig) -> torch.optim.Adam:
-    """Adam, in one pass over each tensor."""
+    """Adam in PyTorch's fused implementation."""
     return torch.optim.Adam(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -123,10 +123,10 @@ def train_epoch(
     epoch: int,
     after_batch: Callable[[], object],
 ) -> float:
-    """One pass over the windows; returns the mean loss."""
+    """Train for one epoch and return the mean loss. `after_batch` is called after each batch."""
     model.train()
     total = 0.0
-    # A seed for each epoch makes a resumed training draw what an uninterrupted one draws.
+    # With a seed for each epoch, a resumed training draws the same numbers as an uninterrupted one.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed * 1_000_003 + epoch + 1)
         for rows in _shuffled(len(train.targets), config.batch_size):

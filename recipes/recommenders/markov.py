@@ -1,4 +1,4 @@
-"""A first-order Markov chain: what followed the last item in the train users' sequences."""
+"""A first-order Markov chain: ranks items by how often they followed the last one in training."""
 
 import numpy as np
 

@@ -11,10 +11,10 @@ from recipes.artifacts import write_tensors
 
 @dataclass(frozen=True)
 class Normaliser:
-    """Per-dimension mean and standard deviation, float32 [d] each; saved beside an adapter.
+    """Mean and standard deviation of each dimension, float32 [d] each; saved with an adapter.
 
-    Item embeddings are standardised over the catalogue, user representations over the training
-    split: a gate and a projector should not have to find the scale of a recommender's vectors.
+    Item embeddings are standardised over the catalogue, user representations over the train split,
+    so that gate and projector need not learn the scale of the recommender's vectors.
     """
 
     item_mean: Tensor
@@ -24,11 +24,11 @@ class Normaliser:
 
     @classmethod
     def fit(cls, items: Tensor, train_users: Tensor) -> "Normaliser":
-        """Take the statistics.
+        """Compute the statistics.
 
         Args:
-            items: float32 [num_items, d].
-            train_users: float32 [rows, d], of the training split only.
+            items: float32 [num_items, d], item embeddings.
+            train_users: float32 [rows, d], user representations of the train split only.
 
         Raises:
             ValueError: A tensor holds NaN or infinity.
@@ -49,5 +49,5 @@ def _statistics(name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{name} holds NaN or infinity: the recommender's training has diverged")
     std, mean = torch.std_mean(vectors.float(), dim=0, correction=0)
-    # A constant dimension carries nothing: it becomes 0, not a division by 0.
+    # A constant dimension carries no information: it becomes 0 instead of a division by 0.
     return mean, torch.where(std > 1e-6, std, torch.ones_like(std))

@@ -1,4 +1,4 @@
-"""Popularity: the baseline that any recommender has to beat."""
+"""Popularity, the baseline that every recommender has to beat."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from recipes.recommenders.recommender import Counter
 
 
 class Popularity(Counter):
-    """How often an item occurs among the train users' interactions.
+    """Ranks items by how often they occur in the train users' interactions.
 
-    Equal counts are ordered by item id, the smaller one first, so that no tie is left: counting
-    ties against the method would otherwise punish every item that train users never met.
+    Equal counts are ordered by item id, the smaller one first, so that there are no ties. Ties
+    count against a method, which would penalise every item that does not occur in training.
     """
 
     name = "popularity"
@@ -27,9 +27,9 @@ class Popularity(Counter):
         counts = np.bincount(train.targets, minlength=num_items)
         order = np.lexsort((np.arange(num_items), -counts))
         self.place = np.empty(num_items)
-        """Of each item in the popularity list; 0 for the most popular."""
+        """Each item's place in the popularity list, from 0 for the most popular: [num_items]."""
         self.place[order] = np.arange(num_items)
 
     def scores(self, histories: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Minus the item's place in the popularity list."""
+        """The negative of each candidate's place in the popularity list."""
         return -self.place[candidates]

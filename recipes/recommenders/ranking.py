@@ -1,4 +1,4 @@
-"""Where the target stands in a ranking of the full catalogue: the figure that stops training."""
+"""Ranks of targets in the full catalogue, and the validation metrics that stop training."""
 
 from dataclasses import dataclass
 
@@ -6,29 +6,29 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024
-"""Rows scored at once, at most: the scores [rows, num_items] are never held whole."""
+"""Maximum number of rows scored at once: memory never holds all scores [rows, num_items]."""
 SCORES = 2**23
-"""Scores held at once, at most; whatever the catalogue, its scores take no more than 32 MiB."""
+"""Maximum number of scores held at once: whatever the catalogue, they take at most 32 MiB."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over windows; the whole catalogue competes, items of the history included."""
+    """Means over windows, ranking the whole catalogue, items of the history included."""
 
     ndcg_10: float
-    """1 / log2(1 + rank) for targets of rank 10 or better, else 0."""
+    """NDCG@10: 1 / log2(1 + rank) for targets of rank 10 or better, else 0."""
 
     hr_1: float
-    """Share of targets of rank 1."""
+    """HitRatio@1: share of targets of rank 1."""
 
 
 def target_ranks(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Rank of each target, from 1; a tie counts against it.
+    """Rank of each target in the catalogue, from 1; ties count against the target.
 
     Args:
-        users: float [rows, hidden].
-        items: float [num_items, hidden].
-        targets: int64 [rows].
+        users: float [rows, hidden], user representations.
+        items: float [num_items, hidden], item embeddings.
+        targets: int64 [rows], item ids.
 
     Returns:
         int64 [rows].
@@ -41,7 +41,7 @@ def target_ranks(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
 
 
 def validation(ranks: Tensor) -> Validation:
-    """Summarise ranks (int64 [rows])."""
+    """Validation metrics of the targets' ranks (int64 [rows])."""
     gains = 1 / torch.log2(1 + ranks.double())
     return Validation(
         ndcg_10=torch.where(ranks <= 10, gains, 0.0).mean().item(),

@@ -1,7 +1,7 @@
-"""What a recommender is: a network that gives vectors and scores, or a counter that gives scores.
+"""The two kinds of recommenders: networks give vectors and scores, counters give only scores.
 
-A network's vectors fill the slots of prompts and route adapters. A counter has none, so it can be
-compared as a method and cannot be a source of routing. Each of both is also a method of its name.
+A network's vectors fill the slots of prompts and route adapters. A counter has no vectors, so it
+can be compared as a method but cannot route. Every recommender is also a method of the same name.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from recipes.experiment import RecommenderConfig
 
 
 class SequenceRecommender(nn.Module):
-    """History -> user representation; score of an item = representation . item embedding.
+    """A network: history -> user representation, whose dot product with an item's is the score.
 
     Subclasses are built as `cls(config, num_items, max_history)`, and are listed in
     `recipes/recommenders/__init__.py`.
@@ -25,21 +25,21 @@ class SequenceRecommender(nn.Module):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """One line for `python -m recipes list`."""
+    """Description in one line, for `python -m recipes list`."""
     about: ClassVar[About]
     version: ClassVar[int] = 1
-    """Bumped when the same settings give other results."""
+    """Raised when the same settings begin to give other results."""
 
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__()
 
     @classmethod
     def check(cls, config: RecommenderConfig) -> None:
-        """Refuse impossible values of what only this network reads (ValueError)."""
+        """Refuse impossible values of settings that only this network reads (ValueError)."""
 
     @property
     def item_embeddings(self) -> Tensor:
-        """Float [num_items, hidden]."""
+        """Item embeddings, float [num_items, hidden]."""
         raise NotImplementedError
 
     def forward(self, histories: Tensor) -> Tensor:
@@ -54,28 +54,28 @@ class SequenceRecommender(nn.Module):
         raise NotImplementedError
 
     def loss(self, histories: Tensor, targets: Tensor) -> Tensor:
-        """Mean softmax cross-entropy over the whole catalogue, in nats; a scalar.
+        """Mean softmax cross entropy over the whole catalogue, in nats; a scalar.
 
-        The paper's is binary cross-entropy against one random negative. This one needs no sampling,
-        costs little on a catalogue of a few thousand items, and makes SASRec better (Klenitskiy and
-        Vasilev, RecSys 2023).
+        The paper's loss is the binary cross entropy against one random negative. This one needs no
+        sampling, costs little on a catalogue of a few thousand items, and improves SASRec
+        (Klenitskiy and Vasilev, RecSys 2023).
         """
         return F.cross_entropy(self(histories) @ self.item_embeddings.T, targets)
 
 
 class Counter(ABC):
-    """Scores from counts of the train windows. Subclasses are built as `cls(train, num_items)`.
+    """A recommender that scores items by counts over the train windows.
 
-    Each window's target is one interaction of a train user, and the windows of a user cover all of
-    them.
+    Each interaction of a train user is the target of exactly one window. Subclasses are built as
+    `cls(train, num_items)`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """One line for `python -m recipes list`."""
+    """Description in one line, for `python -m recipes list`."""
     about: ClassVar[About]
     version: ClassVar[int] = 1
-    """Bumped when scores change."""
+    """Raised when the scores change."""
 
     @abstractmethod
     def __init__(self, train: Split, num_items: int) -> None: ...

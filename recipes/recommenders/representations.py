@@ -1,4 +1,4 @@
-"""What the recommender hands on: user representations and item embeddings."""
+"""The output of a trained recommender: user representations and item embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from recipes.data.splits import SplitName
 from recipes.recommenders.recommender import SequenceRecommender
 
 ENCODED_AT_ONCE = 4096
-"""Histories."""
+"""Histories encoded at once."""
 SCORED_AT_ONCE = 2**17
-"""(row, candidate) pairs. With these two, memory does not grow with the split."""
+"""(row, candidate) pairs scored at once. Due to both limits memory does not grow with the split."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Representations:
     """A trained recommender's vectors."""
 
     users: dict[SplitName, Tensor]
-    """By split: float32 [rows, hidden]; row i belongs to row i of the split."""
+    """User representations by split, float32 [rows, hidden]; row i belongs to the split's row i."""
 
     items: Tensor
-    """float32 [num_items, hidden], by item id."""
+    """Item embeddings, float32 [num_items, hidden], by item id."""
 
     @classmethod
     def load(cls, folder: Path) -> "Representations":
@@ -42,16 +42,16 @@ class Representations:
 
         Args:
             split: Name of the split.
-            rows: Rows of the split, n of them.
-            candidates: Item ids, int64 [n, c]; line i belongs to `rows[i]`.
+            rows: n row numbers of the split.
+            candidates: int64 [n, c], item ids; line i belongs to `rows[i]`.
 
         Returns:
-            float32 [n, c]: representation . embedding.
+            float32 [n, c], dot products of user representation and item embedding.
 
         Raises:
-            ValueError: `rows` and `candidates` are not equally long.
+            ValueError: `rows` and `candidates` differ in length.
         """
-        # Copies: tables from Parquet may be read-only arrays, which torch will not share.
+        # Copies, because arrays from Parquet may be read-only; torch warns when it shares these.
         index, wanted = torch.tensor(rows), torch.tensor(candidates)
         if len(index) != len(wanted):
             raise ValueError(

@@ -12,13 +12,14 @@ from recipes.experiment import RecommenderConfig
 from recipes.recommenders.recommender import SequenceRecommender
 
 GROUP, GROUPS = 64, 8
-"""Histories of like length that are taken together: at least so many; groups at most."""
+"""Histories are encoded in groups of similar length: minimum size of a group, and maximum number of
+groups."""
 
 
 class SASRec(SequenceRecommender):
     """Self-attention over a user's last items.
 
-    One item table serves input and output (section III-E of the paper). Positions are counted from
+    Input and output share one item table (section III-E of the paper). Positions are counted from
     the newest item, so it has the same position whatever the length of the history.
     """
 
@@ -34,7 +35,7 @@ class SASRec(SequenceRecommender):
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__(config, num_items, max_history)
         self.num_items = num_items
-        # One row more than there are items: padding, always zero.
+        # The additional last row stands for padding and is always zero.
         self.items = nn.Embedding(num_items + 1, config.hidden_size, padding_idx=num_items)
         self.positions = nn.Embedding(max_history, config.hidden_size)
         self.blocks = nn.ModuleList(
@@ -47,7 +48,7 @@ class SASRec(SequenceRecommender):
 
     @classmethod
     def check(cls, config: RecommenderConfig) -> None:
-        """Refuse sizes that attention cannot have."""
+        """Refuse impossible numbers of layers and heads (ValueError)."""
         for name in ("num_layers", "num_heads"):
             if getattr(config, name) < 1:
                 raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
@@ -69,8 +70,8 @@ class SASRec(SequenceRecommender):
             histories: int64 [rows, time], oldest first, left-padded with -1.
 
         Returns:
-            float [rows, time, hidden]. A state sees its own and older items only. States at padding
-            are finite and mean nothing; so does the representation of an empty history.
+            float [rows, time, hidden]. A state depends only on its own and older items. States at
+            padding, and the representation of an empty history, are finite but meaningless.
         """
         hidden, mask = self._embed(histories)
         for block in self.blocks:
@@ -80,8 +81,8 @@ class SASRec(SequenceRecommender):
     def forward(self, histories: Tensor) -> Tensor:
         """User representations: float [rows, hidden], the states at the newest items.
 
-        Equal to `states(histories)[:, -1]`, without what nothing depends on: the last block's other
-        states, and the padding of short histories, which are taken together by length.
+        Equal to `states(histories)[:, -1]`, but without unneeded work: the last block computes only
+        the newest state, and histories of similar length are grouped to save padding.
         """
         width = histories.shape[1]
         lengths = (histories != PADDING).sum(dim=1)
@@ -111,10 +112,10 @@ class SASRec(SequenceRecommender):
 
 
 class Block(nn.Module):
-    """x + Dropout(Attention(LayerNorm(x))), then the same around a point-wise feed-forward net.
+    """x + Dropout(f(LayerNorm(x))), with self-attention as f, then with a feed-forward network.
 
-    Equations 2-6 of the paper. The authors' code normalises the queries only; here, as in the
-    paper, keys and values are normalised too.
+    Equations 2-6 of the paper. As in the paper, the LayerNorm applies to queries, keys and values;
+    in the authors' code it applies to the queries only.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
@@ -133,12 +134,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor, newest: bool = False) -> Tensor:
-        """States after the block; with `newest`, those of the last position alone.
+        """States after the block.
 
         Args:
-            hidden: float [rows, time, hidden].
-            mask: bool [rows, 1, time, time], where a query may look.
-            newest: Leave out the other positions.
+            hidden: float [rows, time, hidden], states before the block.
+            mask: bool [rows, 1, time, time], True where a query may attend.
+            newest: Compute only the state at the last position.
 
         Returns:
             float [rows, time or 1, hidden].
@@ -167,10 +168,10 @@ class Block(nn.Module):
 
 
 def attention_mask(real: Tensor) -> Tensor:
-    """Where a query (third axis) may look: bool [rows, 1, time, time] from bool [rows, time].
+    """True where a query (third axis) may attend to a key (last axis): bool [rows, 1, time, time].
 
-    At older and equal positions that are no padding. Padding looks at itself, because a softmax
-    over nothing is NaN.
+    A query attends to its own and older positions that are not padding, as `real`, bool
+    [rows, time], tells. Padding attends to itself, because a softmax over no position is NaN.
     """
     time = real.shape[1]
     causal = torch.ones(time, time, dtype=torch.bool, device=real.device).tril()
@@ -179,8 +180,8 @@ def attention_mask(real: Tensor) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    # Item vectors of about unit length: with the normalised state (length sqrt(d)) the first scores
-    # are of order 1, and the softmax over the catalogue starts near uniform.
+    # Item vectors have about unit length. With the normalised state (length sqrt(d)), the initial
+    # scores are therefore of order 1, and the softmax over the catalogue starts near uniform.
     if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         if module.padding_idx is not None:

@@ -1,4 +1,4 @@
-"""The recommender stage: prepared windows -> a network -> user representations, item embeddings."""
+"""Stage `recommender`: windows -> a trained network -> user representations, item embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,12 +20,13 @@ from recipes.records import Stage
 def recommender_stage(
     recommender: type[SequenceRecommender], config: RecommenderConfig, prepared: Mapping[str, str]
 ) -> Stage:
-    """What determines a trained recommender.
+    """The stage as a record describes it: everything that determines a trained recommender.
 
     Args:
-        recommender: The network.
-        config: Its settings.
-        prepared: Checksums of the prepare stage's files. Candidates are not read.
+        recommender: Class of the network.
+        config: Settings of the network and its training.
+        prepared: Checksums of the prepare stage's files. The candidates' is not used, since
+            training does not read them.
     """
     read = {name: prepared[name] for name in ("examples.parquet", "items.parquet")}
     settings = {**asdict(config), "name": recommender.name}
@@ -41,28 +42,29 @@ def train_recommender(
 ) -> None:
     """Train a network on the train windows and encode every window.
 
-    Training takes the train windows, validation the windows of the validation users (all of them,
-    not only each user's last), both without those of fewer than `config.min_history` items.
-    Representations are those of all windows of all splits, in order.
+    Training uses the windows of the train users; validation uses those of the validation users, all
+    of them and not only each user's last one. Windows with fewer than `config.min_history` items in
+    their history are left out of both. Representations are computed for all windows of all splits,
+    in order.
 
-    Runs on the CPU: the model is small, and on one machine with a given number of threads the
-    result is the same bit for bit. A killed run resumes after its last whole epoch.
+    Training runs on the CPU: the model is small, and on one machine with a given number of threads
+    the result is the same bit for bit. A killed run resumes after its last complete epoch.
 
     Files:
         model.safetensors: the weights of the best epoch.
-        representations.safetensors: `train`, `val`, `test`: float32 [rows, hidden].
-        items.safetensors: `embeddings`: float32 [num_items, hidden].
+        representations.safetensors: `train`, `val` and `test`, float32 [rows, hidden] each.
+        items.safetensors: `embeddings`, float32 [num_items, hidden].
         history.json: a list of `Epoch`s.
 
     Args:
-        recommender: The network.
-        config: Its settings.
-        data: The run's.
-        folder: Gets the files.
-        identity: The stage's fingerprint: a checkpoint of another one is not resumed from.
+        recommender: Class of the network.
+        config: Settings of the network and its training.
+        data: The prepared data of the run.
+        folder: The stage's folder, into which the files are written.
+        identity: The stage's fingerprint; a checkpoint with another one is ignored.
 
     Raises:
-        ValueError: There is nothing to train on.
+        ValueError: `config.min_history` leaves no window to train on or to validate with.
     """
     splits = {name: data.split(name) for name in SPLITS}
     train = _windows(splits["train"], config.min_history)
@@ -84,7 +86,7 @@ def build_model(
     num_items: int,
     max_history: int,
 ) -> SequenceRecommender:
-    """A fresh model; equal settings and seed give equal weights."""
+    """A new model; equal settings, seed included, give equal initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return recommender(config, num_items, max_history)
@@ -101,7 +103,7 @@ def check_config(recommender: type[SequenceRecommender], config: RecommenderConf
     """Refuse impossible values before anything is read.
 
     Raises:
-        ValueError: Which field, its value and the remedy.
+        ValueError: A value is impossible; the message names the field and the remedy.
     """
     for name in ("hidden_size", "batch_size", "max_epochs", "patience"):
         if getattr(config, name) < 1:

@@ -1,4 +1,4 @@
-"""A trained recommender's vectors as a language model reads them: standardised."""
+"""A trained recommender's vectors, standardised as the language model reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ from recipes.recommenders.representations import Representations
 
 @dataclass(frozen=True)
 class Vectors:
-    """Standardised vectors, and the statistics by which they are."""
+    """Standardised vectors, and the statistics by which they were standardised."""
 
     users: dict[SplitName, Tensor]
-    """By split: float32 [rows, d]; row i belongs to row i of the split."""
+    """User representations by split, float32 [rows, d]; row i belongs to the split's row i."""
     items: Tensor
-    """float32 [num_items, d], by item id."""
+    """Item embeddings, float32 [num_items, d], by item id."""
     normaliser: Normaliser
 
     @classmethod
     def load(cls, folder: Path) -> "Vectors":
-        """Read a trained recommender's folder; statistics are those of items and train users."""
+        """Read a trained recommender's folder and standardise by its items and train users."""
         raw = Representations.load(folder)
         normaliser = Normaliser.fit(raw.items, raw.users["train"])
         users: dict[SplitName, Tensor] = {
@@ -32,5 +32,5 @@ class Vectors:
 
     @property
     def width(self) -> int:
-        """D."""
+        """Dimension d of the vectors."""
         return self.items.shape[1]

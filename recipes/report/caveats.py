@@ -1,4 +1,4 @@
-"""What a reader must know before believing a figure."""
+"""The warnings that a report prints before its figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from recipes.report.naming import arms_of
 
 Results = Mapping[str, Any]
 FEW_USERS = 30
-"""Below this many users a percentile interval is visibly too narrow."""
+"""With fewer users, a percentile interval is visibly too narrow."""
 
 
 def caveats(results: Results) -> list[str]:
-    """What a reader must know before believing a figure, the gravest first."""
+    """What a reader must know before trusting the figures, in Markdown; the gravest comes first."""
     config, evaluated = results["config"], results["evaluated"]
     found = []
     if results["llm"] is not None and results["llm"]["stand_in"]:
@@ -49,7 +49,7 @@ def caveats(results: Results) -> list[str]:
 
 
 def _weak_methods(results: Results) -> list[str]:
-    """Methods too weak for a comparison to mean much."""
+    """Warnings about arms that are too weak for a comparison to mean much."""
     chance = 1 / results["evaluated"]["num_candidates"]
     arms = arms_of(results)
 

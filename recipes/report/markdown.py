@@ -1,4 +1,4 @@
-"""RUN/report.md, written from results.json alone, for a reader who has not seen the code."""
+"""Writes RUN/report.md from results.json alone, for readers who have not seen the code."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,10 +24,10 @@ SUBSTRING_COLUMNS = {
 
 
 def render(results: Results, plots: Sequence[str]) -> str:
-    """The report.
+    """The report in Markdown.
 
     Args:
-        results: What `collect` returns.
+        results: The results, as `collect` returns them.
         plots: Names of the PNG files in `plots/`.
     """
     sections = [
@@ -209,7 +209,8 @@ def _reproduce(results: Results) -> str:
 
 def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str]) -> str:
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
-    seeds = results["config"]["seeds"] > 1  # the first column's figures, one by one
+    # With several seeds, a last column lists the first metric's value for each seed.
+    seeds = results["config"]["seeds"] > 1
     rows = []
     for method in methods:
         cells = [entries.get((method, key)) for key in columns]
@@ -224,7 +225,7 @@ def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str])
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table with the header cells `head`."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""How arms and figures are written for a reader."""
+"""Formats arms and figures for readers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,15 @@ Arms = Mapping[str, Mapping[str, Any]]
 
 
 def arms_of(results: Mapping[str, Any]) -> Arms:
-    """What `results.json` says of each arm, by name, in the order of tables and plots."""
+    """Name of each arm -> its entry in `results.json`, in the order of tables and plots."""
     return {arm["name"]: arm for arm in results["arms"]}
 
 
 def interval(entry: dict[str, Any], sign: bool = False) -> str:
-    """`0.123 [0.100, 0.145]`; a dash where the ratio is undefined; no interval where exact."""
+    """A figure with its interval, such as `0.123 [0.100, 0.145]`.
+
+    An exact figure has no interval, and an undefined one becomes a dash.
+    """
     if entry["value"] is None:
         return "–"
     form = "+.3f" if sign else ".3f"

@@ -1,4 +1,4 @@
-"""The three figures of a report, drawn without pyplot: no global state, no display."""
+"""The three kinds of plots in a report. Without pyplot they need no display or global state."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,24 +17,24 @@ KINDS = {
     "hit_ratio@1/generation/total": ("generated answer, of total", "#0072B2"),
     "hit_ratio@1/ranking": ("ranked candidates", "#E69F00"),
 }
-"""Metrics in the bar chart: legend and colour."""
+"""Metrics in the bar chart, with legend and colour."""
 CEILINGS = {
     "last_item": ("ceiling given the last item", (0, (1, 1.5))),
     "oracle": ("ceiling given the user's kind", (0, (5, 1.5, 1, 1.5))),
 }
-"""Attainable HitRatio@1 of the synthetic world: legend and line style."""
+"""Attainable values of HitRatio@1 in the synthetic world, with legend and line style."""
 WINDOW = 5
-"""Logged points in the moving average of the loss curves, at most."""
+"""Maximum number of logged points in the moving average of loss curves."""
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG file, whole or not at all."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
 def styles(arms: Arms) -> dict[str, tuple[Any, Any]]:
-    """Colour and line of each arm: its method's, paler with each further arm of the method."""
+    """Colour and line style of each arm: those of its method, paler for each further arm of it."""
     found: dict[str, tuple[Any, Any]] = {}
     for name, arm in arms.items():
         earlier = [other for other in found if arms[other]["method"] == arm["method"]]
@@ -48,11 +48,11 @@ def styles(arms: Arms) -> dict[str, tuple[Any, Any]]:
 def loss_figure(
     curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], results: Mapping[str, Any]
 ) -> Figure:
-    """Training loss by arm.
+    """Training loss of each arm over optimiser steps.
 
     Args:
-        curves: For each arm the loss curve of each seed: `{"step": ..., "loss": ...}` points.
-        results: What `collect` returns.
+        curves: For each arm, the loss curve of each seed, with points `{"step": .., "loss": ..}`.
+        results: The results, as `collect` returns them.
     """
     arms = arms_of(results)
     drawn = styles({name: arms[name] for name in curves})
@@ -85,14 +85,14 @@ def loss_figure(
 
 
 def smoothing_window(points: int) -> int:
-    """Points of the moving average: odd, at most `WINDOW` and about a sixth of the curve."""
+    """Number of points in the moving average: odd, at most `WINDOW`, about a sixth of the curve."""
     return min(WINDOW, (points // 6) | 1)
 
 
 def moving_average(values: Floats, window: int) -> Floats:
-    """Centred moving average; at the ends over the points that exist. float64 [n] -> [n]."""
+    """Centred moving average: float64 [n] -> [n]. At the ends it takes the points that exist."""
     kernel = np.ones(window)
-    # "full" cut by hand: "same" would return the window's length for shorter curves.
+    # Mode "full" is cut by hand, since "same" returns `window` points for a shorter curve.
     start = (window - 1) // 2
     cut = slice(start, start + len(values))
     counts = np.convolve(np.ones(len(values)), kernel)[cut]
@@ -100,7 +100,7 @@ def moving_average(values: Floats, window: int) -> Floats:
 
 
 def gate_figure(arm: str, summary: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
-    """Heat map of `gates.json`'s users by expert, with the mean over all rows below them."""
+    """Heat map of the gate weights of `gates.json`'s users, and below them the mean of all rows."""
     title, shown = arms_of(results)[arm]["title"], np.array(summary["weights"])
     table = np.vstack([shown, summary["mean_weights"]])
     users = [f"user {user}" for user in summary["user_ids"]]
@@ -127,7 +127,7 @@ def gate_figure(arm: str, summary: Mapping[str, Any], results: Mapping[str, Any]
 
 
 def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
-    """HitRatio@1 of every method as bars with intervals, and what a random order would score."""
+    """HitRatio@1 of every arm as bars with intervals; lines show a random order and ceilings."""
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
     arms = arms_of(results)
     bars = [
@@ -163,7 +163,7 @@ def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
 
 
 def _hit_ratio_title(results: Mapping[str, Any]) -> str:
-    """A figure travels alone, so it says itself what it was measured on."""
+    """Title that says what was measured, as a plot may be shown without its report."""
     evaluated, config = results["evaluated"], results["config"]
     found = results["llm"] or {"stand_in": False, "name": "no language model"}
     llm = "stand-in language model" if found["stand_in"] else found["name"]
@@ -177,7 +177,7 @@ def _hit_ratio_title(results: Mapping[str, Any]) -> str:
 
 
 def _bar_positions(methods: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Heights of the bars, those of one method close together; (centre, method) of each group."""
+    """Vertical positions of the bars, grouped by arm, and (centre, arm) of each group."""
     positions: list[float] = []
     groups: dict[str, list[float]] = {}
     for index, method in enumerate(methods):
@@ -207,7 +207,7 @@ def _bar(axes: Axes, centre: float, entry: Mapping[str, Any], label: str, colour
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """One entry for each kind of bar and one for the random order, below the axes."""
+    """Legend below the axes, with one entry for each kind of bar and of line."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(reversed(labels), reversed(handles), strict=True))
     known = [label for label, _ in KINDS.values() if label in by_label]
@@ -222,7 +222,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def clean(axes: Axes) -> None:
-    """Take off what carries no information."""
+    """Remove two spines, and draw a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if axes.patches else "both", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)

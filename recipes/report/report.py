@@ -1,6 +1,6 @@
-"""The stages' folders -> RUN/results.json, report.md, summary.txt, predictions.parquet, plots.
+"""Stage `report`: writes RUN/results.json, report.md, summary.txt, predictions.parquet and plots.
 
-Cheap, so it is never resumed: every call writes all files anew, from what the stages left.
+The stage is cheap and keeps no record: every call writes all files anew from the other stages'.
 """
 
 import shutil
@@ -24,15 +24,15 @@ def report(run: Run, arms: Sequence[Arm]) -> dict[str, Any]:
     """Write the report of a run.
 
     Args:
-        run: With all stages finished.
-        arms: What is compared.
+        run: The run, whose other stages are finished.
+        arms: The arms to report.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        FileNotFoundError: A stage has not been run; nothing is written then.
-        ValueError: A stage was run with other settings; nothing is written then.
+        FileNotFoundError: A stage has not been run. Nothing is written in this case.
+        ValueError: A stage was run with other settings. Nothing is written in this case.
     """
     results = collect(run, arms)
     folder = run.folder

@@ -1,4 +1,4 @@
-"""RUN/results.json: everything that a run found, with all that is needed to judge and repeat it."""
+"""Gathers RUN/results.json: all results of a run, and what is needed to judge and repeat it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -54,7 +54,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
 
 
 def described(arm: Arm) -> dict[str, Any]:
-    """What a report says of an arm."""
+    """Description of an arm for the report."""
     about = arm.method.about
     return {
         "name": arm.name,
@@ -71,7 +71,7 @@ def described(arm: Arm) -> dict[str, Any]:
 
 
 def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
-    """The records of all stages behind a report, by name; evaluation comes last."""
+    """The records of all stages behind a report, by name; the evaluation comes last."""
     records = {"prepare": run.prepared}
     records |= {f"recommender {name}": run.network_record(name) for name in run.networks}
     for arm, seed in trained(run, arms):
@@ -83,13 +83,13 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
 
 
 def evaluation_seconds(run: Run, arms: Sequence[Arm]) -> float:
-    """Wall-clock time of all parts of the evaluation."""
+    """Wall-clock time of all parts of the evaluation together, in seconds."""
     parts = planned_parts(run, arms)
     return round(sum(read_record(part.folder, "evaluate").seconds for part in parts), 3)
 
 
 def trained(run: Run, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
-    """Arms and seeds that have a folder of their own."""
+    """The arms and seeds that were trained in the stage `adapt`."""
     return [
         (arm, seed)
         for arm in arms
@@ -99,7 +99,7 @@ def trained(run: Run, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
 
 
 def trainable_parameters(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, int]]:
-    """What each adapter trains, by arm: adapter, gate, projector, total."""
+    """Numbers of trained parameters by arm: `adapter`, `gate`, `projector`, `total`."""
     found: dict[str, dict[str, int]] = {}
     for arm, seed in trained(run, arms):
         path = arm_folder(run, arm, seed) / PARAMETERS
@@ -109,7 +109,7 @@ def trainable_parameters(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, i
 
 
 def _ceilings(run: Run) -> dict[str, float] | None:
-    """Attainable HitRatio@1, where it is known: on last windows of a made-up world."""
+    """Attainable HitRatio@1; None where it is unknown. It is known only for last windows."""
     prepared = run.experiment.prepare
     if run.experiment.evaluate.rows != "last":
         return None
@@ -117,7 +117,7 @@ def _ceilings(run: Run) -> dict[str, float] | None:
 
 
 def _llm(run: Run, arms: Sequence[Arm]) -> dict[str, Any] | None:
-    """The language model; None where no arm has one."""
+    """Description of the language model; None if no arm adapts one."""
     if not any(arm.method.is_adapter for arm in arms):
         return None
     if not run.has_stand_in:

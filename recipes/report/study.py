@@ -1,4 +1,4 @@
-"""A study's table: a row for each arm and combination of what varies, keyed by what differs."""
+"""The results of a study: a table with one row for each arm in each cell, a page and a plot."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,17 +24,17 @@ Results = Mapping[str, Any]
 def study_results(
     name: str, varied: Sequence[Mapping[str, Any]], found: Sequence[Results]
 ) -> dict[str, Any]:
-    """What DIR/results.json holds.
+    """The content of DIR/results.json.
 
     Args:
-        name: Of the study.
-        varied: For each run the fields that vary, with the values they have in it.
-        found: For each run its `results.json`.
+        name: Name of the study.
+        varied: For each cell, its values of the varied fields.
+        found: For each cell, the content of its `results.json`.
 
     Returns:
-        `differs`: names of the settings that differ between rows; `rows`: for each run and arm
-        these settings, the arm's metrics and parameters; `arms`; `cells`: each run's comparisons
-        and caveats.
+        `differs` holds the names of the settings that differ between rows; `rows` holds, for each
+        cell and arm, these settings, the metrics and the number of parameters; `arms` describes
+        the arms; `cells` holds each cell's comparisons, caveats and configuration.
     """
     rows = [
         _row(values, arm, results)
@@ -76,7 +76,7 @@ def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) ->
 
 
 def study_page(results: Results, figure: str) -> str:
-    """DIR/study.md, written from results.json alone."""
+    """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
     differs = results["differs"]
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
     head = ["method", *differs, *COLUMNS.values(), "trained parameters", "seeds"]
@@ -134,7 +134,7 @@ def _verdicts(results: Results) -> list[str]:
 
 
 def study_figure(results: Results) -> Figure:
-    """HitRatio@1 of ranked candidates, a row of the table a line, with its interval."""
+    """HitRatio@1 of ranked candidates, with one point and interval for each row of the table."""
     rows = [
         row
         for row in results["rows"]

@@ -1,4 +1,4 @@
-"""RUN/summary.txt: the result in a screenful."""
+"""Writes RUN/summary.txt, the result on one screen."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ COLUMNS = {
 
 
 def summary_text(results: Mapping[str, Any], report: Path) -> str:
-    """Table of the main figures, the best arm against its strongest rival, and where the report is.
+    """The main figures as a table, the best arm against its strongest rival, and the report's path.
 
     Args:
-        results: What `collect` returns.
+        results: The results, as `collect` returns them.
         report: Path of report.md.
     """
     evaluated = results["evaluated"]

@@ -1,4 +1,4 @@
-"""A difference in a sentence that says plainly whether the interval excludes zero."""
+"""Puts differences into sentences that say plainly whether the interval excludes zero."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 from recipes.report.naming import Arms, arms_of
 
 HEADLINE_KEYS = ("hit_ratio@1/generation/total", "hit_ratio@1/ranking")
-"""Metrics of the comparisons that are put into words."""
+"""Metrics whose comparisons are put into words."""
 Entry = Mapping[str, Any]
 
 
 def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each metric the comparison of the best arm with its strongest rival.
+    """For each metric, the comparison of the best arm with its strongest rival.
 
-    The best arm is the one with the highest value, whichever it is; the strongest rival has the
-    highest value of all others.
+    These are the arms with the highest and the second highest value, whichever they are.
     """
     found = []
     for key in HEADLINE_KEYS:
@@ -25,8 +24,10 @@ def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The comparisons to read: the headlines, then each pair of adapters, then adapters against
-    the strongest arm without a language model, by both metrics.
+    """The comparisons that a report puts into words, on both metrics.
+
+    First come the headlines, then each pair of adapters, then each adapter against the strongest
+    arm without a language model.
     """
     arms = arms_of(results)
     adapters = [name for name, arm in arms.items() if arm["is_adapter"]][::-1]
@@ -41,7 +42,7 @@ def differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ranked(results: Mapping[str, Any], key: str) -> list[str]:
-    """Arms that have the metric from data, the best one first; of equals the simpler one."""
+    """Arms with a measured value of the metric, best first; among equals, the simpler one first."""
     values = {
         entry["method"]: entry["value"]
         for entry in results["metrics"]
@@ -52,7 +53,7 @@ def _ranked(results: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _between(results: Mapping[str, Any], key: str, one: str, other: str) -> list[dict[str, Any]]:
-    """The comparison of two arms, as often as there is one."""
+    """The comparison of two arms on a metric, as a list; empty if there is none."""
     return [
         entry
         for entry in results["comparisons"]
@@ -61,7 +62,7 @@ def _between(results: Mapping[str, Any], key: str, one: str, other: str) -> list
 
 
 def verdict(entry: Entry, arms: Arms) -> str:
-    """What a comparison shows."""
+    """A comparison in words."""
     method, baseline = (arms[entry[side]]["title"] for side in ("method", "baseline"))
     label = entry["label"]
     if entry["value"] is None:

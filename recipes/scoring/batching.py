@@ -1,4 +1,4 @@
-"""Batches of prompts of like length, so that little of a left-padded batch is padding."""
+"""Batches of prompts of similar length, which need little padding."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,14 @@ from recipes.scoring.arrays import Ints
 
 
 def batches_by_length(lengths: Ints, batch_size: int, title: str) -> Iterator[Ints]:
-    """Yield positions 0..n-1 in batches, longest prompts first, under a progress bar.
+    """Yield indices 0 .. n-1 in batches, longest prompts first, and show a progress bar.
 
-    Longest first: a batch that does not fit into memory fails at once, not at the end.
+    Long prompts come first so that a batch too large for memory fails at once, not at the end.
+
+    Args:
+        lengths: int64 [n], number of tokens in each prompt.
+        batch_size: Number of prompts in a batch.
+        title: Label of the progress bar.
     """
     order = np.argsort(-lengths, kind="stable")
     with tqdm(total=len(order), desc=title, unit="row") as bar:

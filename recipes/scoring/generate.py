@@ -1,4 +1,4 @@
-"""Greedy answers to the prompts."""
+"""Generates answers to prompts, with greedy decoding."""
 
 from collections.abc import Sequence
 
@@ -27,11 +27,11 @@ def generate_answers(
     Args:
         adapted: Model, tokenizer and prompts.
         split: "train", "val" or "test".
-        rows: Rows of the split.
-        lengths: int64 [n], tokens of each prompt (`prompt_lengths`).
-        batch_size: Prompts of a batch.
-        max_new_tokens: Tokens generated at most.
-        title: Name of the progress bar.
+        rows: n row numbers of the split.
+        lengths: int64 [n], number of tokens in each prompt (`prompt_lengths`).
+        batch_size: Number of prompts in a batch.
+        max_new_tokens: Maximum number of generated tokens.
+        title: Label of the progress bar.
     """
     tokenizer = adapted.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -46,7 +46,7 @@ def generate_answers(
     for batch in batches_by_length(lengths, batch_size, title):
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
-        # Given embeddings only, generate returns the new tokens only.
+        # When its input is embeddings, `generate` returns only the new tokens.
         tokens = adapted.model.generate(
             inputs_embeds=inputs.inputs_embeds,
             attention_mask=inputs.attention_mask,

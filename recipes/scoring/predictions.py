@@ -1,4 +1,4 @@
-"""What a method says of evaluated rows: scores of candidates, and where it writes, answers."""
+"""A method's predictions for the evaluated rows: scores of candidates, and answers if it writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Predictions:
     """Predictions for n rows."""
 
     scores: Floats
-    """float64 [n, c], aligned with the rows' candidates; higher is better."""
+    """float64 [n, c], in the order of each row's candidates; higher is better."""
     texts: Sequence[str] | None = None
     """n generated answers; None for a method that only scores."""
     gates: Tensor | None = None
@@ -30,13 +30,13 @@ class Predictions:
 def llm_predictions(
     adapted: AdaptedModel, label: str, rows: EvaluatedRows, config: EvaluateConfig
 ) -> Predictions:
-    """The candidates' log-probabilities and a generated answer for each row.
+    """The candidates' log-probabilities, a generated answer and any gate weights for each row.
 
     Args:
         adapted: Model, tokenizer and prompts.
-        label: On progress bars: `ilora seed 0`.
-        rows: n rows.
-        config: Batch size and what else governs generation and ranking.
+        label: Label of progress bars, such as `ilora seed 0`.
+        rows: The evaluated rows.
+        config: Batch size, and settings of generation and ranking.
     """
     wanted = rows.rows.tolist()
     lengths = adapted.prompt_lengths(rows.split, wanted)

@@ -1,7 +1,8 @@
-"""Likelihood ranking: log p(title | prompt) of every candidate, a true ranking by the LLM.
+"""Likelihood ranking: the LLM ranks all candidates by log p(title | prompt).
 
-The prompt is run once; its key-value cache is repeated for the candidates, whose tokens are run in
-one more forward. `tests/recipes/test_rank.py` holds this against whole sequences scored one by one.
+The prompt is run once. Its key-value cache is then repeated for the candidates, whose tokens are
+run in one further forward pass. `tests/recipes/test_rank.py` checks this against whole sequences
+scored one by one.
 """
 
 import inspect
@@ -29,19 +30,19 @@ def score_candidates(
     length_normalised: bool = False,
     title: str = "rank",
 ) -> Floats:
-    """Score of each row's candidates, float64 [n, c]; higher is likelier.
+    """Scores of each row's candidates, float64 [n, c]; higher is likelier.
 
     Args:
         adapted: Model, prompts and the answers' token ids.
         split: "train", "val" or "test".
-        rows: n rows of the split.
-        lengths: int64 [n], tokens of each prompt (`prompt_lengths`).
+        rows: n row numbers of the split.
+        lengths: int64 [n], number of tokens in each prompt (`prompt_lengths`).
         candidates: int64 [n, c], item ids.
-        batch_size: Sequences (prompt x candidate) run at once, about.
-        length_normalised: Divide by the answer's tokens. The default, the plain sum with the
-            end-of-sequence token, is the log-probability of the answer; the mean is no probability
-            but does not favour short titles.
-        title: Name of the progress bar.
+        batch_size: Approximate number of (prompt, candidate) sequences run at once.
+        length_normalised: Divide by the answer's number of tokens. By default the score is the sum
+            over tokens, end-of-sequence included, which is the log-probability of the answer. The
+            mean is not a log-probability, but does not favour short titles.
+        title: Label of the progress bar.
     """
     scores = np.empty(candidates.shape)
     rows_at_once = max(1, batch_size // candidates.shape[1])
@@ -54,10 +55,10 @@ def score_candidates(
 
 
 def _tied(scores: Floats, candidates: Ints, answer_ids: Sequence[Sequence[int]]) -> Floats:
-    """Give candidates of a row with the same title the same score, to the last bit.
+    """Give candidates of a row that have the same title exactly the same score.
 
-    Their sums differ by rounding, since a matrix product treats its rows differently, and a tie
-    that rounding breaks would be a coin toss instead of counting against the method.
+    Their scores differ by rounding, since a matrix product may round its rows differently. Ties
+    count against the method; rounding would instead break them at random.
     """
     titles: dict[tuple[int, ...], int] = {}
     kinds = np.array([titles.setdefault(tuple(ids), len(titles)) for ids in answer_ids])
@@ -80,7 +81,7 @@ def answer_log_probs(
         model: A causal LM (adapted or not) that returns logits and a key-value cache.
         inputs: b left-padded prompts.
         answers: Token ids of c answers for each prompt, end-of-sequence included.
-        length_normalised: Mean over an answer's tokens in place of the sum.
+        length_normalised: Take the mean over an answer's tokens in place of the sum.
     """
     choices = len(answers[0])
     tokens, present = _right_padded(answers, inputs.attention_mask)  # both [b * c, l]
@@ -92,7 +93,7 @@ def answer_log_probs(
         **_accepted(model, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0), logits_to_keep=1),
         **_routing(inputs, repeats=1),
     )
-    # Left padding puts every prompt's last token into the last column, which predicts token 0.
+    # With left padding every prompt's last token is in the last column; it predicts answer token 0.
     first = prompt.logits[:, -1:].repeat_interleave(choices, dim=0)
     log_probs = _log_probs(first, tokens[:, :1])
     if tokens.shape[1] > 1:
@@ -117,7 +118,10 @@ def answer_log_probs(
 def _right_padded(
     answers: Sequence[Sequence[Sequence[int]]], like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """[b][c][tokens] -> token ids (0 where padded) and their mask, int64 [b * c, longest] each."""
+    """Pad answers on the right: [b][c][tokens] -> token ids (padded with 0) and their mask.
+
+    Both are int64 [b * c, longest], on the device of `like`.
+    """
     flat = [list(answer) for row in answers for answer in row]
     longest = max(len(answer) for answer in flat)
     if min(len(answer) for answer in flat) == 0:
@@ -128,21 +132,24 @@ def _right_padded(
 
 
 def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[rows, l, vocabulary] logits and [rows, l] tokens -> float32 log-probabilities [rows, l]."""
+    """Log-probabilities of tokens: logits [rows, l, vocabulary], tokens [rows, l] -> [rows, l].
+
+    They are computed in float32.
+    """
     values = logits.float()
     chosen = values.gather(2, tokens.unsqueeze(2)).squeeze(2)
     return chosen - values.logsumexp(dim=2)
 
 
 def _accepted(model: nn.Module, **optional: Tensor | int) -> dict[str, Tensor | int]:
-    """Those keywords that the model's forward has: without absolute positions it needs none."""
+    """The keywords that the model's forward accepts. One without `position_ids` needs none."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     known = inspect.signature(base.forward).parameters
     return {name: value for name, value in optional.items() if name in known}
 
 
 def _routing(inputs: PromptInputs, repeats: int) -> dict[str, Tensor]:
-    """The routing keyword for a forward of b * repeats rows; none for methods without routing."""
+    """The routing keyword for a forward of b * repeats rows; empty for methods without routing."""
     if inputs.routing_embeds is None:
         return {}
     return {"routing_embeds": inputs.routing_embeds.repeat_interleave(repeats, dim=0)}

@@ -1,4 +1,4 @@
-"""Which rows of a split are evaluated."""
+"""Selects the rows of a split that are evaluated."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class EvaluatedRows:
 
     split: SplitName
     rows: Ints
-    """int64 [n], ascending; index into the split."""
+    """int64 [n], ascending row numbers of the split."""
     user_ids: Ints
-    """int64 [n]."""
+    """int64 [n], user id of each row."""
     targets: Ints
     """int64 [n], item ids."""
     candidates: Ints
@@ -32,13 +32,14 @@ class EvaluatedRows:
 
 
 def evaluated_rows(split: Split, config: EvaluateConfig) -> EvaluatedRows:
-    """Choose rows of a split: `rows` and `min_history` first, then the first `max_users` users.
+    """Select rows of a split by `rows` and `min_history`, then limit them to `max_users` users.
 
-    Users count in the order of their rows in the split, so a smaller `max_users` is a prefix.
+    The first users in the order of the split are kept, so the users of a smaller `max_users` are a
+    prefix of those of a larger one.
 
     Raises:
-        ValueError: Fewer than two users are left, a row's candidates do not hold its target exactly
-            once, or a cut-off exceeds the number of candidates.
+        ValueError: Fewer than two users are left, a row's candidates do not contain its target
+            exactly once, or a cut-off exceeds the number of candidates.
     """
     chosen = split.is_last.copy() if config.rows == "last" else np.ones_like(split.is_last)
     chosen &= split.history_lengths >= config.min_history

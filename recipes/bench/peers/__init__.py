@@ -1,1 +1,1 @@
-"""Programs that run another project's code in an environment of its own."""
+"""Programs that run another project's code, each in an environment of that project."""

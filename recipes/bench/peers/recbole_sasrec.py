@@ -1,8 +1,9 @@
-"""RecBole's SASRec on given sequences: `python recbole_sasrec.py SEQUENCES.json SETTINGS.json`.
+"""Trains RecBole's SASRec: `python recbole_sasrec.py SEQUENCES.json SETTINGS.json`.
 
-Runs in RecBole's environment, hence without anything of this project. The last line printed is
-JSON: `seconds` of each training epoch, `examples` of an epoch, `losses`, and `hits`: whether each
-user's held-out item is among the ten best of the whole catalogue.
+This runs in RecBole's environment and therefore imports nothing of this project. The last line that
+it prints is JSON with the `seconds` and `losses` of each epoch, the number of `examples` in an
+epoch, the number of `parameters`, and `hits`, which tells for each user whether the held-out item
+is among the ten best of the whole catalogue.
 """
 
 # pyright: reportMissingImports=false
@@ -26,7 +27,7 @@ from recbole.utils.case_study import full_sort_topk  # noqa: E402
 
 
 class TimedTrainer(Trainer):
-    """RecBole's, with a clock around each epoch."""
+    """RecBole's trainer, which also records the seconds and the loss of each epoch."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -41,7 +42,7 @@ class TimedTrainer(Trainer):
 
 
 def write_interactions(folder: Path, sequences: list[list[int]]) -> None:
-    """RecBole's format: a header with types, one interaction a line."""
+    """Write RecBole's format: a header with types, then one interaction in each line."""
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user, items in enumerate(sequences):
         lines += [f"{user}\t{item}\t{time}" for time, item in enumerate(items)]
@@ -53,7 +54,7 @@ def main(sequences: list[list[int]], settings: dict) -> dict:
     torch.set_num_threads(settings["threads"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.chdir(folder)  # RecBole leaves its logs where it runs
+        os.chdir(folder)  # RecBole writes its logs into the working directory
         write_interactions(folder, sequences)
         options = {
             "data_path": temporary,
@@ -118,5 +119,5 @@ def main(sequences: list[list[int]], settings: dict) -> dict:
 
 if __name__ == "__main__":
     given, chosen = (json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:])
-    sys.argv = sys.argv[:1]  # RecBole reads the command line, too
+    sys.argv = sys.argv[:1]  # RecBole also reads the command line
     print(json.dumps(main(given, chosen)))
