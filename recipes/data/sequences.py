@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from recipes.data.padding import PADDING, to_padded
+from recipes.data.padding import PADDING, padded
 from recipes.data.splits import SPLITS
 from recipes.datasets.dataset import ReadyWindows
 from recipes.datasets.ordering import places, run_starts
@@ -95,8 +95,10 @@ def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
     order = np.asarray(split.codes).argsort(kind="stable")
     table = ready.table.take(order)
     lists = [np.asarray(items, np.int64)[-max_history:] for items in table["history"]]
-    histories, targets = to_padded(lists, max_history), table["target"].to_numpy(np.int64)
-    for ids in (histories[histories != PADDING], targets):
+    items = np.concatenate([np.empty(0, np.int64), *lists])
+    lengths = np.fromiter(map(len, lists), np.int64)
+    targets = table["target"].to_numpy(np.int64)
+    for ids in (items, targets):
         if ids.size and not 0 <= ids.min() <= ids.max() < len(ready.titles):
             raise ValueError(
                 f"windows hold item ids from {ids.min()} to {ids.max()}, but there are "
@@ -108,7 +110,7 @@ def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
         "row": _rows(np.asarray(split.codes)[order]),
         "is_last": table["is_last"].to_numpy(np.bool_),
     }
-    lengths = (histories != PADDING).sum(axis=1)
+    histories = padded(items, lengths, max_history)
     return GivenWindows(targets, lengths, max_history, pd.DataFrame(columns), histories)
 
 
