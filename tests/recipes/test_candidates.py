@@ -98,9 +98,7 @@ def test_the_draw_agrees_with_drawing_row_by_row(arguments: dict) -> None:
 
 
 @given(draws(), st.data())
-def test_rows_may_be_drawn_in_as_many_calls_as_wanted(
-    arguments: dict, data: st.DataObject
-) -> None:
+def test_rows_may_be_drawn_in_as_many_calls_as_wanted(arguments: dict, data: st.DataObject) -> None:
     whole = draw_candidates(**arguments)
     rows = {key: arguments.pop(key) for key in ("excluded", "targets")}
     stream = CandidateStream(**arguments)
