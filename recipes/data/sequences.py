@@ -84,12 +84,15 @@ def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
     """Take windows as they come; the newest `max_history` items of a history are kept.
 
     Raises:
-        ValueError: A split has another name, or an item id is out of range.
+        ValueError: A split has another name or no windows, or an item id is out of range.
     """
     check_max_history(max_history)
     unknown = sorted(set(ready.table["split"]) - set(SPLITS))
     if unknown:
         raise ValueError(f"windows of split {unknown[0]!r}: name splits {', '.join(SPLITS)}")
+    empty = [name for name in SPLITS if name not in set(ready.table["split"])]
+    if empty:
+        raise ValueError(f"no windows of split {empty[0]}: every split needs some")
     # Rows of a split together, in the order in which they come.
     split = pd.Categorical(ready.table["split"], categories=list(SPLITS))
     order = np.asarray(split.codes).argsort(kind="stable")
