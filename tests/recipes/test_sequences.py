@@ -117,6 +117,9 @@ def test_ready_windows_are_grouped_by_split_in_the_order_in_which_they_come() ->
     assert windows.items(slice(1, 4)).tolist() == [0, 9, 3, 3, 7]
 
 
+ONE_OF_EACH = [(split, user, [1], 3, True) for user, split in enumerate(("train", "val", "test"))]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -131,7 +134,14 @@ def test_ready_windows_of_unknown_splits_or_items_are_refused(
     row: tuple[str, int, list[int], int, bool], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        given_windows(ready(("train", 0, [1], 3, True), row), 4)
+        given_windows(ready(*ONE_OF_EACH, row), 4)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_ready_windows_without_any_of_a_split_are_refused(place: int) -> None:
+    rows = [row for row in ONE_OF_EACH if row is not ONE_OF_EACH[place]]
+    with pytest.raises(ValueError, match=f"no windows of split {ONE_OF_EACH[place][0]}"):
+        given_windows(ready(*rows), 4)
 
 
 def test_ready_windows_too_are_refused_a_history_of_no_items() -> None:
