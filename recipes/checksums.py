@@ -57,4 +57,9 @@ class Checksums:
             found = read_json(self.memory)
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            return {}
+        names = {"size", "mtime_ns", "sha256"}
+        return {
+            key: one for key, one in found.items() if isinstance(one, dict) and names <= one.keys()
+        }

@@ -103,7 +103,8 @@ def _write(
         windows = sliding_windows(interactions, config.max_history)
         write_parts(folder / "interactions.parquet", _interactions(interactions))
     else:
-        interactions, windows = None, given_windows(_kept_windows(read, config), config.max_history)
+        windows = given_windows(_kept_windows(read, config), config.max_history)
+        (folder / "interactions.parquet").unlink(missing_ok=True)  # another dataset's
     recurring = _recurring(windows)
     items = pd.DataFrame({"item_id": np.arange(len(read.titles)), "title": read.titles})
     write_table(folder / "items.parquet", items)

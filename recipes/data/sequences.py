@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from recipes.data.padding import PADDING, to_padded
+from recipes.data.padding import PADDING, padded
 from recipes.data.splits import SPLITS
 from recipes.datasets.dataset import ReadyWindows
 from recipes.datasets.ordering import places, run_starts
@@ -84,19 +84,25 @@ def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
     """Take over windows that the dataset has cut; histories keep their newest `max_history` items.
 
     Raises:
-        ValueError: A split has a name that is not in `SPLITS`, or an item id is out of range.
+        ValueError: A split has a name that is not in `SPLITS`, or no windows, or an item id is out
+            of range.
     """
     check_max_history(max_history)
     unknown = sorted(set(ready.table["split"]) - set(SPLITS))
     if unknown:
         raise ValueError(f"windows of split {unknown[0]!r}: name splits {', '.join(SPLITS)}")
+    empty = [name for name in SPLITS if name not in set(ready.table["split"])]
+    if empty:
+        raise ValueError(f"no windows of split {empty[0]}: every split needs some")
     # Bring the rows of a split together; within a split they keep their order.
     split = pd.Categorical(ready.table["split"], categories=list(SPLITS))
     order = np.asarray(split.codes).argsort(kind="stable")
     table = ready.table.take(order)
     lists = [np.asarray(items, np.int64)[-max_history:] for items in table["history"]]
-    histories, targets = to_padded(lists, max_history), table["target"].to_numpy(np.int64)
-    for ids in (histories[histories != PADDING], targets):
+    items = np.concatenate([np.empty(0, np.int64), *lists])
+    lengths = np.fromiter(map(len, lists), np.int64)
+    targets = table["target"].to_numpy(np.int64)
+    for ids in (items, targets):
         if ids.size and not 0 <= ids.min() <= ids.max() < len(ready.titles):
             raise ValueError(
                 f"windows hold item ids from {ids.min()} to {ids.max()}, but there are "
@@ -108,7 +114,7 @@ def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
         "row": _rows(np.asarray(split.codes)[order]),
         "is_last": table["is_last"].to_numpy(np.bool_),
     }
-    lengths = (histories != PADDING).sum(axis=1)
+    histories = padded(items, lengths, max_history)
     return GivenWindows(targets, lengths, max_history, pd.DataFrame(columns), histories)
 
 

@@ -107,6 +107,5 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists -> all values, one list after the other, and each list's length (int64)."""
     lists = column.combine_chunks()
-    return lists.flatten().to_numpy().astype(np.int64, copy=False), np.diff(
-        lists.offsets.to_numpy()
-    )
+    values = lists.flatten().to_numpy().astype(np.int64, copy=False)
+    return values, np.diff(lists.offsets.to_numpy().astype(np.int64))

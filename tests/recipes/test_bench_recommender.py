@@ -11,7 +11,7 @@ from recipes.__main__ import main
 from recipes.bench import prepare, recommender
 from recipes.bench.prepare import PrepareBenchConfig, write_raw
 from recipes.bench.recommender import RecommenderConfig, hit_ratio, interval, make_sequences
-from recipes.data import lastfm
+from recipes.datasets import lastfm
 
 TINY = [
     "--num_users=24",

@@ -5,9 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.candidates import draw_candidates
+from recipes.data.candidates import CandidateStream
+from recipes.data.splits import SplitName
 
 NO_HISTORY = -1
+
+
+def draw_candidates(
+    excluded: np.ndarray,
+    targets: np.ndarray,
+    num_items: int,
+    num_candidates: int,
+    seed: int,
+    split: SplitName,
+) -> np.ndarray:
+    """All rows of a split in one call."""
+    return CandidateStream(num_items, num_candidates, seed, split).draw(excluded, targets)
 
 
 @st.composite
@@ -84,11 +97,22 @@ def test_the_draw_agrees_with_drawing_row_by_row(arguments: dict) -> None:
     assert draw_candidates(**arguments).tolist() == reference(**arguments)
 
 
-def many(seed: int = 0, split: str = "test") -> np.ndarray:
+@given(draws(), st.data())
+def test_rows_may_be_drawn_in_as_many_calls_as_wanted(arguments: dict, data: st.DataObject) -> None:
+    whole = draw_candidates(**arguments)
+    rows = {key: arguments.pop(key) for key in ("excluded", "targets")}
+    stream = CandidateStream(**arguments)
+    cut = data.draw(st.integers(0, len(whole)))
+    for part in (slice(0, cut), slice(cut, None)):
+        drawn = stream.draw(rows["excluded"][part], rows["targets"][part])
+        np.testing.assert_array_equal(drawn, whole[part])
+
+
+def many(seed: int = 0, split: SplitName = "test") -> np.ndarray:
     """60,000 rows: items 0 .. 7, history {1, 5}, target 3; negatives from {0, 2, 4, 6, 7}."""
     excluded = np.tile(np.array([NO_HISTORY, 5, 1]), (60_000, 1))
     targets = np.full(60_000, 3)
-    return draw_candidates(excluded, targets, 8, 3, seed, split)  # type: ignore[arg-type]
+    return draw_candidates(excluded, targets, 8, 3, seed, split)
 
 
 def test_every_set_of_negatives_is_equally_likely() -> None:

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from recipes.data.download import download
+from recipes.datasets.download import download
 
 MARKER = "taggings.dat"
 

@@ -5,12 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recipes.data import lastfm
-from recipes.data.candidates import draw_candidates
+from recipes.checksums import Checksums
+from recipes.data.candidates import CandidateStream
 from recipes.data.prepare import prepare
 from recipes.data.sequences import sliding_windows
+from recipes.data.splits import assign_splits
 from recipes.data.tables import PreparedData
-from recipes.experiment import PrepareConfig, Protocol
+from recipes.datasets import lastfm
+from recipes.datasets.lastfm import LastFM
+from recipes.experiment import PrepareConfig
 
 GENUINE = Path(__file__).resolve().parents[2] / ".." / "shared/data/raw/hetrec2011-lastfm-2k"
 needs_genuine = pytest.mark.skipif(
@@ -81,8 +84,12 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read(folder: Path, protocol: Protocol) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
-    return lastfm.read(PrepareConfig(dataset="lastfm", protocol=protocol), folder)
+def read(folder: Path, protocol: str) -> tuple[pd.DataFrame, list[str]]:
+    """Interactions as `prepare` orders and splits them, and titles."""
+    dataset = LastFM()
+    files = dataset.raw_files(folder)
+    found = dataset.read(PrepareConfig(dataset="lastfm", protocol=protocol), files)
+    return assign_splits(found.table, found.ranking), found.titles
 
 
 def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
@@ -93,18 +100,19 @@ def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
 
 
 def test_llara_takes_file_order_and_ranks_users_by_first_rows(raw: Path) -> None:
-    interactions, titles, checksums = read(raw, "llara")
+    interactions, titles = read(raw, "llara")
     assert titles == TITLES
     assert sequences(interactions) == FILE_ORDER
     assert list(sequences(interactions)) == list(SPLIT)
     assert interactions.groupby("user_id")["split"].first().to_dict() == SPLIT
-    assert sorted(checksums) == ["artists.dat", "user_taggedartists.dat"]
+    files = LastFM().raw_files(raw)
+    assert files == {name: raw / name for name in ("artists.dat", "user_taggedartists.dat")}
 
 
 def test_chronological_takes_the_date_of_the_first_tag_and_keeps_file_order_in_ties(
     raw: Path,
 ) -> None:
-    interactions, titles, _ = read(raw, "chronological")
+    interactions, titles = read(raw, "chronological")
     # 20 in 2003 (its second row), 60 in 2007, 30 in 2008, 40 in 2009.
     assert sequences(interactions) == FILE_ORDER | {2: [0, 3, 1, 2]}
     assert titles == TITLES
@@ -112,7 +120,7 @@ def test_chronological_takes_the_date_of_the_first_tag_and_keeps_file_order_in_t
 
 
 def test_timestamps_are_midnights_in_milliseconds(raw: Path) -> None:
-    interactions, _, _ = read(raw, "chronological")
+    interactions, _ = read(raw, "chronological")
     user = interactions[interactions["user_id"] == 2]
     days = ["2003-06-05", "2007-01-01", "2008-03-07", "2009-01-01"]
     assert user["timestamp"].tolist() == [pd.Timestamp(day).value // 10**6 for day in days]
@@ -120,10 +128,10 @@ def test_timestamps_are_midnights_in_milliseconds(raw: Path) -> None:
 
 
 def test_line_ends_do_not_matter(raw: Path) -> None:
-    expected, titles, _ = read(raw, "llara")
+    expected, titles = read(raw, "llara")
     for path in raw.iterdir():
         path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
-    interactions, same_titles, _ = read(raw, "llara")
+    interactions, same_titles = read(raw, "llara")
     pd.testing.assert_frame_equal(interactions, expected)
     assert same_titles == titles
 
@@ -169,11 +177,25 @@ def test_names_in_another_encoding_are_refused(raw: Path) -> None:
         read(raw, "llara")
 
 
+def test_the_leak_of_file_order_is_a_caveat_of_that_protocol_alone() -> None:
+    leaking, sound = (
+        LastFM().caveats(PrepareConfig(dataset="lastfm", protocol=protocol))
+        for protocol in ("llara", "chronological")
+    )
+    assert leaking == [lastfm.LEAK]
+    assert sound == []
+
+
 @needs_genuine
 @pytest.mark.parametrize("protocol", ["llara", "chronological"])
-def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: Protocol) -> None:
-    prepare(PrepareConfig(dataset="lastfm", protocol=protocol, source=str(GENUINE)), tmp_path)
-    counts = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["counts"]
+def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: str) -> None:
+    config = PrepareConfig(dataset="lastfm", protocol=protocol, source=str(GENUINE))
+    folder = tmp_path / "prepare"
+    record = prepare(config, folder, Checksums(tmp_path / "checksums.json"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert sorted(record.inputs) == ["artists.dat", "user_taggedartists.dat"]
+    assert manifest["raw_sha256"] == record.inputs
+    counts = manifest["counts"]
     assert counts["interactions"] == 56_794
     assert counts["items"] == 4606
     assert counts["duplicate_titles"] == 0
@@ -184,7 +206,7 @@ def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: 
     usable = counts["last_windows_with_history_of_3"]
     assert (usable["val"], usable["test"]) == (122, 122)
 
-    test = PreparedData.load(tmp_path).split("test")
+    test = PreparedData.load(folder).split("test")
     assert len(test) == 2861 and test.is_last.sum() == 122
     assert ((test.candidates == test.targets[:, None]).sum(axis=1) == 1).all()
     assert not (test.candidates[:, :, None] == test.histories[:, None, :]).any()
@@ -193,19 +215,20 @@ def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: 
 @needs_genuine
 @pytest.mark.parametrize(("protocol", "hit_ratio"), [("llara", 0.32), ("chronological", 0.20)])
 def test_the_next_artist_id_is_as_good_a_guess_as_documented(
-    protocol: Protocol, hit_ratio: float
+    protocol: str, hit_ratio: float
 ) -> None:
-    interactions, titles, _ = read(GENUINE, protocol)
+    interactions, titles = read(GENUINE, protocol)
     names = pd.read_csv(
         GENUINE / lastfm.ARTISTS, sep="\t", quoting=3, usecols=["id", "name"], encoding="utf-8"
     )
     artist_ids = names.set_index(names["name"].str.strip())["id"].loc[titles].to_numpy()
     windows = sliding_windows(interactions, 10)
     rows = ((windows.table["split"] == "test") & windows.table["is_last"]).to_numpy()
-    histories, targets = windows.histories[rows], windows.targets[rows]
+    histories = windows.cut(slice(0, len(rows)))[rows]
+    targets = windows.targets[rows]
     hits = []
     for seed in range(50):
-        candidates = draw_candidates(histories, targets, len(titles), 20, seed, "test")
+        candidates = CandidateStream(len(titles), 20, seed, "test").draw(histories, targets)
         ids = artist_ids[candidates]
         above = np.where(ids > artist_ids[histories[:, -1:]], ids, np.iinfo(np.int64).max)
         hits.append(candidates[np.arange(len(ids)), above.argmin(axis=1)] == targets)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.ordering import order_by, places, run_starts
+from recipes.datasets.ordering import order_by, places, run_starts
 
 
 @given(

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from recipes.prompting.normaliser import Normaliser
+from recipes.artifacts import read_tensors
 from recipes.prompting.projector import Projector, fill_slots, new_projector
+from recipes.recommenders.normaliser import Normaliser
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_standardised_vectors_have_mean_0_and_deviation_1_and_constants_become_0
     items[:, 1] = 7
     normaliser = Normaliser.fit(items, users)
     normaliser.save(tmp_path / "normaliser.safetensors")
-    loaded = Normaliser.load(tmp_path / "normaliser.safetensors")
+    loaded = Normaliser(**read_tensors(tmp_path / "normaliser.safetensors"))
     std, mean = torch.std_mean(loaded.items(items), dim=0, correction=0)
     torch.testing.assert_close(mean, torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.tensor([1.0, 0, 1, 1]), atol=1e-4, rtol=0)

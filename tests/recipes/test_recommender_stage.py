@@ -9,16 +9,23 @@ import pytest
 import torch
 
 from recipes.artifacts import read_json, read_tensors, sha256
-from recipes.data import synthetic
-from recipes.data.prepare import prepare
 from recipes.data.splits import SplitName
 from recipes.data.tables import PreparedData
-from recipes.experiment import PrepareConfig, RecommenderConfig, SyntheticConfig
-from recipes.recommender import checkpoint, train
-from recipes.recommender.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
-from recipes.recommender.fit import Windows, _shuffled, fit, validate
-from recipes.recommender.representations import Representations
-from recipes.recommender.train import build_model, train_recommender
+from recipes.datasets import synthetic
+from recipes.experiment import Experiment, PrepareConfig, RecommenderConfig, SyntheticConfig
+from recipes.recommenders import checkpoint, train
+from recipes.recommenders.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
+from recipes.recommenders.fit import Windows, _shuffled, fit, validate
+from recipes.recommenders.representations import Representations
+from recipes.recommenders.sasrec import SASRec
+from recipes.recommenders.train import (
+    build_model,
+    check_config,
+    recommender_stage,
+    train_recommender,
+)
+from recipes.recommenders.vectors import Vectors
+from recipes.run import Network, Run
 
 SMALL = RecommenderConfig(hidden_size=16, num_layers=1, learning_rate=1e-2, max_epochs=4)
 RESULTS = (
@@ -38,55 +45,76 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepare")
-    prepare(PrepareConfig(synthetic=SyntheticConfig(num_users=60)), folder)
-    return folder
+PREPARE = PrepareConfig(synthetic=SyntheticConfig(num_users=60))
+
+
+def new_run(
+    folder: Path, prepare: PrepareConfig = PREPARE, config: RecommenderConfig = SMALL
+) -> Run:
+    experiment = Experiment(out=str(folder), prepare=prepare, recommender=config)
+    return Run(experiment, {"sasrec": Network(SASRec, config)})
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recommender")
-    train_recommender(SMALL, data, folder)
-    return folder
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Prepared, and its recommender trained."""
+    made = new_run(tmp_path_factory.mktemp("run"))
+    made.prepare()
+    made.train_network("sasrec")
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(run: Run) -> PreparedData:
+    return run.data
+
+
+@pytest.fixture(scope="module")
+def trained(run: Run) -> Path:
+    return run.network_folder("sasrec")
+
+
+def train_into(
+    folder: Path, data: PreparedData, config: RecommenderConfig = SMALL, identity: str = "me"
+) -> None:
+    train_recommender(SASRec, config, data, folder, identity)
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {name: sha256(folder / name) for name in RESULTS}
 
 
-def test_the_stage_writes_its_files_and_nothing_else(data: Path, trained: Path):
+def test_the_stage_writes_its_files_and_nothing_else(data: PreparedData, trained: Path):
     files = {path.name for path in trained.iterdir()}
     assert files == {*RESULTS, "record.json"}
-    prepared = PreparedData.load(data)
     representations = Representations.load(trained)
-    assert representations.items.shape == (prepared.num_items, 16)
+    assert representations.items.shape == (data.num_items, 16)
     for name, users in representations.users.items():
-        assert users.shape == (len(prepared.split(name)), 16)
+        assert users.shape == (len(data.split(name)), 16)
         assert users.dtype == torch.float32
     keys = ["epoch", "train_loss", "val_ndcg_10", "val_hr_1"]
     assert [list(line) for line in read_json(trained / "history.json")] == [keys] * 4
 
 
-def test_representations_are_aligned_with_the_rows_of_their_split(data: Path, trained: Path):
-    prepared = PreparedData.load(data)
-    model = build_model(SMALL, prepared.num_items, 10)
+def test_representations_are_aligned_with_the_rows_of_their_split(
+    data: PreparedData, trained: Path
+):
+    model = build_model(SASRec, SMALL, data.num_items, 10)
     model.load_state_dict(read_tensors(trained / "model.safetensors"))
     model.eval()
     for name, users in Representations.load(trained).users.items():
-        histories = prepared.split(name).histories
+        histories = data.split(name).histories
         for row in (0, 5, len(histories) - 1):
             alone = model(torch.tensor(histories[row : row + 1]))
             torch.testing.assert_close(users[row : row + 1], alone.detach())
 
 
 def test_a_score_is_the_dot_product_of_its_row_and_candidate(
-    trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ):
     representations = Representations.load(trained)
     rows = [7, 0, 30, 7, 12]
-    candidates = PreparedData.load(data).split("test").candidates[rows]
+    candidates = data.split("test").candidates[rows]
     candidates.flags.writeable = False
     users, items = representations.users["test"].numpy(), representations.items.numpy()
     naive = [
@@ -95,7 +123,7 @@ def test_a_score_is_the_dot_product_of_its_row_and_candidate(
     ]
     scores = representations.scores("test", rows, candidates)
     np.testing.assert_allclose(scores, naive, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr("recipes.recommender.representations.SCORED_AT_ONCE", 45)
+    monkeypatch.setattr("recipes.recommenders.representations.SCORED_AT_ONCE", 45)
     np.testing.assert_allclose(representations.scores("test", rows, candidates), scores)
 
 
@@ -104,24 +132,23 @@ def test_rows_without_candidates_are_refused(trained: Path):
         Representations.load(trained).scores("test", [0, 1], np.zeros((1, 20), np.int64))
 
 
-def test_a_finished_stage_is_not_run_again(
-    data: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_finished_stage_is_not_run_again(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
-    train_recommender(SMALL, data, trained)
+    again = new_run(run.folder)
+    assert again.train_network("sasrec") == run.network_record("sasrec")
 
 
-def test_the_seed_determines_every_byte(data: Path, trained: Path, tmp_path: Path):
+def test_the_seed_determines_every_byte(data: PreparedData, trained: Path, tmp_path: Path):
     torch.manual_seed(123)  # whatever was drawn before
-    train_recommender(SMALL, data, tmp_path / "again")
+    train_into(tmp_path / "again", data)
     assert digests(tmp_path / "again") == digests(trained)
-    train_recommender(replace(SMALL, seed=1), data, tmp_path / "other")
+    train_into(tmp_path / "other", data, replace(SMALL, seed=1))
     assert digests(tmp_path / "other") != digests(trained)
 
 
-def test_training_leaves_the_global_random_state_alone(data: Path, tmp_path: Path):
+def test_training_leaves_the_global_random_state_alone(data: PreparedData, tmp_path: Path):
     before = torch.get_rng_state()
-    train_recommender(replace(SMALL, max_epochs=1), data, tmp_path)
+    train_into(tmp_path, data, replace(SMALL, max_epochs=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -131,9 +158,11 @@ from pathlib import Path
 
 import torch
 
-import recipes.recommender.fit as fit
+import recipes.recommenders.fit as fit
+from recipes.data.tables import PreparedData
 from recipes.experiment import RecommenderConfig
-from recipes.recommender.train import train_recommender
+from recipes.recommenders.sasrec import SASRec
+from recipes.recommenders.train import train_recommender
 
 validate, calls = fit.validate, []
 
@@ -146,15 +175,17 @@ def validate_or_die(model, windows):
 torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in the last bit
 fit.validate = validate_or_die
 config = RecommenderConfig(hidden_size=16, num_layers=1, learning_rate=1e-2, max_epochs=4)
-train_recommender(config, Path(sys.argv[1]), Path(sys.argv[2]))
+data = PreparedData.load(Path(sys.argv[1]))
+train_recommender(SASRec, config, data, Path(sys.argv[2]), "me")
 """
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(
-    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", KILLED, str(data), str(tmp_path), str(torch.get_num_threads())]
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", KILLED, str(run.prepare_folder), str(tmp_path), threads]
     assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == -9
     assert len(read_json(tmp_path / "checkpoint" / checkpoint.INDEX)["history"]) == 2
     resumed_from = []
@@ -164,8 +195,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         resumed_from.append(len(progress.history))
         return progress
 
-    monkeypatch.setattr("recipes.recommender.fit.load_checkpoint", spy)
-    train_recommender(SMALL, data, tmp_path)
+    monkeypatch.setattr("recipes.recommenders.fit.load_checkpoint", spy)
+    train_into(tmp_path, run.data)
     assert resumed_from == [2]
     assert digests(tmp_path) == digests(trained)
     assert not (tmp_path / "checkpoint").exists()
@@ -231,7 +262,7 @@ def test_training_stops_after_patience_and_keeps_the_best_epoch(tmp_path: Path):
     histories, targets = torch.randint(20, (64, 5)), torch.randint(20, (64,))
     halves = [Windows(histories[rows], targets[rows]) for rows in (slice(32), slice(32, 64))]
     config = replace(SMALL, max_epochs=40, patience=3)
-    model = build_model(config, 20, 5)
+    model = build_model(SASRec, config, 20, 5)
     history = fit(model, halves[0], halves[1], config, tmp_path, "noise")
     gains = [epoch.val_ndcg_10 for epoch in history]
     best = int(np.argmax(gains))
@@ -248,15 +279,16 @@ def test_every_epoch_takes_all_windows_in_an_order_of_its_own(
         orders.append(torch.cat(batches := list(_shuffled(count, size))))
         return batches
 
-    monkeypatch.setattr("recipes.recommender.fit._shuffled", spy)
+    monkeypatch.setattr("recipes.recommenders.fit._shuffled", spy)
     windows = Windows(torch.randint(20, (50, 5)), torch.randint(20, (50,)))
-    fit(build_model(SMALL, 20, 5), windows, windows, replace(SMALL, batch_size=16), tmp_path, "")
+    model = build_model(SASRec, SMALL, 20, 5)
+    fit(model, windows, windows, replace(SMALL, batch_size=16), tmp_path, "")
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(torch.arange(50)) for order in orders)
 
 
 def test_windows_shorter_than_min_history_are_left_out(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
 
@@ -265,7 +297,7 @@ def test_windows_shorter_than_min_history_are_left_out(
         return fit(model, train_windows, val_windows, *rest)
 
     monkeypatch.setattr(train, "fit", spy)
-    train_recommender(replace(SMALL, max_epochs=1, min_history=4), data, tmp_path)
+    train_into(tmp_path, data, replace(SMALL, max_epochs=1, min_history=4))
     assert [len(windows.targets) for windows in seen] == [48 * 7, 6 * 7]
     assert all(((windows.histories >= 0).sum(dim=1) >= 4).all() for windows in seen)
 
@@ -273,31 +305,114 @@ def test_windows_shorter_than_min_history_are_left_out(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 3}, "num_heads=3 does not divide hidden_size=16"),
+        ({"num_heads": 3}, "num_heads=3 does not divide recommender.hidden_size=16"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"max_epochs": 0}, "max_epochs=0"),
-        ({"min_history": 11}, "min_history=11"),
+        ({"num_layers": 0}, "num_layers=0"),
     ],
 )
-def test_a_setting_out_of_range_is_refused(data: Path, tmp_path: Path, change: dict, message: str):
+def test_a_setting_out_of_range_is_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        train_recommender(replace(SMALL, **change), data, tmp_path)
+        check_config(SASRec, replace(SMALL, **change))
+
+
+def test_windows_that_leave_nothing_to_train_on_are_refused(data: PreparedData, tmp_path: Path):
+    with pytest.raises(ValueError, match="min_history=11"):
+        train_into(tmp_path, data, replace(SMALL, min_history=11))
     assert not list(tmp_path.iterdir())
 
 
 def test_unprepared_data_are_reported_with_the_remedy(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="python -m recipes prepare"):
-        train_recommender(SMALL, tmp_path / "nothing", tmp_path / "recommender")
+        new_run(tmp_path / "nothing").train_network("sasrec")
+
+
+def test_the_checkpoint_goes_by_the_identity_that_is_given(
+    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    identities = []
+
+    def spy(*given) -> list[Epoch]:
+        identities.append(given[-1])
+        return fit(*given)
+
+    monkeypatch.setattr(train, "fit", spy)
+    train_into(tmp_path, data, replace(SMALL, max_epochs=1), identity="a fingerprint")
+    assert identities == ["a fingerprint"]
+
+
+# ------------------------------------------------------------------ what determines the stage
+
+
+def test_a_recommender_depends_on_the_windows_and_not_on_the_candidates(run: Run, tmp_path: Path):
+    stage = run.network_stage("sasrec")
+    assert list(stage.inputs) == ["examples.parquet", "items.parquet"]
+    fingerprints = {}
+    for field, value in {"candidate_seed": 7, "num_candidates": 5, "max_history": 4}.items():
+        other = new_run(tmp_path / field, replace(PREPARE, **{field: value}))
+        other.prepare()
+        fingerprints[field] = other.network_stage("sasrec").fingerprint
+    assert fingerprints["candidate_seed"] == fingerprints["num_candidates"] == stage.fingerprint
+    assert fingerprints["max_history"] != stage.fingerprint
+
+
+def test_a_recommender_is_not_trained_again_for_other_candidates(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shared = {}
+    for seed in (1, 2):
+        experiment = Experiment(
+            out=str(tmp_path / str(seed)), prepare=replace(PREPARE, candidate_seed=seed)
+        )
+        network = Network(SASRec, replace(SMALL, max_epochs=1))
+        one = Run(experiment, {"sasrec": network}, shared=tmp_path / "shared")
+        one.prepare()
+        shared[seed] = one.train_network("sasrec")
+        monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
+    assert shared[1] == shared[2]
+
+
+def test_every_setting_and_the_recommenders_version_determine_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    files = run.prepared.files
+    stages = [
+        recommender_stage(SASRec, config, files)
+        for config in (SMALL, replace(SMALL, seed=1), replace(SMALL, dropout=0.1))
+    ]
+    monkeypatch.setattr(SASRec, "version", 2)
+    stages.append(recommender_stage(SASRec, SMALL, files))
+    assert len({stage.fingerprint for stage in stages}) == 4
+
+
+def test_data_that_were_prepared_otherwise_are_refused(run: Run):
+    other = new_run(run.folder, replace(PREPARE, candidate_seed=7))
+    with pytest.raises(ValueError, match="was made with another candidate_seed"):
+        other.train_network("sasrec")
+
+
+def test_the_vectors_that_a_language_model_reads_are_standardised(run: Run, trained: Path):
+    vectors, raw = run.vectors("sasrec"), Representations.load(trained)
+    assert run.vectors("sasrec") is vectors
+    assert vectors.width == 16
+    for name, users in vectors.users.items():
+        mean, std = raw.users["train"].mean(0), raw.users["train"].std(0, correction=0)
+        torch.testing.assert_close(users, (raw.users[name] - mean) / std, atol=1e-5, rtol=1e-4)
+    for found in (vectors.items, vectors.users["train"]):
+        torch.testing.assert_close(found.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.std(0, correction=0), torch.ones(16), atol=1e-4, rtol=0)
+    assert torch.equal(Vectors.load(trained).items, vectors.items)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, Representations]:
     """A world of 500 users and a recommender that has learned it."""
     folder = tmp_path_factory.mktemp("world")
-    prepare(PrepareConfig(synthetic=SyntheticConfig(num_users=500)), folder / "prepare")
     config = RecommenderConfig(hidden_size=32, learning_rate=1e-2, max_epochs=14, dropout=0.1)
-    train_recommender(config, folder / "prepare", folder / "recommender")
-    return PreparedData.load(folder / "prepare"), Representations.load(folder / "recommender")
+    made = new_run(folder, PrepareConfig(synthetic=SyntheticConfig(num_users=500)), config)
+    made.prepare()
+    made.train_network("sasrec")
+    return made.data, Representations.load(made.network_folder("sasrec"))
 
 
 def test_the_recommender_predicts_what_the_last_item_alone_cannot(world):

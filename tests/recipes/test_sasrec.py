@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from recipes.experiment import RecommenderConfig
-from recipes.recommender.fit import Windows, fit, validate
-from recipes.recommender.ranking import Validation, target_ranks, validation
-from recipes.recommender.representations import encode
-from recipes.recommender.sasrec import Block, SASRec, attention_mask
+from recipes.recommenders.fit import Windows, fit, validate
+from recipes.recommenders.ranking import Validation, target_ranks, validation
+from recipes.recommenders.representations import encode
+from recipes.recommenders.sasrec import Block, SASRec, attention_mask
+from recipes.recommenders.train import build_model
 
 NUM_ITEMS, WIDTH = 30, 6
 
@@ -27,14 +28,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def model() -> SASRec:
     torch.manual_seed(0)
-    built = SASRec(
-        num_items=NUM_ITEMS,
-        max_history=WIDTH,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        dropout=0.5,
-    )
+    config = RecommenderConfig(hidden_size=8, num_layers=2, num_heads=2, dropout=0.5)
+    built = SASRec(config, num_items=NUM_ITEMS, max_history=WIDTH)
     for parameter in built.parameters():  # biases and norms start at 0 and 1: make them matter
         torch.nn.init.normal_(parameter, std=0.5)
     with torch.no_grad():
@@ -76,7 +71,7 @@ def test_left_padding_does_not_change_the_representation(model: SASRec):
 def test_representations_are_the_newest_states_however_histories_are_grouped(
     model: SASRec, monkeypatch: pytest.MonkeyPatch, group: int
 ):
-    monkeypatch.setattr("recipes.recommender.sasrec.GROUP", group)
+    monkeypatch.setattr("recipes.recommenders.sasrec.GROUP", group)
     histories = padded([3], [1, 4], [], [1, 5, 9, 2, 6, 5], [3, 5, 8], [7], [2, 7, 1, 8])
     newest = model.states(histories)[:, -1]
     torch.testing.assert_close(model(histories), newest)
@@ -165,6 +160,15 @@ def test_a_block_equals_the_papers_equations_written_naively(model: SASRec):
         np.testing.assert_allclose(numpy_of(computed[row]), naive, atol=1e-5)
 
 
+def test_the_loss_is_the_mean_cross_entropy_over_the_whole_catalogue(model: SASRec):
+    histories, targets = padded([1, 2], [3], []), torch.tensor([7, 0, NUM_ITEMS - 1])
+    nats = []
+    for history, target in zip(histories, targets.tolist(), strict=True):
+        scores = numpy_of(model.states(history[None])[0, -1]) @ numpy_of(model.item_embeddings).T
+        nats.append(np.log(np.exp(scores).sum()) - scores[target])
+    assert model.loss(histories, targets).item() == pytest.approx(np.mean(nats), rel=1e-5)
+
+
 def test_dropout_acts_in_training_only(model: SASRec):
     histories = padded([1, 2, 3])
     model.train()
@@ -182,9 +186,9 @@ def test_ranks_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch):
     users, items = torch.randn(50, 4), torch.randn(20, 4)
     targets = torch.randint(20, (50,))
     whole = target_ranks(users, items, targets)
-    monkeypatch.setattr("recipes.recommender.ranking.CHUNK", 7)
+    monkeypatch.setattr("recipes.recommenders.ranking.CHUNK", 7)
     assert torch.equal(target_ranks(users, items, targets), whole)
-    monkeypatch.setattr("recipes.recommender.ranking.SCORES", 45)
+    monkeypatch.setattr("recipes.recommenders.ranking.SCORES", 45)
     assert torch.equal(target_ranks(users, items, targets), whole)
 
 
@@ -198,7 +202,7 @@ def test_full_catalogue_scores_are_held_in_chunks_of_bounded_size(monkeypatch: p
             largest = max(largest, scores.numel())
             return scores
 
-    monkeypatch.setattr("recipes.recommender.ranking.SCORES", 1000)
+    monkeypatch.setattr("recipes.recommenders.ranking.SCORES", 1000)
     users, items = torch.randn(70, 4).as_subclass(Spy), torch.randn(90, 4)
     target_ranks(users, items, torch.randint(90, (70,)))
     assert largest == 11 * 90
@@ -217,15 +221,7 @@ def test_a_few_windows_are_learned_by_heart(tmp_path: Path):
     config = RecommenderConfig(
         hidden_size=16, dropout=0.0, learning_rate=1e-2, max_epochs=60, patience=60
     )
-    torch.manual_seed(0)
-    model = SASRec(
-        num_items=NUM_ITEMS,
-        max_history=WIDTH,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=1,
-        dropout=0.0,
-    )
+    model = build_model(SASRec, config, NUM_ITEMS, WIDTH)
     curve = fit(model, windows, windows, config, tmp_path, "by heart")
     assert validate(model, windows).hr_1 == 1.0
     assert curve[-1].train_loss < 0.1 < 2.0 < curve[0].train_loss

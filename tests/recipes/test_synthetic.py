@@ -5,19 +5,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recipes.checksums import Checksums
 from recipes.data.prepare import prepare
-from recipes.data.synthetic import (
+from recipes.data.tables import PreparedData
+from recipes.datasets.dataset import Interactions
+from recipes.datasets.synthetic import (
     FOLLOW,
     NUM_CHAIN,
     POOL,
     PROFILE_LENGTH,
+    Synthetic,
     ceilings,
-    read,
     successors,
     titles,
     user_kinds,
 )
-from recipes.data.tables import PreparedData
 from recipes.experiment import PrepareConfig, SyntheticConfig
 
 
@@ -26,10 +28,14 @@ def config(num_users: int = 20_000, num_kinds: int = 4, seed: int = 0) -> Prepar
     return PrepareConfig(dataset="synthetic", synthetic=world)
 
 
+def read(config: PrepareConfig) -> Interactions:
+    return Synthetic().read(config, {})
+
+
 @pytest.fixture(scope="module")
 def sequences() -> np.ndarray:
     """[users, 11] of the default world, only larger."""
-    return read(config())[0]["item_id"].to_numpy().reshape(20_000, -1)
+    return read(config()).table["item_id"].to_numpy().reshape(20_000, -1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def test_kinds_are_balanced_and_independent_of_the_order_of_users(kinds):
 
 
 def test_timestamps_order_users_and_positions():
-    interactions = read(config(num_users=50))[0]
+    interactions = read(config(num_users=50)).table
     assert interactions["timestamp"].is_monotonic_increasing
     assert interactions["timestamp"].is_unique
     assert interactions["position"].tolist() == list(range(11)) * 50
@@ -88,7 +94,7 @@ def test_timestamps_order_users_and_positions():
 
 
 def test_the_seed_determines_the_world():
-    first, again, other = (read(config(num_users=50, seed=seed))[0] for seed in (3, 3, 4))
+    first, again, other = (read(config(num_users=50, seed=seed)).table for seed in (3, 3, 4))
     pd.testing.assert_frame_equal(first, again)
     assert not first["item_id"].equals(other["item_id"])
 
@@ -120,8 +126,9 @@ def simulated_hit_ratio(
 @pytest.mark.parametrize(("num_kinds", "num_candidates"), [(4, 20), (2, 20), (4, 4)])
 def test_ceilings_match_a_simulation(num_kinds: int, num_candidates: int):
     world = config(num_users=40_000, num_kinds=num_kinds)
-    table, names, _ = read(world)
-    *_, last, targets = table["item_id"].to_numpy().reshape(40_000, -1).T
+    found = read(world)
+    names = found.titles
+    *_, last, targets = found.table["item_id"].to_numpy().reshape(40_000, -1).T
     kind = user_kinds(world.synthetic)
     priors = np.zeros((num_kinds, NUM_CHAIN, len(names)))  # naive: P(target | kind, last item)
     priors[:, :, :NUM_CHAIN] = (1 - FOLLOW) / NUM_CHAIN
@@ -145,8 +152,8 @@ def test_without_kinds_there_is_nothing_for_the_history_to_add():
 
 
 def test_negatives_come_from_the_visible_history_as_often_as_from_elsewhere(tmp_path: Path):
-    prepare(config(num_users=1500), tmp_path)
-    split = PreparedData.load(tmp_path).split("train")
+    prepare(config(num_users=1500), tmp_path / "prepare", Checksums(tmp_path / "checksums.json"))
+    split = PreparedData.load(tmp_path / "prepare").split("train")
     rows = split.history_lengths == 10
     histories, targets = split.histories[rows], split.targets[rows]
     drawn = (histories[:, :, None] == split.candidates[rows][:, None, :]).any(axis=2)
@@ -164,12 +171,22 @@ def test_negatives_come_from_the_visible_history_as_often_as_from_elsewhere(tmp_
 )
 def test_a_size_out_of_range_is_refused(world: SyntheticConfig, message: str):
     with pytest.raises(ValueError, match=message):
-        read(PrepareConfig(synthetic=world))
+        Synthetic().check(PrepareConfig(synthetic=world))
 
 
 def test_a_source_folder_is_refused():
     with pytest.raises(ValueError, match="omit it"):
-        read(config(), Path("somewhere"))
+        Synthetic().raw_files(Path("somewhere"))
+
+
+def test_the_datasets_ceilings_are_those_of_its_kinds_and_candidates():
+    chosen = config(num_kinds=2)
+    chosen.num_candidates = 4
+    attainable = ceilings(2, 4)
+    assert Synthetic().ceilings(chosen) == {
+        "oracle": attainable.oracle,
+        "last_item": attainable.last_item,
+    }
 
 
 def test_more_candidates_than_items_are_refused():
