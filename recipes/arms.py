@@ -41,7 +41,8 @@ def comparison(experiment: Experiment) -> Comparison:
     arms = [_arm(experiment, dict(entry)) for entry in asked]
     names = {arm.name for arm in arms}
     sources = {source for arm in arms for source in arm.method.sources(arm.settings)}
-    extra = [name for name in (*BASELINES, *sorted(sources)) if name not in names]
+    wanted = dict.fromkeys((*BASELINES, *sorted(sources)))
+    extra = [name for name in wanted if name not in names]
     arms += [_arm(experiment, {"method": name}) for name in extra if name in METHODS]
     _refuse_twins(arms)
     arms.sort(key=lambda arm: arm.method.about.order)
@@ -77,7 +78,9 @@ def _arm(experiment: Experiment, entry: dict[str, Any]) -> Arm:
     method = METHODS[entry.pop("method")]
     name = entry.pop("name", None)
     settings = method.configure(experiment, entry)
-    return Arm(_folder_name(name or _default_name(method.name, entry)), method, entry, settings)
+    # `name: 8` is a number in YAML.
+    chosen = _default_name(method.name, entry) if name is None else str(name)
+    return Arm(_folder_name(chosen), method, entry, settings)
 
 
 def _default_name(method: str, given: Mapping[str, Any]) -> str:

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from peft import LoraConfig, PeftConfig
 
-from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
+from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment, GatedSettings
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.checkpoints import checkpoint_folder
 from recipes.llm.train_adapter import train_adapter
 from recipes.methods.method import Arm, Method, arm_folder
-from recipes.methods.settings import checked, refuse_unknown
+from recipes.methods.settings import checked, positive_int, refuse_unknown
 from recipes.records import Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, llm_predictions
@@ -52,7 +52,10 @@ class AdapterMethod(Method):
         values = {name: value for name, value in given.items() if name in own}
         config = checked(self.Config, f"method {self.name}", shared, values, own)
         check_settings(config)
-        settings = asdict(config) | {SOURCE: given.get(SOURCE, experiment.recommender.name)}
+        source = given.get(SOURCE, experiment.recommender.name)
+        if not isinstance(source, str):
+            raise ValueError(f"method {self.name}: {SOURCE}={source!r} must be a name")
+        settings = asdict(config) | {SOURCE: source}
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
         self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
@@ -67,7 +70,7 @@ class AdapterMethod(Method):
         refuse_both(self.name, given, ("rank", "r"))
         values = dict(given)
         if "r" in values:
-            values["rank"] = values.pop("r")
+            values["rank"] = positive_int(f"method {self.name}", "r", values.pop("r"))
         return values
 
     @abstractmethod
@@ -159,7 +162,8 @@ def check_settings(settings: AdapterSettings) -> None:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
     names = ("prompt_history", "rank", "max_steps", "batch_size", "gradient_accumulation_steps")
-    for name in names:
+    gated = ("num_experts",) if isinstance(settings, GatedSettings) else ()
+    for name in (*names, *gated):
         if getattr(settings, name) < 1:
             raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
     if settings.batch_size % settings.gradient_accumulation_steps:

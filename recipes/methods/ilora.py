@@ -12,6 +12,7 @@ from recipes.experiment import Experiment, GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan, RoutedBy
 from recipes.methods.adapter import AdapterMethod, refuse_both
 from recipes.methods.method import Arm
+from recipes.methods.settings import positive_int
 from recipes.run import Run
 
 ROUTED_BY: dict[str, RoutedBy | None] = {"routing": "vector", "prompt": "prompt", "token": None}
@@ -59,7 +60,9 @@ class ILoRA(AdapterMethod):
             values = {"num_experts": len(ranks), "rank": sum(ranks)} | values
         experts = values.get("num_experts", experiment.adapt.num_experts)
         if "r" in values:
-            values["rank"] = values.pop("r") * experts
+            own = {"r": values.pop("r"), "num_experts": experts}
+            rank, count = (positive_int("method ilora", *pair) for pair in own.items())
+            values["rank"] = rank * count
         return values
 
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:

@@ -28,6 +28,9 @@ def checked(
         ValueError: A name is unknown, or a value has the wrong type.
     """
     refuse_unknown(owner, given, known)
+    for name, value in given.items():
+        if value is None:  # which the parser would let pass
+            raise ValueError(f"{owner}: {name} has no value")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config)
     try:
@@ -43,3 +46,14 @@ def refuse_unknown(owner: str, given: Mapping[str, Any], known: Iterable[str]) -
     for name in given:
         if name not in names:
             raise ValueError(f"{owner} has no setting {name!r}; it has {', '.join(names)}")
+
+
+def positive_int(owner: str, name: str, value: Any) -> int:
+    """The value of a setting that counts something.
+
+    Raises:
+        ValueError: It is not a positive int.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{owner}: {name}={value!r} must be a positive int")
+    return value

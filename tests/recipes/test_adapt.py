@@ -1,24 +1,35 @@
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from recipes.artifacts import read_tensors, run_stage, write_tensors
-from recipes.data.prepare import prepare
-from recipes.data.tables import PreparedData
-from recipes.experiment import AdaptConfig, PrepareConfig, StandInConfig, SyntheticConfig
-from recipes.llm.adapt import adapt, adapter_folder, check_config
-from recipes.llm.adapted import AdaptedModel, load_adapted
+from recipes.artifacts import read_tensors
+from recipes.experiment import (
+    AdaptConfig,
+    EvaluateConfig,
+    Experiment,
+    PrepareConfig,
+    RecommenderConfig,
+    StandInConfig,
+    SyntheticConfig,
+)
+from recipes.llm.adapted import AdaptedModel, adapted_model
 from recipes.llm.adapter_trainer import AdapterTrainer, parameter_groups
 from recipes.llm.hybrid_model import HybridModel
+from recipes.methods.method import Arm, arm_folder
+from recipes.pipeline import Pipeline
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import encode_answers, encode_prompts
 from recipes.prompting.projector import Projector
+from recipes.recommenders.representations import Representations
 
 CONFIG = AdaptConfig(
     methods=["lora", "ilora", "lora-user-slot"],
@@ -34,21 +45,43 @@ CONFIG = AdaptConfig(
 WIDTH = 64
 
 
-def prepared_run(run: Path) -> Path:
-    """The stages before `adapt`: a small world, and random vectors as its recommender."""
-    config = PrepareConfig(num_candidates=5, synthetic=SyntheticConfig(num_users=40))
-    record = prepare(config, run / "prepare")
-    data = PreparedData.load(run / "prepare")
+def pipeline(folder: Path, config: AdaptConfig = CONFIG, seeds: int = 1, **fields) -> Pipeline:
+    """A small world, and a recommender of one epoch."""
+    world = PrepareConfig(
+        protocol="chronological", num_candidates=5, synthetic=SyntheticConfig(num_users=40)
+    )
+    return Pipeline.of(
+        Experiment(
+            **{
+                "out": str(folder),
+                "seeds": seeds,
+                "prepare": world,
+                "recommender": RecommenderConfig(hidden_size=WIDTH, max_epochs=1),
+                "adapt": config,
+                "evaluate": EvaluateConfig(ks=[1]),
+                **fields,
+            }
+        )
+    )
 
-    def work() -> None:
-        torch.manual_seed(0)
-        rows = {name: torch.randn(len(split), WIDTH) for name, split in data.splits.items()}
-        write_tensors(run / "recommender" / "representations.safetensors", rows)
-        items = {"embeddings": torch.randn(data.num_items, WIDTH)}
-        write_tensors(run / "recommender" / "items.safetensors", items)
 
-    run_stage("recommender", run / "recommender", {}, {"prepare": record}, work)
-    return run
+def adapt(folder: Path, config: AdaptConfig = CONFIG, seeds: int = 1) -> Pipeline:
+    made = pipeline(folder, config, seeds)
+    made.adapt()
+    return made
+
+
+def arm_of(pipeline: Pipeline, name: str) -> Arm:
+    (found,) = [arm for arm in pipeline.arms if arm.name == name]
+    return found
+
+
+@contextmanager
+def loaded(pipeline: Pipeline, name: str) -> Iterator[AdaptedModel]:
+    run, arm = pipeline.run, arm_of(pipeline, name)
+    plan, vectors = arm.method.plan(run, arm, 0), run.vectors("sasrec")
+    with adapted_model(plan, run.llm, run.prompts, vectors, arm_folder(run, arm, 0)) as adapted:
+        yield adapted
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +91,32 @@ def batches() -> dict[str, list]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, batches) -> Path:
-    """A finished stage."""
-    run = prepared_run(tmp_path_factory.mktemp("run"))
+def made(tmp_path_factory, batches) -> Pipeline:
+    """A run whose stages up to `adapt` are finished."""
+    made = pipeline(tmp_path_factory.mktemp("run"))
+    made.prepare()
+    made.recommender()
     with pytest.MonkeyPatch.context() as patch:
         original = AdapterTrainer.compute_loss
 
         def spying(self, model, inputs, *args, **kwargs):
-            key = f"{self.hybrid_model.llm.peft_config['default'].peft_type}"
-            key += str(bool((inputs["slot_items"] == -2).any()))
             seen = (inputs["users"][:, 0].tolist(), bool(self.hybrid_steps[self.state.global_step]))
-            batches.setdefault(key, []).append(seen)
+            batches.setdefault(self.plan.label, []).append(seen)
             return original(self, model, inputs, *args, **kwargs)
 
         patch.setattr(AdapterTrainer, "compute_loss", spying)
-        adapt(CONFIG, run, seeds=1)
-    return run
+        made.adapt()
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(made) -> Path:
+    """Its folder."""
+    return made.run.folder
+
+
+def adapter_folder(run: Path, method: str, seed: int) -> Path:
+    return run / "adapt" / f"{method}-seed{seed}"
 
 
 def copied(run: Path, to: Path) -> Path:
@@ -81,7 +124,6 @@ def copied(run: Path, to: Path) -> Path:
     shutil.copytree(run, to)
     for method in CONFIG.methods:
         shutil.rmtree(adapter_folder(to, method, 0))
-    (to / "adapt" / "record.json").unlink()
     return to
 
 
@@ -113,7 +155,7 @@ def test_another_seed_has_another_order_and_curriculum(run, tmp_path, monkeypatc
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(AdapterTrainer, "compute_loss", spying)
-    adapt(replace(CONFIG, methods=["lora"]), copied(run, tmp_path / "again"), seeds=2)
+    adapt(copied(run, tmp_path / "again"), replace(CONFIG, methods=["lora"]), seeds=2)
     assert len(seen[0]) == len(seen[1]) == 6
     assert all(one != other for one, other in zip(seen[0], seen[1], strict=True))
 
@@ -152,7 +194,7 @@ def test_training_changes_every_trained_tensor(run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdapterTrainer, "create_optimizer", no_learning)
         untrained = copied(run, tmp_path / "untrained")
-        adapt(CONFIG, untrained, seeds=1)
+        adapt(untrained)
     before, after = weights(untrained), weights(run)
     assert [name for name in after if torch.equal(after[name], before[name])] == []
 
@@ -176,7 +218,7 @@ def interrupted(config: AdaptConfig, run: Path, step: int, monkeypatch) -> float
     with monkeypatch.context() as patch:
         patch.setattr(AdapterTrainer, "training_step", failing)
         with pytest.raises(KeyboardInterrupt):
-            adapt(config, run, seeds=1)
+            adapt(run, config)
     return epochs[0]
 
 
@@ -188,7 +230,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, monkeypatc
     assert saved == [f"checkpoint-{failing_step - 1}"]
     pickles = {path.name for path in again.rglob("*") if path.suffix in (".bin", ".pt", ".pth")}
     assert pickles <= {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
-    adapt(replace(CONFIG, methods=["ilora"]), again, seeds=1)
+    adapt(again, replace(CONFIG, methods=["ilora"]))
     assert_same(weights(again), weights(run))
     loss = "loss.json"
     folders = adapter_folder(again, "ilora", 0), adapter_folder(run, "ilora", 0)
@@ -200,10 +242,10 @@ def test_a_run_interrupted_in_its_second_epoch_resumes_to_the_same_result(
 ):
     config = replace(CONFIG, methods=["ilora"], min_history=10)
     whole, again = copied(run, tmp_path / "whole"), copied(run, tmp_path / "again")
-    adapt(config, whole, seeds=1)
+    adapt(whole, config)
     epoch = interrupted(config, again, 5, monkeypatch)
     assert 1 < epoch < 2
-    adapt(config, again, seeds=1)
+    adapt(again, config)
     assert_same(weights(again), weights(whole))
 
 
@@ -212,8 +254,8 @@ def test_a_run_interrupted_after_its_last_step_takes_no_further_one(run, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr("recipes.llm.train_adapter._save", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            adapt(replace(CONFIG, methods=["lora"]), again, seeds=1)
-    adapt(replace(CONFIG, methods=["lora"]), again, seeds=1)
+            adapt(again, replace(CONFIG, methods=["lora"]))
+    adapt(again, replace(CONFIG, methods=["lora"]))
     assert_same(weights(again, "lora"), weights(run, "lora"))
 
 
@@ -223,10 +265,10 @@ def interrupt(*args: object, **kwargs: object) -> None:
 
 def test_another_method_or_seed_leaves_finished_adapters_alone(run, tmp_path):
     again = copied(run, tmp_path / "again")
-    adapt(replace(CONFIG, methods=["lora"]), again, seeds=1)
+    adapt(again, replace(CONFIG, methods=["lora"]))
     record = adapter_folder(again, "lora", 0) / "record.json"
     before = record.stat().st_mtime_ns
-    adapt(replace(CONFIG, methods=["lora", "ilora"]), again, seeds=2)
+    adapt(again, replace(CONFIG, methods=["lora", "ilora"]), seeds=2)
     assert record.stat().st_mtime_ns == before
     assert_same(weights(again, "ilora"), weights(run, "ilora"))
     assert not torch.equal(
@@ -238,7 +280,7 @@ def test_micro_batches_add_up_to_the_same_step(run, tmp_path):
     runs = [copied(run, tmp_path / name) for name in ("whole", "halves")]
     for folder, steps in zip(runs, (1, 2), strict=True):
         changes = {"methods": ["lora"], "lora_dropout": 0.0, "gradient_accumulation_steps": steps}
-        adapt(replace(CONFIG, **changes), folder, seeds=1)
+        adapt(folder, replace(CONFIG, **changes))
     whole, halves = (weights(folder, "lora") for folder in runs)
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, halves[name], atol=1e-4, rtol=1e-3)
@@ -246,9 +288,11 @@ def test_micro_batches_add_up_to_the_same_step(run, tmp_path):
 
 def test_bf16_trains_with_float32_adapters(run, tmp_path):
     again = copied(run, tmp_path / "again")
-    adapt(replace(CONFIG, methods=["ilora"], precision="bf16", max_steps=2), again, seeds=1)
+    half = replace(CONFIG, methods=["ilora"], precision="bf16", max_steps=2)
+    made = adapt(again, half)
     assert {tensor.dtype for tensor in weights(again).values()} == {torch.float32}
-    inputs = load_adapted(again, "ilora", 0).prompt_inputs("test", [0, 1])
+    with loaded(made, "ilora") as adapted:
+        inputs = adapted.prompt_inputs("test", [0, 1])
     assert inputs.inputs_embeds.dtype == torch.bfloat16
 
 
@@ -256,8 +300,9 @@ def test_bf16_trains_with_float32_adapters(run, tmp_path):
 
 
 @pytest.fixture(scope="module", params=CONFIG.methods)
-def adapted(run, request) -> AdaptedModel:
-    return load_adapted(run, request.param, 0)
+def adapted(run, request) -> Iterator[AdaptedModel]:
+    with loaded(pipeline(run), request.param) as adapted:  # a language model of its own
+        yield adapted
 
 
 def routing(adapted: AdaptedModel, inputs) -> dict[str, torch.Tensor]:
@@ -273,6 +318,13 @@ def test_prompt_inputs_are_padded_on_the_left(adapted):
     assert inputs.inputs_embeds.shape == (*mask.shape, 64)
     assert mask[:, -1].all() and not mask.all()
     assert (mask.diff(dim=1) >= 0).all()
+
+
+def test_prompt_lengths_leave_padding_out(adapted):
+    inputs = adapted.prompt_inputs("test", [0, 1, 2, 3])
+    lengths = adapted.prompt_lengths("test", [0, 1, 2, 3])
+    assert lengths.tolist() == inputs.attention_mask.sum(dim=1).tolist()
+    assert len(set(lengths.tolist())) > 1
 
 
 def test_rows_do_not_depend_on_their_batch(adapted):
@@ -307,45 +359,54 @@ def test_it_generates_from_its_prompts(adapted):
 
 def test_prompts_of_a_trained_split_are_not_tokenised_again(run, tmp_path, monkeypatch):
     again = shutil.copytree(run, tmp_path / "again")
-    adapted, without = load_adapted(again, "ilora", 0), load_adapted(again, "ilora", 0)
-    monkeypatch.setattr(type(adapted.tokenizer), "__call__", interrupt)
-    assert adapted.prompt_inputs("train", ROWS).inputs_embeds.shape[0] == len(ROWS)
-    shutil.rmtree(again / "tokens")
-    with pytest.raises(KeyboardInterrupt):
-        without.prompt_inputs("train", ROWS)
+    with loaded(pipeline(again), "ilora") as adapted, loaded(pipeline(again), "ilora") as without:
+        monkeypatch.setattr(type(adapted.tokenizer), "__call__", interrupt)
+        assert adapted.prompt_inputs("train", ROWS).inputs_embeds.shape[0] == len(ROWS)
+        shutil.rmtree(again / "tokens")
+        with pytest.raises(KeyboardInterrupt):
+            without.prompt_inputs("train", ROWS)
 
 
-def test_only_ilora_is_routed(run):
-    ilora, lora = load_adapted(run, "ilora", 0), load_adapted(run, "lora", 0)
-    z = ilora.routing_embeds("test", ROWS)
-    assert z is not None and z.shape == (3, WIDTH)
-    assert torch.equal(z, ilora.prompt_inputs("test", ROWS).routing_embeds)
-    gates = ilora.gate_weights("test", ROWS)
+def test_only_ilora_is_routed(made):
+    users = made.run.vectors("sasrec").users["test"][ROWS]
+    assert users.shape == (3, WIDTH)
+    with loaded(made, "ilora") as ilora:
+        assert torch.equal(users, ilora.prompt_inputs("test", ROWS).routing_embeds)
+        gates = ilora.gate_weights("test", ROWS)
     assert gates is not None and gates.shape == (3, 4)
     torch.testing.assert_close(gates.sum(dim=1), torch.ones(3))
-    assert lora.routing_embeds("test", ROWS) is None and lora.gate_weights("test", ROWS) is None
+    with loaded(made, "lora") as lora:
+        assert lora.prompt_inputs("test", ROWS).routing_embeds is None
+        assert lora.gate_weights("test", ROWS) is None
 
 
-def test_user_representations_are_standardised_on_the_training_split(run):
-    z = load_adapted(run, "ilora", 0).routing_embeds("train", range(30))
-    raw = read_tensors(run / "recommender" / "representations.safetensors")["train"]
+def raw_users(made: Pipeline) -> dict[str, torch.Tensor]:
+    return Representations.load(made.run.network_folder("sasrec")).users
+
+
+def test_user_representations_are_standardised_on_the_training_split(made):
+    with loaded(made, "ilora") as adapted:
+        z = adapted.prompt_inputs("train", range(30)).routing_embeds
+    raw = raw_users(made)["train"]
     wanted = (raw - raw.mean(dim=0)) / raw.std(dim=0, correction=0)
     torch.testing.assert_close(z, wanted[:30], atol=1e-5, rtol=1e-4)
 
 
-def test_the_user_slot_holds_the_projected_user(run):
-    control, plain = load_adapted(run, "lora-user-slot", 0), load_adapted(run, "lora", 0)
-    one = control.prompt_inputs("test", [5]).inputs_embeds
-    assert one.shape[1] == plain.prompt_inputs("test", [5]).inputs_embeds.shape[1] + 1
-    users = read_tensors(run / "recommender" / "representations.safetensors")
+def test_the_user_slot_holds_the_projected_user(made):
+    with loaded(made, "lora") as plain:
+        length = plain.prompt_inputs("test", [5]).inputs_embeds.shape[1]
+    users = raw_users(made)
     z = (users["test"][5] - users["train"].mean(0)) / users["train"].std(0, correction=0)
-    cue = len(control.tokenizer("Next:", add_special_tokens=False)["input_ids"])
-    with torch.no_grad():
-        torch.testing.assert_close(one[0, -cue - 1], control.hybrid.projector(z))
+    with loaded(made, "lora-user-slot") as control:
+        one = control.prompt_inputs("test", [5]).inputs_embeds
+        assert one.shape[1] == length + 1
+        cue = len(control.tokenizer("Next:", add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            torch.testing.assert_close(one[0, -cue - 1], control.hybrid.projector(z))
 
 
-def test_answers_are_the_titles(adapted, run):
-    titles = PreparedData.load(run / "prepare").titles
+def test_answers_are_the_titles(adapted, made):
+    titles = made.run.data.titles
     assert len(adapted.answer_ids) == len(titles)
     for ids, title in zip(adapted.answer_ids, titles, strict=True):
         assert ids[-1] == adapted.tokenizer.eos_token_id
@@ -356,8 +417,8 @@ def test_answers_are_the_titles(adapted, run):
 
 
 def test_a_text_only_batch_gives_the_projector_no_gradient_at_all(adapted):
-    model = HybridModel(adapted.model, Projector(WIDTH, 64), torch.randn(40, WIDTH), False)
-    model.routed = adapted.hybrid.routed
+    routed_by = adapted.hybrid.routed_by
+    model = HybridModel(adapted.model, Projector(WIDTH, 64), torch.randn(40, WIDTH), routed_by)
     batch = {
         "input_ids": torch.tensor([[5, 6, 7, 8]]),
         "slot_items": torch.tensor([[-1, 3, -2, -1]]),
@@ -376,8 +437,12 @@ def test_a_text_only_batch_gives_the_projector_no_gradient_at_all(adapted):
         parameter.requires_grad_(False).grad = None
 
 
-def test_each_sample_is_routed_by_its_own_user(run):
-    model = load_adapted(run, "ilora", 0).hybrid
+def test_each_sample_is_routed_by_its_own_user(made):
+    with loaded(made, "ilora") as adapted:
+        assert_routed_one_by_one(adapted.hybrid)
+
+
+def assert_routed_one_by_one(model: HybridModel) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -401,13 +466,16 @@ def test_each_sample_is_routed_by_its_own_user(run):
 
 
 def test_parameter_groups_have_their_own_rates_and_decay(run):
-    model = load_adapted(run, "ilora", 0).hybrid.requires_grad_(True)
-    model.llm.get_base_model().requires_grad_(False)
     config = replace(CONFIG, learning_rate=0.1, weight_decay=0.01, gate_learning_rate_scale=0.5)
-    groups = {
-        (group["lr"], group["weight_decay"]): len(group["params"])
-        for group in parameter_groups(model, config)
-    }
+    other = pipeline(run, config)
+    plan = arm_of(other, "ilora").method.plan(other.run, arm_of(other, "ilora"), 0)
+    with loaded(pipeline(run), "ilora") as adapted:
+        model = adapted.hybrid.requires_grad_(True)
+        model.llm.get_base_model().requires_grad_(False)
+        groups = {
+            (group["lr"], group["weight_decay"]): len(group["params"])
+            for group in parameter_groups(model, plan)
+        }
     assert groups[0.1, 0.01] == 4  # the projector
     assert groups[0.05, 0.01] == 1  # the gate
 
@@ -422,33 +490,36 @@ def test_parameter_groups_have_their_own_rates_and_decay(run):
         ({"prompt_history": 0}, "adapt.prompt_history=0 must be at least 1"),
         ({"max_steps": 0}, "adapt.max_steps=0 must be at least 1"),
         ({"gradient_accumulation_steps": 3}, "adapt.batch_size=8 counts the prompts"),
+        ({"save_steps": 0}, "adapt.save_steps=0 must be at least 1"),
     ],
 )
 def test_impossible_values_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        adapt(replace(CONFIG, **changes), tmp_path, seeds=1)
+        adapt(tmp_path, replace(CONFIG, **changes))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_seeds_are_refused():
+def test_no_seeds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="seeds=0 must be at least 1"):
-        check_config(CONFIG, seeds=0)
+        pipeline(tmp_path, seeds=0)
 
 
 def test_a_missing_stage_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run `python -m recipes prepare` first"):
-        adapt(CONFIG, tmp_path, seeds=1)
+        adapt(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_untrained_adapter_is_named(run):
+def test_an_untrained_adapter_is_named(made):
+    arm = arm_of(made, "lora")
     with pytest.raises(FileNotFoundError, match=r"lora-seed9.*`python -m recipes adapt`"):
-        load_adapted(run, "lora", 9)
+        arm.method.inputs(made.run, arm, 9)
 
 
 def test_a_min_history_that_leaves_nothing_is_refused(run, tmp_path):
     again = copied(run, tmp_path / "again")
     with pytest.raises(ValueError, match=r"adapt.min_history=99 leaves no training window"):
-        adapt(replace(CONFIG, min_history=99), again, seeds=1)
+        adapt(again, replace(CONFIG, min_history=99))
 
 
 def test_prompts_longer_than_the_model_are_refused(run, tmp_path):
@@ -460,34 +531,40 @@ def test_prompts_longer_than_the_model_are_refused(run, tmp_path):
     shutil.copytree(run / "adapt" / "stand-in", short)
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
     with pytest.raises(ValueError, match=r"has 40 positions: lower adapt.prompt_history=10"):
-        adapt(replace(long, llm=str(short)), again, seeds=1)
+        adapt(again, replace(long, llm=str(short)))
 
 
-def test_stages_made_anew_make_an_adapter_stale(run, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(run, again)
-    prepare(
-        PrepareConfig(num_candidates=4, synthetic=SyntheticConfig(num_users=40)), again / "prepare"
-    )
-    with pytest.raises(ValueError, match=r"prepare has changed since .*recipes recommender` again"):
-        adapt(CONFIG, again, seeds=1)
-    with pytest.raises(ValueError, match=r"prepare has changed since .*recipes adapt` again"):
-        load_adapted(again, "lora", 0)
+def test_stages_made_anew_make_an_adapter_stale(made, tmp_path):
+    again = shutil.copytree(made.run.folder, tmp_path / "again")
+    world = replace(made.run.experiment.prepare, candidate_seed=5)
+    pipeline(again, prepare=world).prepare()
+    with pytest.raises(ValueError, match=r"with another candidate_seed.*recipes prepare` again"):
+        adapt(again)
+    other = pipeline(again, prepare=world)  # the recommender does not read candidates
+    with pytest.raises(ValueError, match=r"another candidates.parquet.*recipes adapt` again"):
+        arm_of(other, "lora").method.inputs(other.run, arm_of(other, "lora"), 0)
+    pipeline(again, prepare=replace(world, train_share=0.5)).prepare()
+    half = pipeline(again, prepare=replace(world, train_share=0.5))
+    with pytest.raises(ValueError, match=r"another examples.parquet.*recipes recommender` again"):
+        half.adapt()
 
 
-def test_the_record_holds_the_whole_configuration(run):
-    record = json.loads((run / "adapt" / "record.json").read_text())
-    assert record["config"] == {**asdict(CONFIG), "seeds": 1}
-    assert json.loads((run / "adapt" / "stand-in" / "record.json").read_text())["config"][
-        "stand_in"
-    ]
+def test_the_record_holds_the_whole_configuration(made, run):
+    for name in CONFIG.methods:
+        record = json.loads((adapter_folder(run, name, 0) / "record.json").read_text())
+        settings: dict[str, Any] = {**arm_of(made, name).settings}
+        shared = {"precision": "fp32", "logging_steps": 1}
+        assert record["config"] == {**settings, **shared, "method": name, "seed": 0}
+        assert record["config"]["target_modules"] == CONFIG.target_modules
+    config = json.loads((run / "adapt" / "stand-in" / "record.json").read_text())["config"]
+    assert config["hidden_size"] == 64 and config["num_candidates"] == 5
 
 
-def test_the_collator_hands_out_the_users_of_its_rows(run):
-    data = PreparedData.load(run / "prepare")
+def test_the_collator_hands_out_the_users_of_its_rows(made):
+    data = made.run.data
     split = data.split("train")
     rows = np.flatnonzero(split.history_lengths >= CONFIG.min_history)
-    tokenizer = load_adapted(run, "lora", 0).tokenizer
+    tokenizer = made.run.llm.tokenizer
     users = torch.arange(len(split), dtype=torch.float32)[:, None]
     collator = TrainingCollator(
         encode_prompts(tokenizer, data.titles, split.histories[:, -2:], split.candidates),

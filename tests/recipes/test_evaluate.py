@@ -1,21 +1,34 @@
-import dataclasses
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from recipes.artifacts import read_json, read_table, run_stage, write_tensors
-from recipes.data.prepare import prepare
+from recipes.arms import comparison
+from recipes.artifacts import read_json, read_table, write_tensors
 from recipes.data.tables import PreparedData, Split
-from recipes.evaluation import parts, predictions
-from recipes.evaluation.baselines import popularity_scores
-from recipes.evaluation.evaluate import evaluate
 from recipes.evaluation.gates import gate_summary
-from recipes.evaluation.rows import evaluated_rows
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
-from recipes.experiment import EvaluateConfig, PrepareConfig, SyntheticConfig
+from recipes.experiment import (
+    AdaptConfig,
+    EvaluateConfig,
+    Experiment,
+    PrepareConfig,
+    RecommenderConfig,
+    SyntheticConfig,
+)
+from recipes.methods import adapter
+from recipes.methods.method import arm_folder
+from recipes.pipeline import Pipeline
+from recipes.recommenders.popularity import Popularity
+from recipes.records import run_stage
+from recipes.scoring import predictions
+from recipes.scoring.rows import evaluated_rows
 
 METHODS = ["lora", "ilora"]
 CONFIG = EvaluateConfig(ks=[1, 5], bootstrap_samples=200)
@@ -30,13 +43,12 @@ class FakeAdapted:
     def knows(self, row: int) -> bool:
         return row % self.every == 0
 
+    def prompt_lengths(self, split, rows):
+        return np.ones(len(rows), dtype=np.int64)
+
     def gate_weights(self, split, rows):
         weights = torch.tensor([row / 1000 for row in rows])
         return torch.stack([weights, 1 - weights], dim=1) if self.gated else None
-
-
-def fake_lengths(adapted, split, rows, batch_size):
-    return np.ones(len(rows), dtype=np.int64)
 
 
 def fake_answers(adapted, split, rows, lengths, **_):
@@ -50,34 +62,68 @@ def fake_scores(adapted, split, rows, lengths, candidates, **_):
     return np.where(candidates == targets[:, None], np.where(known, 1.0, -1.0)[:, None], 0.0)
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run whose stages before `evaluate` are finished, with fake adapters."""
-    prepare(PrepareConfig(synthetic=SyntheticConfig(num_users=80)), tmp_path / "prepare")
-    data = PreparedData.load(tmp_path / "prepare")
+def pipeline(folder: Path, methods=METHODS, seeds=1, config=CONFIG) -> Pipeline:
+    """A run that never loads a language model."""
+    made = Pipeline.of(
+        Experiment(
+            out=str(folder),
+            seeds=seeds,
+            prepare=PrepareConfig(
+                protocol="chronological", synthetic=SyntheticConfig(num_users=80)
+            ),
+            recommender=RecommenderConfig(hidden_size=2, seed=7),
+            adapt=AdaptConfig(methods=methods),
+            evaluate=config,
+        )
+    )
+    vars(made.run).update(llm_content="weights", llm=None, prompts=None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished_stages(tmp_path_factory) -> Path:
+    """The stages before `evaluate`, with two seeds of adapters that hold nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    made = pipeline(folder, seeds=2)
+    made.prepare()
+    run, data = made.run, made.run.data
 
     def vectors():
         users = {name: torch.ones(len(split), 2) for name, split in data.splits.items()}
-        write_tensors(tmp_path / "recommender" / "representations.safetensors", users)
+        write_tensors(run.network_folder("sasrec") / "representations.safetensors", users)
         items = torch.arange(data.num_items).float()[:, None].repeat(1, 2)
-        write_tensors(tmp_path / "recommender" / "items.safetensors", {"embeddings": items})
+        write_tensors(run.network_folder("sasrec") / "items.safetensors", {"embeddings": items})
 
-    run_stage("recommender", tmp_path / "recommender", {"seed": 7}, {}, vectors)
-    for method in METHODS:
-        for seed in range(2):
-            folder = tmp_path / "adapt" / f"{method}-seed{seed}"
-            run_stage("adapt", folder, {"method": method, "seed": seed}, {}, lambda: None)
+    run_stage(run.network_stage("sasrec"), run.network_folder("sasrec"), vectors)
+    for arm in made.arms:
+        for seed in arm.method.seeds(run.experiment, arm.settings):
+            stage = arm.method.stage(run, arm, seed)
+            if stage is not None:
+                run_stage(stage, arm_folder(run, arm, seed), lambda: None)
+    return folder
+
+
+@pytest.fixture
+def run(finished_stages, tmp_path, monkeypatch):
+    """(folder, data, labels of loaded adapters) of a run that is finished but for `evaluate`."""
+    folder = shutil.copytree(finished_stages, tmp_path / "run")
+    data = pipeline(folder).run.data
     loaded = []
 
-    def load_adapted(run, method, seed):
-        loaded.append(f"{method}-seed{seed}")
-        return FakeAdapted(data, {"lora": 4, "ilora": 2}[method], gated=method == "ilora")
+    @contextmanager
+    def adapted_model(plan, llm, store, vectors, folder):
+        loaded.append(plan.label)
+        gated = plan.routed_by is not None
+        yield FakeAdapted(data, 2 if gated else 4, gated)
 
-    monkeypatch.setattr(parts, "load_adapted", load_adapted)
-    monkeypatch.setattr(predictions, "prompt_lengths", fake_lengths)
+    monkeypatch.setattr(adapter, "adapted_model", adapted_model)
     monkeypatch.setattr(predictions, "generate_answers", fake_answers)
     monkeypatch.setattr(predictions, "score_candidates", fake_scores)
-    return tmp_path, data, loaded
+    return folder, data, loaded
+
+
+def evaluate(folder, methods=METHODS, seeds=1, **changes):
+    pipeline(folder, methods, seeds, replace(CONFIG, **changes)).evaluate()
 
 
 def entry_of(metrics, method, key):
@@ -87,7 +133,7 @@ def entry_of(metrics, method, key):
 
 def test_metrics_are_those_of_the_answers_and_scores(run):
     folder, data, _ = run
-    evaluate(CONFIG, folder, METHODS, 2)
+    evaluate(folder, seeds=2)
     metrics = read_json(folder / "evaluate" / "metrics.json")
     rows = np.flatnonzero(data.split("test").is_last)
     for method, every in (("lora", 4), ("ilora", 2)):
@@ -111,7 +157,7 @@ def test_metrics_are_those_of_the_answers_and_scores(run):
 
 def test_a_difference_is_ilora_minus_lora_on_the_same_rows(run):
     folder, _, _ = run
-    evaluate(CONFIG, folder, METHODS, 2)
+    evaluate(folder, seeds=2)
     metrics = read_json(folder / "evaluate" / "metrics.json")
     key = "hit_ratio@1/generation/total"
     (found,) = [entry for entry in metrics["comparisons"] if entry["key"] == key]
@@ -126,7 +172,7 @@ def test_a_difference_is_ilora_minus_lora_on_the_same_rows(run):
 
 def test_predictions_hold_every_method_seed_and_row(run):
     folder, data, _ = run
-    evaluate(CONFIG, folder, METHODS, 2)
+    evaluate(folder, seeds=2)
     table = read_table(folder / "evaluate" / "predictions.parquet")
     counts = table.groupby(["method", "seed"]).size().to_dict()
     expected = {(method, seed): 8 for method in METHODS for seed in (0, 1)}
@@ -145,7 +191,7 @@ def test_predictions_hold_every_method_seed_and_row(run):
 
 def test_sasrec_is_scored_by_its_vectors(run):
     folder, data, _ = run
-    evaluate(CONFIG, folder, ["lora"], 1)
+    evaluate(folder, ["lora"])
     table = read_table(folder / "evaluate" / "predictions.parquet")
     candidates = data.split("test").candidates
     for line in table[table["method"] == "sasrec"].itertuples():
@@ -155,38 +201,38 @@ def test_sasrec_is_scored_by_its_vectors(run):
 
 def test_a_killed_evaluation_resumes_with_the_missing_part(run, monkeypatch):
     folder, _, loaded = run
-    load = parts.load_adapted
+    load = adapter.adapted_model
 
-    def killed(run, method, seed):
-        if (method, seed) == ("ilora", 1):
+    def killed(plan, *given):
+        if plan.label == "ilora seed 1":
             raise KeyboardInterrupt
-        return load(run, method, seed)
+        return load(plan, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "load_adapted", killed)
+        patch.setattr(adapter, "adapted_model", killed)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(CONFIG, folder, METHODS, 2)
-    assert loaded == ["lora-seed0", "lora-seed1", "ilora-seed0"]
+            evaluate(folder, seeds=2)
+    assert loaded == ["lora seed 0", "lora seed 1", "ilora seed 0"]
     assert not (folder / "evaluate" / "metrics.json").exists()
-    evaluate(CONFIG, folder, METHODS, 2)
-    assert loaded[3:] == ["ilora-seed1"]
+    evaluate(folder, seeds=2)
+    assert loaded[3:] == ["ilora seed 1"]
 
 
 def test_other_cutoffs_and_intervals_run_no_model_again(run):
     folder, _, loaded = run
-    evaluate(CONFIG, folder, METHODS, 1)
+    evaluate(folder)
     loaded.clear()
-    evaluate(dataclasses.replace(CONFIG, ks=[1, 3], confidence=0.8), folder, METHODS, 1)
+    evaluate(folder, ks=[1, 3], confidence=0.8)
     assert loaded == []
     metrics = read_json(folder / "evaluate" / "metrics.json")
     assert entry_of(metrics, "lora", "ndcg@3/ranking")["confidence"] == 0.8
-    evaluate(dataclasses.replace(CONFIG, max_new_tokens=5), folder, METHODS, 1)
-    assert loaded == ["lora-seed0", "ilora-seed0"]
+    evaluate(folder, max_new_tokens=5)
+    assert loaded == ["lora seed 0", "ilora seed 0"]
 
 
 def test_gates_are_summarised_for_gated_methods_only(run):
     folder, data, _ = run
-    evaluate(dataclasses.replace(CONFIG, batch_size=3), folder, METHODS, 1)
+    evaluate(folder, batch_size=3)
     gates = read_json(folder / "evaluate" / "gates.json")
     assert list(gates) == ["ilora"]
     rows = np.flatnonzero(data.split("test").is_last)
@@ -199,8 +245,23 @@ def test_gates_are_summarised_for_gated_methods_only(run):
 def test_a_missing_adapter_is_named_before_anything_is_written(run):
     folder, _, _ = run
     with pytest.raises(FileNotFoundError, match="lora-seed2"):
-        evaluate(CONFIG, folder, METHODS, 3)
+        evaluate(folder, seeds=3)
     assert not (folder / "evaluate").exists()
+
+
+def test_arms_are_evaluated_by_their_names_and_another_arm_runs_the_others_not_again(run):
+    folder, _, loaded = run
+    evaluate(folder, ["lora"])
+    evaluate(folder, METHODS)
+    assert loaded == ["lora seed 0", "ilora seed 0"]
+    metrics = read_json(folder / "evaluate" / "metrics.json")
+    assert {entry["method"] for entry in metrics["metrics"]} == {
+        "random",
+        "popularity",
+        "sasrec",
+        "lora",
+        "ilora",
+    }
 
 
 @pytest.mark.parametrize(
@@ -216,7 +277,7 @@ def test_a_missing_adapter_is_named_before_anything_is_written(run):
 def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(run, change, message):
     folder, _, _ = run
     with pytest.raises(ValueError, match=message):
-        evaluate(dataclasses.replace(CONFIG, **change), folder, METHODS, 1)
+        evaluate(folder, **change)
     assert not (folder / "evaluate").exists()
 
 
@@ -254,10 +315,9 @@ def test_candidates_without_their_target_are_refused():
 
 
 def test_popularity_counts_train_interactions_and_breaks_ties_by_item_id():
-    interactions = pd.DataFrame(
-        {"split": ["train"] * 4 + ["test"] * 3, "item_id": [2, 2, 1, 3, 0, 0, 0]}
-    )
-    scores = popularity_scores(interactions, 5, np.array([[0, 1, 2, 3, 4]]))
+    split = replace(small_split(), targets=np.array([2, 2, 1, 3]))
+    counter = Popularity(split, 5)
+    scores = counter.scores(np.zeros((1, 5), dtype=np.int64), np.array([[0, 1, 2, 3, 4]]))
     assert scores.tolist() == [[-3, -1, 0, -2, -4]]
 
 
@@ -277,6 +337,9 @@ def test_gate_entropy_is_zero_for_one_expert_and_log_k_for_all():
     even = gate_summary(np.full((2, 4), 0.25), rows, rows, seed=0)
     assert one["mean_entropy"] == 0.0
     assert even["mean_entropy"] == pytest.approx(even["uniform_entropy"]) == np.log(4)
+
+
+ARMS = comparison(Experiment(arms=[{"method": "lora"}, {"method": "ilora"}])).arms
 
 
 def predictions_of(method, seed, items, ranks):
@@ -302,7 +365,7 @@ def test_seeds_are_averaged_and_shown_one_by_one():
             predictions_of("lora", 1, [5, 5, 5, -1], [1, 1, 1, 9]),
         ]
     )
-    summary = summarise(table, [1], 20, Resampling(samples=100))
+    summary = summarise(table, ARMS, [1], 20, Resampling(samples=100))
     total = entry_of(summary, "lora", "hit_ratio@1/generation/total")
     assert (total["value"], total["per_seed"]) == (0.625, [0.5, 0.75])
     valid = entry_of(summary, "lora", "hit_ratio@1/generation/valid")
@@ -314,7 +377,7 @@ def test_seeds_are_averaged_and_shown_one_by_one():
 
 def test_a_method_that_never_answers_has_an_undefined_ratio_of_valid():
     tables = [predictions_of(name, 0, [-1, -1, -1], [2, 2, 1]) for name in ("lora", "ilora")]
-    summary = summarise(pd.concat(tables), [1], 20, Resampling(samples=100))
+    summary = summarise(pd.concat(tables), ARMS, [1], 20, Resampling(samples=100))
     key = "hit_ratio@1/generation/valid"
     assert entry_of(summary, "lora", key)["value"] is None
     (found,) = [entry for entry in summary["comparisons"] if entry["key"] == key]
@@ -326,4 +389,4 @@ def test_seeds_with_other_rows_are_refused():
         [predictions_of("lora", 0, [5, 5], [1, 1]), predictions_of("lora", 1, [5] * 3, [1] * 3)]
     )
     with pytest.raises(ValueError, match="different rows"):
-        summarise(table, [1], 20, Resampling(samples=100))
+        summarise(table, ARMS, [1], 20, Resampling(samples=100))

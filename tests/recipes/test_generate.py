@@ -8,14 +8,10 @@ from tokenizers.pre_tokenizers import Split as SplitPattern
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_ilora import ILoRAConfig
-from recipes.evaluation.batching import batches_by_length, prompt_lengths
-from recipes.evaluation.generate import (
-    first_line,
-    generate_answers,
-    parse_answer,
-    parse_answer_by_substring,
-)
+from recipes.evaluation.answers import parse_answer, parse_answer_by_substring
 from recipes.llm.adapted import PromptInputs
+from recipes.scoring.batching import batches_by_length
+from recipes.scoring.generate import first_line, generate_answers
 
 VOCABULARY = ["<pad>", "</s>", "\n", *"abcdefghijklmnopqrstu"]
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17, 18, 19], [20, 21]]
@@ -91,7 +87,7 @@ def greedy_by_hand(adapted, row, steps):
 def test_batched_generation_equals_greedy_decoding_by_hand(routed, batch_size):
     adapted = FakeAdapted(routed)
     rows = [3, 0, 4, 2, 1]
-    lengths = prompt_lengths(adapted, "test", rows, batch_size)
+    lengths = np.array([len(PROMPTS[row]) for row in rows])
     found = generate_answers(
         adapted, "test", rows, lengths, batch_size=batch_size, max_new_tokens=6
     )
@@ -104,25 +100,20 @@ def test_a_checkpoint_that_asks_for_sampling_is_still_decoded_greedily():
     adapted.model.generation_config.do_sample = True
     adapted.model.generation_config.temperature = 5.0
     adapted.model.generation_config.top_p = 0.9
-    lengths = prompt_lengths(adapted, "test", [0], 1)
+    lengths = np.array([len(PROMPTS[0])])
     found = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)
     assert found == [greedy_by_hand(adapted, 0, 6)]
 
 
 def test_generation_stops_at_the_end_of_sequence():
     adapted = FakeAdapted(routed=False)
-    lengths = prompt_lengths(adapted, "test", [0], 1)
+    lengths = np.array([len(PROMPTS[0])])
     before = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)[0]
     second = VOCABULARY.index(before.split()[1])
     head = adapted.model.lm_head.weight.data
     head[[1, second]] = head[[second, 1]].clone()  # what was the second token now ends the answer
     found = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)
     assert found == [before.split()[0]]
-
-
-def test_prompt_lengths_leave_padding_out():
-    adapted = FakeAdapted(routed=False)
-    assert prompt_lengths(adapted, "test", [0, 1, 2, 3], 3).tolist() == [5, 2, 7, 3]
 
 
 def test_batches_start_with_the_longest_prompts_and_cover_each_row_once():

@@ -3,11 +3,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recipes.experiment import AdaptConfig, Method
-from recipes.llm.methods import check_methods, peft_config
+from recipes.arms import comparison
+from recipes.experiment import AdaptConfig, Experiment
+from recipes.methods import METHODS
+from recipes.pipeline import Pipeline
 
 
-def adapted(method: Method) -> PeftModel:
+def adapted(method: str) -> PeftModel:
     torch.manual_seed(0)
     base = LlamaForCausalLM(
         LlamaConfig(
@@ -18,7 +20,8 @@ def adapted(method: Method) -> PeftModel:
             num_attention_heads=2,
         )
     )
-    return get_peft_model(base, peft_config(method, AdaptConfig(rank=8), routing_dim=4)).eval()
+    settings = METHODS[method].configure(Experiment(adapt=AdaptConfig(rank=8)), {})
+    return get_peft_model(base, METHODS[method].peft_config(settings, routing_dim=4)).eval()
 
 
 def test_ilora_under_a_uniform_gate_equals_lora():
@@ -45,11 +48,11 @@ def test_the_user_slot_control_is_plain_lora():
 
 def test_experts_that_cannot_share_the_rank_are_refused():
     with pytest.raises(ValueError, match=r"adapt.rank=6 is not divisible by adapt.num_experts=4"):
-        check_methods(AdaptConfig(rank=6))
-    check_methods(AdaptConfig(rank=6, methods=["lora"]))
+        comparison(Experiment(adapt=AdaptConfig(rank=6)))
+    comparison(Experiment(adapt=AdaptConfig(rank=6, methods=["lora"])))
 
 
 @pytest.mark.parametrize("methods", [[], ["lora", "lora"]])
 def test_no_or_repeated_methods_are_refused(methods):
     with pytest.raises(ValueError, match="name each method once, at least one"):
-        check_methods(AdaptConfig(methods=methods))
+        Pipeline.of(Experiment(adapt=AdaptConfig(methods=methods)))

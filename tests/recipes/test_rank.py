@@ -7,8 +7,8 @@ from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from peft_ilora import ILoRAConfig
-from recipes.evaluation.rank import _tied, answer_log_probs, score_candidates
 from recipes.llm.adapted import PromptInputs
+from recipes.scoring.rank import _tied, answer_log_probs, score_candidates
 
 VOCABULARY, EOS, WIDTH = 23, 1, 16
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -7,38 +8,47 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from recipes.artifacts import read_json, read_table, run_stage, sha256, write_json, write_table
+from recipes.artifacts import read_json, read_table, write_json, write_table
+from recipes.data.prepare import settings_of
+from recipes.evaluation.evaluate import _stage
 from recipes.evaluation.gates import gate_summary
+from recipes.evaluation.parts import planned_parts
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
+from recipes.methods.method import arm_folder
+from recipes.pipeline import Pipeline
+from recipes.records import Stage, run_stage
+from recipes.report.caveats import caveats
 from recipes.report.markdown import render
 from recipes.report.plots import moving_average, smoothing_window
-from recipes.report.report import report
-from recipes.report.results import caveats
-from recipes.report.verdict import headlines, verdict
+from recipes.report.results import trained
+from recipes.report.verdict import differences, headlines, verdict
 
 USERS = 60
 HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
+TABLES = ("examples.parquet", "items.parquet", "candidates.parquet")
 
 
-def predictions(methods, seeds):
+def predictions(arms, seeds, rates):
+    """Of every arm that has a rate."""
     generator = np.random.default_rng(0)
     tables = []
-    for method in ("sasrec", *methods):
-        for seed in range(1 if method == "sasrec" else seeds):
-            hit = generator.random(USERS) < HIT_RATES[method]
+    for arm in (arm for arm in arms if arm.name in rates):
+        for seed in range(seeds if arm.method.is_adapter else 1):
+            hit = generator.random(USERS) < rates[arm.name]
             answer = np.where(hit, 5, np.where(generator.random(USERS) < 0.5, 3, -1))
+            items = pd.array(answer if arm.method.is_adapter else [None] * USERS, dtype="Int64")
             tables.append(
                 pd.DataFrame(
                     {
-                        "method": method,
+                        "method": arm.name,
                         "seed": seed,
                         "row": range(USERS),
                         "user_id": range(USERS),
                         "target": 5,
-                        "predicted_item": pd.array(answer, dtype="Int64"),
-                        "substring_item": pd.array(answer, dtype="Int64"),
+                        "predicted_item": items,
+                        "substring_item": items,
                         "rank": np.where(hit, 1, 4),
                     }
                 )
@@ -46,32 +56,43 @@ def predictions(methods, seeds):
     return pd.concat(tables, ignore_index=True)
 
 
-def finish_stages(run, experiment):
+def finish_stages(made, rates):
     """Write what the stages before the report leave, with made-up predictions."""
-    methods, seeds = experiment.adapt.methods, experiment.seeds
-    manifest = {
-        "dataset": experiment.prepare.dataset,
-        "protocol": experiment.prepare.protocol,
-        "raw_sha256": {},
-        "counts": {"interactions": 4400, "items": 32, "users": {"train": 320, "val": 40}},
-        "config": {},
-    }
-    write_json(run / "prepare" / "manifest.json", manifest)
-    run_stage("prepare", run / "prepare", {}, {}, lambda: None)
-    run_stage("recommender", run / "recommender", {"seed": 0}, {}, lambda: None)
-    stand_in = {"stand_in": True, "parameters": 1000}
-    write_json(run / "adapt" / "stand-in" / "stand_in.json", stand_in)
-    for method in methods:
-        for seed in range(seeds):
-            folder = run / "adapt" / f"{method}-seed{seed}"
-            losses = [{"step": step, "loss": 4 / step + seed} for step in range(1, 31)]
-            counts = {"adapter": 100, "gate": 8, "projector": 20, "total": 1234}
-            write_json(folder / "loss.json", losses)
-            write_json(folder / "parameters.json", counts)
-            run_stage("adapt", folder, {}, {}, lambda: None)
-    table = predictions(methods, seeds)
+    run, experiment = made.run, made.run.experiment
+
+    def prepare():
+        manifest = {
+            "dataset": experiment.prepare.dataset,
+            "protocol": experiment.prepare.protocol,
+            "raw_sha256": {},
+            "counts": {"interactions": 4400, "items": 32, "users": {"train": 320, "val": 40}},
+            "config": {},
+        }
+        write_json(run.prepare_folder / "manifest.json", manifest)
+        for name in TABLES:
+            (run.prepare_folder / name).write_text(name)
+
+    prepared = Stage("prepare", settings_of(experiment.prepare), {})
+    run_stage(prepared, run.prepare_folder, prepare)
+    for name in run.networks:
+        run_stage(run.network_stage(name), run.network_folder(name), lambda: None)
+    if run.has_stand_in:
+        found = {"stand_in": True, "parameters": 1000}
+        path = run.stand_in_folder / "stand_in.json"
+        run_stage(run._stand_in, run.stand_in_folder, lambda: write_json(path, found))
+    else:
+        vars(run).update(llm_content="a commit")
+    for arm, seed in trained(run, made.arms):
+        folder = arm_folder(run, arm, seed)
+        losses = [{"step": step, "loss": 4 / step + seed} for step in range(1, 31)]
+        counts = {"adapter": 100, "gate": 8, "projector": 20, "total": 1234}
+        write_json(folder / "loss.json", losses)
+        write_json(folder / "parameters.json", counts)
+        run_stage(arm.method.stage(run, arm, seed), folder, lambda: None)
+    table = predictions(made.arms, experiment.seeds, rates)
     weights = np.random.default_rng(1).dirichlet([1, 1, 1], size=USERS)
     gate = gate_summary(weights, np.arange(USERS), np.arange(USERS), seed=0)
+    gates = {arm.name: gate for arm in made.arms if arm.method.name == "ilora"}
     evaluated = {
         "split": "test",
         "rows": experiment.evaluate.rows,
@@ -81,33 +102,41 @@ def finish_stages(run, experiment):
         "num_users": USERS,
         "num_candidates": 20,
     }
+    folder = run.folder / "evaluate"
 
     def evaluate():
-        summary = summarise(table, experiment.evaluate.ks, 20, Resampling(samples=200))
-        write_json(run / "evaluate" / "metrics.json", {"evaluated": evaluated, **summary})
-        write_json(run / "evaluate" / "gates.json", {"ilora": gate} if "ilora" in methods else {})
-        write_table(run / "evaluate" / "predictions.parquet", table)
+        ks, resampling = experiment.evaluate.ks, Resampling(samples=200)
+        summary = summarise(table, made.arms, ks, 20, resampling)
+        write_json(folder / "metrics.json", {"evaluated": evaluated, **summary})
+        write_json(folder / "gates.json", gates)
+        write_table(folder / "predictions.parquet", table)
 
-    run_stage("evaluate", run / "evaluate", {}, {}, evaluate)
+    run_stage(_stage(run, made.arms, planned_parts(run, made.arms)), folder, evaluate)
 
 
-def finished(tmp_path, **changes):
+def experiment_in(folder, **changes):
     fields = {
         "name": "a trial",
+        "out": str(folder),
         "seeds": 2,
+        "prepare": PrepareConfig(protocol="chronological"),
         "evaluate": EvaluateConfig(ks=[1, 5], bootstrap_samples=200),
     }
-    experiment = Experiment(**{**fields, **changes})
-    finish_stages(tmp_path, experiment)
-    return experiment
+    return Experiment(**{**fields, **changes})
+
+
+def finished(folder, rates=HIT_RATES, **changes):
+    made = Pipeline.of(experiment_in(folder, **changes))
+    finish_stages(made, rates)
+    return made
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """(run directory, results, Markdown, record) of a report on two methods and two seeds."""
+    """(run directory, results, Markdown, what was returned): two methods and two seeds."""
     run = tmp_path_factory.mktemp("run")
-    record = report(finished(run), run)
-    return run, read_json(run / "results.json"), (run / "report.md").read_text(), record
+    found = finished(run).report()
+    return run, read_json(run / "results.json"), (run / "report.md").read_text(), found
 
 
 def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
@@ -129,11 +158,7 @@ def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
 
 def test_results_hold_what_repeats_the_run(written):
     _, results, _, _ = written
-    assert results["config"] == dataclasses.asdict(
-        Experiment(
-            name="a trial", seeds=2, evaluate=EvaluateConfig(ks=[1, 5], bootstrap_samples=200)
-        )
-    )
+    assert results["config"] == dataclasses.asdict(experiment_in(written[0]))
     assert results["llm"] == {"name": "stand-in", "stand_in": True, "parameters": 1000}
     assert results["trainable_parameters"]["ilora"]["total"] == 1234
     assert results["dataset"]["counts"]["items"] == 32
@@ -142,18 +167,28 @@ def test_results_hold_what_repeats_the_run(written):
     assert "lora-seed1" in results["seconds"]
 
 
-def test_the_record_names_every_file_with_its_checksum(written):
-    run, _, _, record = written
-    assert record.files.keys() == {
+def test_results_hold_the_arms_with_their_settings(written):
+    arms = {arm["name"]: arm for arm in written[1]["arms"]}
+    assert list(arms) == ["random", "popularity", "sasrec", "lora", "ilora"]
+    assert arms["ilora"]["title"] == "iLoRA" and arms["ilora"]["is_adapter"]
+    assert arms["ilora"]["settings"]["num_experts"] == 4 and arms["ilora"]["given"] == {}
+    assert [name for name, arm in arms.items() if arm["learns"]] == ["sasrec", "lora", "ilora"]
+
+
+def test_a_report_is_these_files_and_returns_its_results(written):
+    run, results, _, found = written
+    assert json.loads(json.dumps(found)) == results
+    stages = ("prepare/", "recommenders/", "adapt/", "evaluate/")
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.startswith(stages)} == {
         "results.json",
         "report.md",
         "summary.txt",
         "predictions.parquet",
         "plots/loss.png",
         "plots/hit_ratio.png",
-        "plots/gates.png",
+        "plots/gates-ilora.png",
     }
-    assert all(sha256(run / name) == digest for name, digest in record.files.items())
 
 
 def test_predictions_are_copied_unchanged(written):
@@ -162,7 +197,7 @@ def test_predictions_are_copied_unchanged(written):
     pd.testing.assert_frame_equal(copied, read_table(run / "evaluate" / "predictions.parquet"))
 
 
-@pytest.mark.parametrize("name", ["loss", "hit_ratio", "gates"])
+@pytest.mark.parametrize("name", ["loss", "hit_ratio", "gates-ilora"])
 def test_plots_are_pictures_with_something_on_them(written, name):
     pixels = imread(written[0] / "plots" / f"{name}.png")
     assert min(pixels.shape[:2]) > 400
@@ -187,7 +222,7 @@ def test_the_report_tells_n_both_denominators_and_how_to_reproduce(written):
     assert "HitRatio@1 (generation, of total)" in text
     assert "HitRatio@1 (generation, of valid)" in text
     assert "| iLoRA | 100 | 8 | 20 | 1,234 |" in text
-    assert all(f"(plots/{name}.png)" in text for name in ("loss", "hit_ratio", "gates"))
+    assert all(f"(plots/{name}.png)" in text for name in ("loss", "hit_ratio", "gates-ilora"))
     assert "python -m recipes run experiment.yaml" in text
     block = text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block) == results["config"]
@@ -236,27 +271,91 @@ def comparison(value, low, high, **changes):
     ],
 )
 def test_a_verdict_says_plainly_what_the_interval_shows(entry, words):
-    assert words in verdict(entry)
+    titles = {"lora": {"title": "LoRA"}, "ilora": {"title": "iLoRA"}}
+    assert words in verdict(entry, titles)
 
 
-def test_the_headline_is_ilora_against_lora_by_generated_answers(written):
-    listed = headlines(written[1]["comparisons"])
-    assert [(e["method"], e["baseline"], e["key"]) for e in listed] == [
+def pairs(entries):
+    return [(e["method"], e["baseline"], e["key"]) for e in entries]
+
+
+def test_the_headlines_are_the_best_arm_against_its_strongest_rival_by_each_metric(written):
+    assert pairs(headlines(written[1])) == [
         ("ilora", "lora", "hit_ratio@1/generation/total"),
-        ("ilora", "lora", "hit_ratio@1/ranking"),
         ("ilora", "sasrec", "hit_ratio@1/ranking"),
+    ]
+
+
+def test_the_differences_are_the_headlines_then_pairs_of_adapters_then_against_the_others(written):
+    assert pairs(differences(written[1])) == [
+        ("ilora", "lora", "hit_ratio@1/generation/total"),
+        ("ilora", "sasrec", "hit_ratio@1/ranking"),
+        ("ilora", "lora", "hit_ratio@1/ranking"),
         ("lora", "sasrec", "hit_ratio@1/ranking"),
     ]
 
 
+CONTROLS = AdaptConfig(methods=["lora", "lora-user-slot", "ilora"])
+
+
+def test_ilora_behind_its_control_is_no_headline_about_lora(tmp_path):
+    rates = {"sasrec": 0.1, "lora": 0.2, "lora-user-slot": 0.95, "ilora": 0.6}
+    made = finished(tmp_path, rates, adapt=CONTROLS)
+    found = made.report()
+    assert {(e["method"], e["baseline"]) for e in headlines(found)} == {("ilora", "lora-user-slot")}
+    opening = (tmp_path / "report.md").read_text().split("> **Read this first**")[0]
+    for text in (opening, (tmp_path / "summary.txt").read_text()):
+        assert "on these rows LoRA + user slot beats iLoRA" in text
+        assert "iLoRA beats" not in text and "iLoRA minus LoRA is" not in text
+    differences = (tmp_path / "report.md").read_text().split("## Differences")[1]
+    assert "on these rows iLoRA beats LoRA." in differences  # it is told, in its place
+
+
+def test_the_strongest_rival_may_be_a_recommender(tmp_path):
+    rates = {"sasrec": 0.9, "lora": 0.2, "ilora": 0.5}
+    found = finished(tmp_path, rates).report()
+    ranked = headlines(found)[-1]
+    assert (ranked["method"], ranked["baseline"]) == ("ilora", "sasrec") and ranked["value"] < 0
+    assert "on these rows SASRec beats iLoRA" in (tmp_path / "summary.txt").read_text()
+
+
+def test_arms_of_one_method_have_names_colours_and_gate_plots_of_their_own(tmp_path):
+    arms = [{"method": "ilora", "num_experts": 2}, {"method": "ilora", "num_experts": 8}]
+    rates = {"sasrec": 0.1, "ilora,num_experts=2": 0.3, "ilora,num_experts=8": 0.9}
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    (plots / "gates-lora.png").write_text("of an earlier report")
+    finished(tmp_path, rates, arms=arms).report()
+    assert {path.name for path in plots.iterdir()} == {
+        "hit_ratio.png",
+        "loss.png",
+        "gates-ilora,num_experts=2.png",
+        "gates-ilora,num_experts=8.png",
+    }
+    text = (tmp_path / "report.md").read_text()
+    assert "on these rows iLoRA, num_experts 8 beats iLoRA, num_experts 2" in text
+    assert set(re.findall(r"\(plots/(.+?)\)", text)) == {path.name for path in plots.iterdir()}
+
+
+def test_a_run_without_a_language_model_is_reported_too(tmp_path):
+    found = finished(tmp_path, {"popularity": 0.2, "sasrec": 0.6}, arms=[{"method": "sasrec"}])
+    results = found.report()
+    assert results["llm"] is None and results["trainable_parameters"] == {}
+    text = (tmp_path / "report.md").read_text()
+    assert "on these rows SASRec beats Popularity" in text
+    assert "No arm writes answers." in text and "No adapter was trained." in text
+    assert "stand-in" not in text.split("## How to reproduce")[0]
+    assert "language model: none" in (tmp_path / "summary.txt").read_text()
+    assert not (tmp_path / "plots" / "loss.png").exists()
+
+
 def test_one_method_without_a_gate_and_one_seed_is_reported_too(tmp_path):
-    experiment = finished(tmp_path, seeds=1, adapt=AdaptConfig(methods=["lora"]))
-    report(experiment, tmp_path)
+    finished(tmp_path, seeds=1, adapt=AdaptConfig(methods=["lora"])).report()
     text = (tmp_path / "report.md").read_text()
     assert "LoRA minus SASRec" in text
     assert "one seed" in text
-    assert not (tmp_path / "plots" / "gates.png").exists()
-    assert "gates.png" not in text
+    assert not list((tmp_path / "plots").glob("gates*"))
+    assert "gates" not in text
 
 
 @pytest.mark.parametrize(
@@ -264,21 +363,21 @@ def test_one_method_without_a_gate_and_one_seed_is_reported_too(tmp_path):
     [
         (PrepareConfig(dataset="lastfm", protocol="llara"), True),
         (PrepareConfig(dataset="lastfm", protocol="chronological"), False),
-        (PrepareConfig(dataset="synthetic", protocol="llara"), False),
+        (PrepareConfig(dataset="synthetic", protocol="chronological"), False),
     ],
 )
 def test_the_lastfm_leak_is_told_where_it_applies(tmp_path, prepare, leaks):
-    report(finished(tmp_path, prepare=prepare), tmp_path)
+    finished(tmp_path, prepare=prepare).report()
     assert ("This protocol leaks the answer" in (tmp_path / "report.md").read_text()) == leaks
     ceilings = read_json(tmp_path / "results.json")["ceilings"]
     assert (ceilings is None) == (prepare.dataset == "lastfm")
 
 
 def test_a_real_language_model_is_not_called_a_stand_in(tmp_path):
-    experiment = finished(tmp_path, adapt=AdaptConfig(llm="some/Llama"))
-    report(experiment, tmp_path)
+    finished(tmp_path, adapt=AdaptConfig(llm="some/Llama")).report()
     assert "stand-in language model" not in (tmp_path / "summary.txt").read_text()
-    assert read_json(tmp_path / "results.json")["llm"] == {"name": "some/Llama", "stand_in": False}
+    llm = {"name": "some/Llama", "content": "a commit", "stand_in": False}
+    assert read_json(tmp_path / "results.json")["llm"] == llm
     assert "The language model is a stand-in" not in (tmp_path / "report.md").read_text()
 
 
@@ -317,9 +416,14 @@ def test_an_undefined_ratio_is_a_dash(written):
 
 
 def test_a_missing_stage_is_named_and_nothing_is_written(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m recipes evaluate"):
-        report(Experiment(), tmp_path)
+    with pytest.raises(FileNotFoundError, match="python -m recipes prepare"):
+        Pipeline.of(experiment_in(tmp_path)).report()
     assert list(tmp_path.iterdir()) == []
+    made = finished(tmp_path)
+    (tmp_path / "evaluate" / "record.json").unlink()
+    with pytest.raises(FileNotFoundError, match="python -m recipes evaluate"):
+        made.report()
+    assert not (tmp_path / "results.json").exists() and not (tmp_path / "plots").exists()
 
 
 def test_the_moving_average_shortens_at_the_ends():
