@@ -25,6 +25,8 @@ AREAS = (
     "Trainer and TRL",
     "Versions",
 )
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+"""The tests of a session, also those that its options deselect."""
 STATES = ("works", "refused", "untested")
 UNTESTED = (
     ("Several devices", "GPUs"),
@@ -48,28 +50,41 @@ def marks(item: pytest.Item) -> Iterable[tuple[str, str, str]]:
         yield area, name, state
 
 
+def claimed(items: Iterable[pytest.Item]) -> Matrix:
+    """Every marked item, as its tests claim.
+
+    Raises:
+        ValueError: Two tests claim different states of an item.
+    """
+    found: Matrix = dict.fromkeys(UNTESTED, "untested")
+    for item in items:
+        for area, name, state in marks(item):
+            before = found.setdefault((area, name), state)
+            if before != state:
+                raise ValueError(f"{area}: {name} is claimed {before} and {state}")
+    return found
+
+
 class SupportMatrix:
-    """Collects the outcomes of a run."""
+    """Collects the outcomes of a run; reports carry the marks, from xdist's workers too."""
 
     def __init__(self) -> None:
         self.found: Matrix = dict.fromkeys(UNTESTED, "untested")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Every marked item, as its tests claim."""
+        self.found |= claimed(session.items)
         for item in session.items:
-            for area, name, state in marks(item):
-                before = self.found.setdefault((area, name), state)
-                if before != state:
-                    raise ValueError(f"{area}: {name} is claimed {before} and {state}")
+            item.user_properties += [("support", mark) for mark in marks(item)]
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]):
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test that did not pass takes its items' state away."""
-        report = yield
-        if not report.passed:
-            for area, name, _ in marks(item):
-                self.found[area, name] = "untested"
-        return report
+        for key, mark in report.user_properties:
+            if key == "support":
+                area, name, state = mark
+                self.found.setdefault((area, name), state)
+                if not report.passed:
+                    self.found[area, name] = "untested"
 
 
 def lists(matrix: Matrix) -> str:

@@ -42,14 +42,15 @@ def randomised(model: PeftModel, seed: int = 1) -> PeftModel:
     return model
 
 
-def adapted(task_type: str | None = "CAUSAL_LM", **config: Any) -> PeftModel:
+def adapted(task_type: str | None = "CAUSAL_LM", layers: int = 2, **config: Any) -> PeftModel:
     """A tiny Llama with a randomised iLoRA on the attention and MLP layers."""
     settings: dict[str, Any] = {
         "routing_dim": ROUTING_DIM,
         "target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"],
         "task_type": task_type,
     }
-    return randomised(get_peft_model(tiny_llama(), ILoRAConfig(**settings | config))).eval()
+    base = tiny_llama(num_hidden_layers=layers)
+    return randomised(get_peft_model(base, ILoRAConfig(**settings | config))).eval()
 
 
 @pytest.fixture

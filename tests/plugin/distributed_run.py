@@ -1,20 +1,25 @@
 """Trains tiny adapters in as many processes as a launcher starts it in.
 
-Not a test: `test_distributed.py` runs it alone and by `accelerate launch` or `torchrun`, and
-compares what the runs leave: `<case>/run.json` and the adapter, in the folder that it is given.
+Not a test: `test_distributed.py` starts it once, with a JSON of the launches. Each is made by the
+launcher's own code (`accelerate launch`, `torchrun`, or none), whose ranks are forked from here
+instead of being started anew, as importing takes longer than all that they train. The test compares
+what the runs leave: `<launch>/<case>/run.json` and the adapter, in the folder that it is given.
 """
 
-import argparse
 import json
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.run
 from accelerate import PartialState
+from accelerate.commands import launch as accelerate_launch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
@@ -226,24 +231,53 @@ def write(folder: Path, losses: list[float], wrapped: nn.Module) -> None:
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--by", choices=WAYS, default="trainer")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    arguments = parser.parse_args()
+def train(folder: Path, by: str, cases: list[str]) -> None:
+    """What every rank of a launch does."""
     torch.set_num_threads(1)
-    if arguments.by == "hand":
+    if by == "hand":
         torch.distributed.init_process_group("gloo")
-    for name in arguments.cases:
-        folder = arguments.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+    for name in cases:
+        (folder / name).mkdir(parents=True, exist_ok=True)
         try:
-            WAYS[arguments.by](CASES[name], folder)
+            WAYS[by](CASES[name], folder / name)
         except RuntimeError as error:  # on all ranks alike, or the next case hangs
-            (folder / "run.json").write_text(json.dumps({"error": str(error)}))
+            (folder / name / "run.json").write_text(json.dumps({"error": str(error)}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def launch(folder: Path, command: list[str], by: str, cases: list[str]) -> None:
+    """One launch, in a process of its own."""
+    with (folder / "log").open("w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    task = (folder, by, cases)
+    elastic = torch.distributed.run.elastic_launch
+
+    def forked(config: Any, entrypoint: Any) -> Callable[..., Any]:
+        return lambda *_: elastic(replace(config, start_method="fork"), train)(*task)
+
+    torch.distributed.run.elastic_launch = forked
+    launcher, *options = command or [""]
+    if launcher == "torchrun":
+        torch.distributed.run.main([*options, __file__])
+    elif launcher == "accelerate launch":
+        parser = accelerate_launch.launch_command_parser()
+        accelerate_launch.launch_command(parser.parse_args([*options, __file__]))
+    else:
+        train(*task)
+
+
+def main() -> None:
+    folder, launches = Path(sys.argv[1]), json.loads(sys.argv[2])
+    for name, settings in launches.items():
+        (folder / name).mkdir()
+        process = multiprocessing.get_context("fork").Process(
+            target=launch, args=(folder / name,), kwargs=settings
+        )
+        process.start()
+        process.join()
+        (folder / name / "exit").write_text(str(process.exitcode))
 
 
 if __name__ == "__main__":

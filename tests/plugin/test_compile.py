@@ -1,4 +1,7 @@
-"""torch.compile: one graph, the eager numbers, no recompilation for new routing values."""
+"""torch.compile: one graph, the eager numbers, no recompilation for new routing values.
+
+Tracing takes as long as the model has layers, so these have one, but for blocks that share a graph.
+"""
 
 import pytest
 import torch
@@ -19,7 +22,8 @@ def fresh_dynamo():
 
 @item("torch.compile (whole model)")
 @pytest.mark.parametrize("way", ["keyword", "context"])
-def test_one_graph_serves_every_routing_value(llama, ids, z, way) -> None:
+def test_one_graph_serves_every_routing_value(make_adapted, ids, z, way) -> None:
+    llama = make_adapted(layers=1)
     counter = CompileCounter()
     compiled = torch.compile(llama, backend=counter, fullgraph=True)
     for sign in SIGNS:
@@ -67,7 +71,10 @@ def test_blocks_compiled_one_by_one_follow_each_new_routing(make_adapted, ids, z
 
 @item("torch.compile (lengths and batches that vary)")
 @pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
-def test_new_lengths_and_batch_sizes_compile_no_more_than_under_plain_lora(llama, dynamic) -> None:
+def test_new_lengths_and_batch_sizes_compile_no_more_than_under_plain_lora(
+    make_adapted, dynamic
+) -> None:
+    llama = make_adapted(layers=1)
     counter = CompileCounter()
     compiled = torch.compile(llama, backend=counter, fullgraph=True, dynamic=dynamic)
     generator = torch.Generator().manual_seed(5)
@@ -82,7 +89,7 @@ def test_new_lengths_and_batch_sizes_compile_no_more_than_under_plain_lora(llama
 
 @item("torch.compile (generation with a static cache)")
 def test_compiled_generation_with_a_static_cache_equals_eager(make_adapted, ids, z) -> None:
-    model, eager = make_adapted(), make_adapted()
+    model, eager = make_adapted(layers=1), make_adapted(layers=1)
     counter = CompileCounter()
     base = model.get_base_model()
     base.forward = torch.compile(base.forward, backend=counter, fullgraph=True)
@@ -124,8 +131,9 @@ def assert_trains_alike(compiled, eager, ids, z, **tolerance) -> None:
 )
 def test_a_compiled_training_step_has_the_eager_gradients(make_adapted, ids, z, config) -> None:
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(make_adapted(**config).train(), backend=counter, fullgraph=True)
-    assert_trains_alike(compiled, make_adapted(**config).train(), ids, z)
+    model, eager = (make_adapted(layers=1, **config).train() for _ in range(2))
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    assert_trains_alike(compiled, eager, ids, z)
     assert counter.frame_count == 1
 
 
@@ -135,7 +143,7 @@ def test_a_compiled_training_step_has_the_eager_gradients(make_adapted, ids, z, 
 def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
     make_adapted, ids, z, reentrant
 ) -> None:
-    few = {"target_modules": ["q_proj", "down_proj"]}
+    few = {"target_modules": ["q_proj", "down_proj"], "layers": 1}
     model = make_adapted(**few).train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.disable_input_require_grads()  # PEFT's hook breaks the graph, in torch's words
@@ -149,5 +157,6 @@ def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
 @pytest.mark.slow
 @item("torch.compile (training)")
 def test_inductor_trains_to_the_eager_gradients(make_adapted, ids, z) -> None:
-    eager, compiled = make_adapted().train(), torch.compile(make_adapted().train())
+    few = {"target_modules": ["q_proj", "v_proj", "down_proj"], "layers": 1}
+    eager, compiled = make_adapted(**few).train(), torch.compile(make_adapted(**few).train())
     assert_trains_alike(compiled, eager, ids, z, rtol=1e-3, atol=1e-5)

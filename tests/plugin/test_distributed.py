@@ -2,7 +2,7 @@
 
 Two processes on the CPU (gloo), with the configuration files that are shipped for GPUs. What they
 run is `distributed_run.py`; its ranks start from different adapters, so one that is not
-distributed shows.
+distributed shows. All launches are made once, by the first test that looks at one.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,14 +69,14 @@ class Launch:
 def accelerate(config: str, *options: str) -> tuple[str, ...]:
     path = str(CONFIGS / f"{config}.yaml")
     overrides = ["--num_processes=2", "--mixed_precision=no", "--main_process_port=0"]
-    return ("accelerate.commands.launch", f"--config_file={path}", *overrides, *options)
+    return ("accelerate launch", f"--config_file={path}", *overrides, *options)
 
 
 LAUNCHES = {
     ONE: Launch((), "trainer"),
     "DDP": Launch(accelerate("ddp"), "trainer"),
     "DDP without accelerate": Launch(
-        ("torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+        ("torchrun", "--nproc-per-node=2", "--standalone"),
         "hand",
         ("shared", "per module", "hard"),
     ),
@@ -93,32 +93,29 @@ LAUNCHES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """The folder of a way to train and a case; launches a way once, for all its cases."""
-    done: dict[str, tuple[Path, subprocess.CompletedProcess[str]]] = {}
-
-    def launched(name: str, case: str) -> Path:
-        if name not in done:
-            made = tmp_path_factory.mktemp("run")
-            done[name] = (made, launched_process(LAUNCHES[name], made))
-        folder, finished = done[name]
-        assert finished.returncode == 0, finished.stderr[-6000:]
-        return folder / case
-
-    return launched
-
-
-def launched_process(launch: Launch, folder: Path) -> subprocess.CompletedProcess[str]:
-    module = ["-m", *launch.command] if launch.command else []
+    """The folder of a way to train and a case."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {
+        name: asdict(launch)
+        for name, launch in LAUNCHES.items()
+        if DEEPSPEED or not name.startswith("DeepSpeed")
+    }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    task = [str(SCRIPT), str(folder), "--by", launch.by, "--cases", *launch.cases]
-    return subprocess.run(
-        [sys.executable, *module, *task],
+    finished = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), json.dumps(made)],
         env=inherited | own,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
+    assert finished.returncode == 0, finished.stderr[-6000:]
+
+    def launched(name: str, case: str) -> Path:
+        assert (folder / name / "exit").read_text() == "0", (folder / name / "log").read_text()
+        return folder / name / case
+
+    return launched
 
 
 def record(folder: Path) -> dict[str, Any]:

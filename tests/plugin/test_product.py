@@ -16,12 +16,15 @@ from peft_ilora.product import (
 
 
 def operands(
-    dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 4)
+    dtype: torch.dtype = torch.float64,
+    shape: tuple[int, ...] = (3, 4),
+    n_in: int = 5,
+    n_out: int = 6,
 ) -> tuple[Tensor, Tensor, nn.Linear, nn.Linear, Tensor]:
     torch.manual_seed(0)
-    lora_a, lora_b = nn.Linear(5, 2, bias=False), nn.Linear(2, 6, bias=False)
+    lora_a, lora_b = nn.Linear(n_in, 2, bias=False), nn.Linear(2, n_out, bias=False)
     scale = torch.rand(shape[0], *[1] * (len(shape) - 1), 2)
-    result, x = torch.randn(*shape, 6), torch.randn(*shape, 5)
+    result, x = torch.randn(*shape, n_out), torch.randn(*shape, n_in)
     made = (result, x, lora_a, lora_b, scale)
     return tuple(part.to(dtype) for part in made)  # type: ignore[return-value]
 
@@ -44,15 +47,17 @@ def fused(
 def test_gradients_are_those_of_finite_differences_also_the_second_ones(
     mask, base_of, scale_of, coordinates
 ) -> None:
-    result, x, lora_a, lora_b, scale = operands()
-    weight, bias = torch.randn(6, 5).double(), torch.randn(6).double()
-    others = [torch.randn(3, 5).double(), torch.randn(1, 5).double()]
+    rows, n_in, n_out = (2, 2), 3, 2  # second derivatives take time by the square
+    result, x, lora_a, lora_b, scale = operands(shape=rows, n_in=n_in, n_out=n_out)
+    assert mask is None or 0 < (mask.kept(x) == 0).sum() < x.numel()
+    weight, bias = torch.randn(n_out, n_in).double(), torch.randn(n_out).double()
+    others = [torch.randn(3, n_in).double(), torch.randn(1, n_in).double()]
     downs = {"own": [lora_a.weight], "shared": [lora_a.weight, *others], "given": []}[coordinates]
-    scales = {"rows": scale, "tokens": torch.rand(3, 4, 2).double(), "constant": None}
+    scales = {"rows": scale, "tokens": torch.rand(*rows, 2).double(), "constant": None}
     leaves = {
         "output": result if base_of == "output" else None,
         "x": x,
-        "given": torch.randn(3, 4, 2).double() if coordinates == "given" else None,
+        "given": torch.randn(*rows, 2).double() if coordinates == "given" else None,
         "b": lora_b.weight,
         "scale": scales[scale_of],
     } | {f"down {i}": down for i, down in enumerate(downs)}
