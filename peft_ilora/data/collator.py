@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_ilora.hooks import KEYWORD
+from peft_ilora.routing.binding import KEYWORD
 
 
 class RoutingCollator:
