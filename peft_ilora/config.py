@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from peft import LoraConfig
+from peft.utils.peft_types import PeftType
 
-from peft_ilora.peft_type import peft_type
-
-Gate = Literal["linear", "mlp", "hard"]
+NAME = "ILORA"
+"""The PEFT type, a member that `peft_ilora/registration.py` adds to the enum `PeftType`."""
+GateName = Literal["linear", "mlp", "hard"]
 GateInput = Literal["routing", "token", "prompt"]
 GateScope = Literal["shared", "per_module"]
 GateInit = Literal["default", "zeros"]
@@ -73,7 +74,7 @@ class ILoRAConfig(LoraConfig):
             "as their mean."
         },
     )
-    gate: Gate = field(
+    gate: GateName = field(
         default="linear",
         metadata={
             "help": "`linear`: softmax(W z), bias-free (the paper). `mlp`: one hidden layer. "
@@ -124,7 +125,7 @@ class ILoRAConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = peft_type()
+        self.peft_type = PeftType(NAME)
         self.check()
 
     def check(self) -> None:
@@ -135,7 +136,7 @@ class ILoRAConfig(LoraConfig):
         """
         for name in ("num_experts", "r", "routing_dim"):
             self._check_positive_int(name, getattr(self, name))
-        self._check_choice("gate", Gate)
+        self._check_choice("gate", GateName)
         self._check_choice("gate_input", GateInput)
         self._check_choice("gate_scope", GateScope)
         self._check_choice("gate_init", GateInit)

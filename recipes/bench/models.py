@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.linear import GatedLinear
+from peft_ilora.layers.update import GatedLinear
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROUTING_DIM = 64

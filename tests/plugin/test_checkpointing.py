@@ -199,7 +199,7 @@ def test_torchs_checkpoint_wrapper_recomputes_under_its_routing(make_adapted, id
 def test_disabling_checkpointing_and_unloading_leaves_the_model_as_it_was(
     make_adapted, ids, z
 ) -> None:
-    from peft_ilora.hooks import RoutedCheckpoint
+    from peft_ilora.routing.checkpointing import RoutedCheckpoint
 
     model = checkpointed(make_adapted, False)
     loss(model, ids, z).backward()

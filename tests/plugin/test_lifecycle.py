@@ -351,7 +351,7 @@ def test_weighted_adapters_mixed_models_and_injection_are_refused(llama, make_ll
 def test_a_back_end_that_would_bypass_the_gate_is_refused_by_name() -> None:
     from peft.tuners.lora.awq import AwqLoraLinear
 
-    from peft_ilora.targets import routed_layer
+    from peft_ilora.layers.kinds import routed_layer
 
     layer = AwqLoraLinear.__new__(AwqLoraLinear)
     with pytest.raises(TypeError, match="became a AwqLoraLinear, a back end that would bypass"):

@@ -6,13 +6,9 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.dropout import DropMask, draw_mask, rescale
-from peft_ilora.product import (
-    _GatedProduct,
-    composed_product,
-    fused_product,
-    inferred_product,
-)
+from peft_ilora.fast.dropout import DropMask, draw_mask, rescale
+from peft_ilora.fast.function import GatedProduct
+from peft_ilora.fast.product import fused_product, inferred_product
 
 
 def operands(
@@ -34,7 +30,7 @@ def fused(
     x: Tensor,
     lora_a: nn.Linear,
     lora_b: nn.Linear,
-    scale: Tensor | float,
+    scale: Tensor,
     p: float = 0.0,
 ) -> Tensor:
     return fused_product(base, x, [lora_a.weight], lora_b.weight, scale, p)[0]
@@ -42,7 +38,7 @@ def fused(
 
 @pytest.mark.parametrize("mask", [None, DropMask(3, 20_000)], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("base_of", ["output", "weight"])
-@pytest.mark.parametrize("scale_of", ["rows", "tokens", "constant"])
+@pytest.mark.parametrize("scale_of", ["rows", "tokens"])
 @pytest.mark.parametrize("coordinates", ["own", "shared", "given"])
 def test_gradients_are_those_of_finite_differences_also_the_second_ones(
     mask, base_of, scale_of, coordinates
@@ -53,7 +49,7 @@ def test_gradients_are_those_of_finite_differences_also_the_second_ones(
     weight, bias = torch.randn(n_out, n_in).double(), torch.randn(n_out).double()
     others = [torch.randn(3, n_in).double(), torch.randn(1, n_in).double()]
     downs = {"own": [lora_a.weight], "shared": [lora_a.weight, *others], "given": []}[coordinates]
-    scales = {"rows": scale, "tokens": torch.rand(*rows, 2).double(), "constant": None}
+    scales = {"rows": scale, "tokens": torch.rand(*rows, 2).double()}
     leaves = {
         "output": result if base_of == "output" else None,
         "x": x,
@@ -71,13 +67,13 @@ def test_gradients_are_those_of_finite_differences_also_the_second_ones(
         of = dict(zip(leaves, tensors, strict=True))
         frozen = (None, None) if base_of == "output" else (weight, bias)
         rest = [tensor for name, tensor in of.items() if name.startswith("down")]
-        return _GatedProduct.apply(
+        return GatedProduct.apply(
             of.get("output"),
             of.get("x", x),
             *frozen,
             of.get("given"),
             of["b"],
-            of.get("scale", 0.7),
+            of["scale"],
             mask,
             *rest,
         )
@@ -107,7 +103,7 @@ def test_the_fused_product_is_the_composed_one(shape, base_of) -> None:
             out = fused(base, x, lora_a, lora_b, scale)
         else:
             output = base if isinstance(base, Tensor) else base(x)
-            out = composed_product(output, x, lora_a, lora_b, nn.Identity(), scale)
+            out = output + lora_b(lora_a(x) * scale)
         out.square().sum().backward()
         found.append([out, *(t.grad for t in leaves)])
     for one, composed in zip(found[0], found[2], strict=True):

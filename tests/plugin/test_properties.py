@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.update import GatedUpdate
+from peft_ilora.layers.update import GatedUpdate
 
 N_IN, HIDDEN, DIM = 5, 7, 3
 ATOL = 1e-9

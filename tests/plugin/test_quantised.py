@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from peft_ilora import ILoRAConfig, export_lora
-from peft_ilora.targets import MIXING, UPDATES, routed_layer
+from peft_ilora.layers.kinds import MIXING, UPDATES, routed_layer
 
 TARGETS = ["q_proj", "v_proj", "o_proj", "down_proj"]
 MERGE_WARNING = "Merge lora module to .-bit linear may get different generations"

@@ -6,9 +6,18 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_ilora import ILoRAConfig
+from peft_ilora import ILoRAConfig, fast
 
 K, R, D, N_IN, N_OUT = 3, 2, 5, 7, 6
+
+
+@pytest.fixture(autouse=True, params=["plain layers", "fused layers"])
+def _layers(request):
+    """Every test runs with the plain layers alone, and with the fused ones on top."""
+    if request.param == "plain layers":
+        fast.uninstall()
+    yield
+    fast.install()
 
 
 def naive(weight, bias, experts, gates, z, x, scaling):

@@ -8,8 +8,7 @@ from peft import PeftType, get_peft_config
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import peft_ilora
-from peft_ilora.peft_type import check_peft_version, peft_type
-from peft_ilora.registration import register
+from peft_ilora.registration import check_peft_version, peft_type, register
 
 
 def test_import_adds_the_peft_type_and_maps_it_to_our_classes() -> None:

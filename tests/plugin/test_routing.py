@@ -188,7 +188,7 @@ def test_one_nan_row_is_named(llama, ids, z) -> None:
 
 
 def test_off_the_cpu_the_finite_check_does_not_read_the_answer_back(monkeypatch) -> None:
-    from peft_ilora.checks import checked_embeds
+    from peft_ilora.routing.checks import checked_embeds
 
     asserted = []
     monkeypatch.setattr(torch, "_assert_async", lambda flag, message: asserted.append(flag.device))
@@ -272,16 +272,16 @@ def test_flattened_inputs_follow_their_row_and_foreign_ones_are_refused(z) -> No
 
 
 def test_rows_that_only_happen_to_be_a_multiple_are_refused() -> None:
-    from peft_ilora.routing import Routing
+    from peft_ilora.routing.binding import Routing
 
     # Two instances, beams of three, five tokens: what a layer may see, and what it may not.
     routing = Routing(torch.zeros(2, 8), "generate", lengths=(5,), times=3)
-    assert routing.repeats((6, False, 0)) == 3
-    assert routing.repeats((2, False, 0)) == 1  # an encoder's unrepeated rows
-    assert routing.repeats((30, True, 0)) == 15  # batch and sequence flattened
-    assert routing.repeats((4, False, 0)) is None  # four images of two instances
-    assert routing.repeats((8, True, 0)) is None  # gathered tokens
-    assert routing.repeats((7, True, 0)) is None
+    assert routing.repeats((6, 5)) == 3
+    assert routing.repeats((2, 5)) == 1  # an encoder's unrepeated rows
+    assert routing.repeats((30,)) == 15  # batch and sequence flattened
+    assert routing.repeats((4, 5)) is None  # four images of two instances
+    assert routing.repeats((8,)) is None  # gathered tokens
+    assert routing.repeats((7,)) is None
 
 
 def test_switching_adapters_inside_a_context_rechecks_the_width(llama, ids, z) -> None:

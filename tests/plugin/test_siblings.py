@@ -19,9 +19,9 @@ from torch.utils.checkpoint import (
 )
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.dropout import draw_mask, rescale
-from peft_ilora.linear import Linear
-from peft_ilora.siblings import followers
+from peft_ilora.fast.dropout import draw_mask, rescale
+from peft_ilora.fast.linear import Linear
+from peft_ilora.fast.siblings import followers
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -83,7 +83,7 @@ def by_peft(model: PeftModel) -> PeftModel:
 
 def products(model: PeftModel, monkeypatch) -> list[int]:
     """How many A each product of a forward takes."""
-    from peft_ilora import linear
+    from peft_ilora.fast import linear
 
     taken: list[int] = []
 
@@ -106,7 +106,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def test_followers_are_the_later_siblings_that_are_adapted() -> None:
     names = ["a.q_proj", "a.v_proj", "b.k_proj", "b.v_proj", "a.o_proj", "up_proj", "gate_proj"]
-    found = followers(names)
+    found = {name: followers(name, names) for name in names}
     assert {name: later for name, later in found.items() if later} == {
         "a.q_proj": ["a.v_proj"],
         "b.k_proj": ["b.v_proj"],
@@ -194,7 +194,7 @@ def test_nothing_is_left_for_later_when_a_forward_fails(randomise) -> None:
         model(x * 1, routing_embeds=z)
     model.base_model.model.between = lambda x: x
     assert equal(gradients(model), gradients(routed(randomise)))
-    assert not model.base_model.routing_state.stack[-1].offers
+    assert not model.base_model.routing_state.stack[-1].memory
 
 
 def test_two_threads_share_nothing(randomise) -> None:

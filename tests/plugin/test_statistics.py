@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from peft_ilora.statistics import entropy, load_balancing, statistics
+from peft_ilora.gating.statistics import entropy, load_balancing, statistics
 
 support = pytest.mark.support("Gates", "routing statistics and losses", "works")
 

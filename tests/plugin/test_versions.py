@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.peft_type import SUPPORTED
+from peft_ilora.registration import SUPPORTED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "versions.md"

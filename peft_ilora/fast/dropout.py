@@ -22,9 +22,12 @@ class DropMask:
     """An element is dropped when its 16 bits, as a number from 0, lie below."""
 
     def kept(self, like: Tensor) -> Tensor:
-        """One where an element of `like` is kept, zero where it is dropped; of its shape and dtype.
+        """Return one where an element of `like` is kept and zero where it is dropped.
 
-        The same at every call. Numbers, as multiplying is faster than choosing.
+        It is the same at every call. They are numbers because multiplying is faster than choosing.
+
+        Args:
+            like: The result takes its shape, dtype and device.
         """
         generator = torch.Generator(like.device).manual_seed(self.seed)
         words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
@@ -48,13 +51,14 @@ def draw_mask(p: float) -> DropMask | None:
 
 
 def probability(module: nn.Module) -> float:
-    """That a module drops an element now: `nn.Dropout`, or `nn.Identity`."""
+    """Return the probability that a module, `nn.Dropout` or `nn.Identity`, drops an element now."""
     return module.p if module.training and isinstance(module, nn.Dropout) else 0.0
 
 
 def rescale(p: float) -> float:
-    """What kept elements are to be multiplied by, so that the expectation is the input. Exact for
-    the rounded probability.
+    """Return what kept elements are multiplied by, so that their expectation is the input.
+
+    It is exact for the rounded probability.
     """
     return _LEVELS / (_LEVELS - _threshold(p))
 

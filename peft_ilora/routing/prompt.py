@@ -6,7 +6,50 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from peft_ilora.config import ILoRAConfig
+from peft_ilora.routing.binding import Owner, Routing
+
 IGNORED_LABEL = -100
+
+
+def prompt_routing(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    owner: Owner,
+    configs: dict[str, ILoRAConfig],
+) -> Routing:
+    """Return the routing that a call's own prompt gives.
+
+    Args:
+        model: The base model.
+        args: Positional arguments of the call.
+        kwargs: Its arguments by name.
+        owner: Which call it is.
+        configs: Configurations of the adapters that read it.
+
+    Raises:
+        ValueError: The call does not hold the whole prompt.
+    """
+    if continues_a_sequence(kwargs):
+        raise ValueError(
+            "gate_input='prompt' needs the whole prompt, but this forward continues a sequence "
+            "(past_key_values): run inside "
+            "`with model.routing(model.prompt_embeds(input_ids, attention_mask)):`"
+        )
+    tasks = {config.task_type for config in configs.values()}
+    labels = kwargs.get("labels") if tasks <= {None, "CAUSAL_LM"} else None  # else: of inputs
+    if owner == "forward" and model.training and labels is None and "CAUSAL_LM" in tasks:
+        raise ValueError(
+            "gate_input='prompt' cannot tell the prompt from the answer in a training forward "
+            "without labels (label_smoothing_factor and compute_loss_func take them off): "
+            "pass labels, or routing_embeds=model.prompt_embeds(input_ids, mask, labels)"
+        )
+    ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+    embeds = prompt_embeds(
+        model, ids, kwargs.get("inputs_embeds"), kwargs.get("attention_mask"), labels
+    )
+    return Routing(embeds, owner)
 
 
 def prompt_embeds(
@@ -16,7 +59,7 @@ def prompt_embeds(
     attention_mask: Tensor | None,
     labels: Tensor | None,
 ) -> Tensor:
-    """The mean input embedding of each row's prompt.
+    """Return the mean input embedding of each row's prompt.
 
     Args:
         model: The base model.
@@ -65,7 +108,7 @@ def _check_prompts(counts: Tensor) -> None:
 
 
 def input_embeddings(model: nn.Module) -> nn.Module:
-    """The model's input embeddings, past an adapter on them.
+    """Return the model's input embeddings, past an adapter on them.
 
     Raises:
         ValueError: The model has none.
@@ -94,8 +137,13 @@ def check_prompt_width(model: nn.Module, routing_dim: int) -> None:
         )
 
 
+def reads_prompt(configs: dict[str, ILoRAConfig]) -> bool:
+    """Whether all of these adapters, and one at least, are routed by the prompt itself."""
+    return bool(configs) and all(config.gate_input == "prompt" for config in configs.values())
+
+
 def continues_a_sequence(kwargs: dict[str, Any]) -> bool:
-    """Whether a forward's keywords hold a key-value cache with tokens, so not the whole prompt."""
+    """Whether a forward has a cache with tokens, so that it lacks a part of the prompt."""
     cache = kwargs.get("past_key_values")
     length = getattr(cache, "get_seq_length", None)
     return cache is not None and (length is None or length() > 0)

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from peft_ilora.collator import RoutingCollator
-from peft_ilora.hooks import KEYWORD
+from peft_ilora.data.collator import RoutingCollator
+from peft_ilora.routing.binding import KEYWORD
 
 
 class RoutingColumns:

@@ -1,26 +1,26 @@
-"""Merging: an adapter as it is for one instance, or evenly mixed, goes into the base weights."""
+"""Merging and export of an adapter as it is for one instance, or as it is without a routing."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraModel
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from peft_ilora.checks import checked_embeds
 from peft_ilora.errors import merge_error
-from peft_ilora.gates import GatedLoraModel
-from peft_ilora.hooks import RoutingHooks
-from peft_ilora.instance import AdaptedLayer, as_plain_lora, expert_weights
+from peft_ilora.instance.fold import as_plain_lora, coefficients_of
+from peft_ilora.layers.adapters import AdaptedLayer, Adapters
+from peft_ilora.routing.checks import checked_embeds
+from peft_ilora.routing.forward import RoutingHooks
 
 
-class MergeableLoraModel(GatedLoraModel):
-    """A GatedLoraModel that merges one instance."""
+class Merging(LoraModel):
+    """A LoraModel that merges, and gives away, one instance of its adapters."""
 
+    adapters: Adapters
     routing_hooks: RoutingHooks
-    merges: bool = False
-    """Whether adapters may be merged: layers, which know, are not asked in every forward."""
 
     def merge_and_unload(
         self,
@@ -46,11 +46,11 @@ class MergeableLoraModel(GatedLoraModel):
                 found before anything is merged.
         """
         self._check_merge_allowed()
-        names = list(adapter_names or self._active_in_layers())
-        layers, weights = self._instance(self._unmerged(names), routing_embeds)
+        names = list(adapter_names or self.adapters.active_in_layers())
+        layers, coefficients = self._instance(self._unmerged(names), routing_embeds)
         if safe_merge:
-            _check_finite(layers, weights)
-        with as_plain_lora(layers, weights):
+            _check_finite(layers, coefficients)
+        with as_plain_lora(layers, coefficients):
             merged = super().merge_and_unload(progressbar, safe_merge, names)
         self.routing_hooks.remove()
         return merged
@@ -74,26 +74,26 @@ class MergeableLoraModel(GatedLoraModel):
                 `safe_merge` NaN or infinity, found before anything is merged.
         """
         self._check_merge_allowed()
-        names = self._unmerged(adapter_names or self._active_in_layers())
-        layers, weights = self._instance(names, routing_embeds)
+        names = self._unmerged(adapter_names or self.adapters.active_in_layers())
+        layers, coefficients = self._instance(names, routing_embeds)
         for layer in layers:
             _check_unmerge(layer)
         if safe_merge:
-            _check_finite(layers, weights)
+            _check_finite(layers, coefficients)
         for layer in layers:
-            layer.update.merged_weights = weights[layer.adapter, layer.name]
-        self.merges = True
+            layer.update.merged_coefficients = coefficients[layer.adapter, layer.name]
+        self.adapters.may_be_merged = True
         super().merge_adapter(adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:
         """Take all merged adapters out of the base weights again."""
         super().unmerge_adapter()
-        self.merges = False
+        self.adapters.may_be_merged = False
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
         for name in self.peft_config:
-            if self._config(name).layer_replication:
+            if self.adapters.config(name).layer_replication:
                 raise ValueError(
                     f"adapter {name!r} replicates layers, which share their base weights, so it "
                     "cannot be merged into them: use peft_ilora.export_lora(model, z, folder)"
@@ -115,7 +115,7 @@ class MergeableLoraModel(GatedLoraModel):
     def plain_lora(
         self, routing_embeds: Tensor, adapter_name: str | None = None
     ) -> tuple[LoraConfig, dict[str, Tensor]]:
-        """The plain LoRA that an adapter is for one instance; exact.
+        """Return the plain LoRA that an adapter is for one instance; exact.
 
         Args:
             routing_embeds: The instance, [1, routing_dim].
@@ -125,30 +125,30 @@ class MergeableLoraModel(GatedLoraModel):
             Its configuration, and B of each layer, [out, total rank, ...], by its name in the
             model: `...q_proj.lora_B.weight`.
         """
-        name = self._known_adapter(adapter_name)
-        layers, weights = self._instance([name], routing_embeds)
+        name = self.adapters.known(adapter_name)
+        layers, coefficients = self._instance([name], routing_embeds)
         folded = {}
         for layer in layers:
             embedding = name in layer.layer.lora_embedding_B
             key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
-            folded[key] = layer.folded_b(weights[name, layer.name])
-        return self._config(name).to_lora_config(), folded
+            folded[key] = layer.folded_b(coefficients[name, layer.name])
+        return self.adapters.config(name).to_lora_config(), folded
 
     def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:
-        names = [self._known_adapter(name) for name in adapter_names]
+        names = [self.adapters.known(name) for name in adapter_names]
         return [
             name
             for name in names
-            if not any(name in layer.layer.merged_adapters for layer in self._layers(name))
+            if not any(name in layer.layer.merged_adapters for layer in self.adapters.layers(name))
         ]
 
     def _instance(
         self, adapter_names: Sequence[str], routing_embeds: Tensor | None
     ) -> tuple[list[AdaptedLayer], dict[tuple[str, str], Tensor]]:
-        """The layers of adapters, and their expert weights by (adapter, layer name)."""
-        layers, weights = [], {}
+        """Return the layers of adapters, and coefficients by (adapter, layer name)."""
+        layers, coefficients = [], {}
         for name in adapter_names:
-            config = self._config(name)
+            config = self.adapters.config(name)
             if config.gate_input == "token":
                 raise ValueError(
                     f"adapter {name!r} routes tokens (gate_input='token'), so no instance of it "
@@ -158,7 +158,7 @@ class MergeableLoraModel(GatedLoraModel):
                 checked_embeds(routing_embeds, {name: config})
             elif config.missing_routing == "error":
                 raise merge_error(name)
-            adapted = self._layers(name)
+            adapted = self.adapters.layers(name)
             for layer in adapted:
                 if layer.b.is_meta:
                     raise ValueError(
@@ -167,9 +167,9 @@ class MergeableLoraModel(GatedLoraModel):
                         "(device_map=None) to merge or to export it"
                     )
             layers += adapted
-            for layer_name, chosen in expert_weights(adapted, routing_embeds).items():
-                weights[name, layer_name] = chosen
-        return layers, weights
+            for layer_name, chosen in coefficients_of(adapted, routing_embeds).items():
+                coefficients[name, layer_name] = chosen
+        return layers, coefficients
 
 
 def _check_unmerge(layer: AdaptedLayer) -> None:
@@ -180,11 +180,13 @@ def _check_unmerge(layer: AdaptedLayer) -> None:
         )
 
 
-def _check_finite(layers: Sequence[AdaptedLayer], weights: dict[tuple[str, str], Tensor]) -> None:
+def _check_finite(
+    layers: Sequence[AdaptedLayer], coefficients: dict[tuple[str, str], Tensor]
+) -> None:
     """Look at every merged weight before the first is changed."""
     for layer in layers:
         base = dequantize_module_weight(layer.layer.get_base_layer())
-        delta = layer.delta_weight(weights[layer.adapter, layer.name])
+        delta = layer.delta_weight(coefficients[layer.adapter, layer.name])
         if not torch.isfinite(base + delta.to(base.dtype)).all():
             raise ValueError(
                 f"NaNs detected in the merged weights. The adapter {layer.adapter} seems to be "

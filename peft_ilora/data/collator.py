@@ -1,4 +1,4 @@
-"""Routing embeddings from a dataset's rows into the batch, around any data collator."""
+"""A data collator that brings routing embeddings from a dataset's rows into the batch."""
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_ilora.hooks import KEYWORD
+from peft_ilora.routing.binding import KEYWORD
 
 
 class RoutingCollator:
@@ -72,25 +72,25 @@ class RoutingCollator:
             raise ValueError(
                 f"row {index} has no {self.key!r}, only {sorted(row)}. transformers' and TRL's "
                 "trainers drop the columns that they do not know: pass remove_unused_columns=False,"
-                " or put peft_ilora.trainer.RoutingColumns in front of the trainer's class. "
+                " or put peft_ilora.RoutingColumns in front of the trainer's class. "
                 "Packing (packing=True) drops them too, and has to be off"
             )
         return row[self.key]
 
 
 def stacked(values: Sequence[Any], key: str) -> Tensor:
-    """Rows' routing as one tensor.
+    """Return the routing of rows as one tensor.
 
     Args:
-        values: One for each row: vectors, or ints.
-        key: The column, for errors.
+        values: The routing of each row: vectors, or ints.
+        key: Name of the column, for errors.
 
     Returns:
         float32 [batch, routing_dim] of vectors, int64 [batch] of ints.
 
     Raises:
-        TypeError: Not numeric.
-        ValueError: No rows, different shapes, no vector, NaN or infinity.
+        TypeError: A value is not numeric.
+        ValueError: There are no rows, their shapes differ, or one is no vector, NaN or infinite.
     """
     if not values:
         raise ValueError(f"there are no rows to take {key!r} from: pass one at least")

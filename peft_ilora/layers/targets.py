@@ -1,26 +1,10 @@
-"""Which layers can be routed: PEFT's back ends that ask for the update, and targets it may have."""
+"""Checks of a target before anything is replaced: which modules the gated update covers."""
 
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.linear import GatedLinear
-from peft_ilora.update import GatedConv, GatedEmbedding, GatedUpdate
 
-UPDATES: dict[str, type[GatedUpdate]] = {
-    "Linear": GatedLinear,
-    "Linear8bitLt": GatedLinear,
-    "Linear4bit": GatedLinear,
-    "GPTQLoraLinear": GatedLinear,
-    "HqqLoraLinear": GatedLinear,
-    "TorchaoLoraLinear": GatedLinear,
-    "Embedding": GatedEmbedding,
-    "Conv1d": GatedConv,
-    "Conv2d": GatedConv,
-    "Conv3d": GatedConv,
-}
-"""The update of each of PEFT's LoRA layers that consults `lora_variant`, by class name; any other
-layer would silently run ungated."""
 _SEQUENCE_FIRST = frozenset({"fsmt", "led", "longformer", "xlnet"})
 """Models of transformers whose layers see [length, batch, features]."""
 _READ_PAST = {
@@ -34,23 +18,7 @@ _READ_PAST = {
     "wavlm": {"q_proj", "k_proj", "v_proj", "out_proj"},
     "zamba2": {"out_proj"},
 }
-"""Layers whose weight these models read past the layer, always or in a fused kernel."""
-MIXING = frozenset({"Linear", "Linear8bitLt", "Linear4bit", "TorchaoLoraLinear"})
-"""Those that consult it for a mixed batch too."""
-
-
-def routed_layer(layer: nn.Module, name: str) -> LoraLayer:
-    """Return the LoRA layer that PEFT made, if it lets a variant compute the update.
-
-    Raises:
-        TypeError: It would run the experts without their gate.
-    """
-    if not isinstance(layer, LoraLayer) or type(layer).__name__ not in UPDATES:
-        raise TypeError(
-            f"target module {name!r} became a {type(layer).__name__}, a back end that would bypass "
-            f"the gate; supported are {', '.join(sorted(UPDATES))}"
-        )
-    return layer
+"""Layers whose weight these models read without calling the layer, always or in a fused kernel."""
 
 
 def check_in_memory(model: nn.Module) -> None:
@@ -71,9 +39,9 @@ def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
     """Refuse a target that the gated update does not cover, before anything is replaced.
 
     Args:
-        name: Of the targeted module.
+        name: Name of the targeted module.
         model: The base model.
-        config: The adapter's.
+        config: The adapter's configuration.
 
     Raises:
         TypeError: A kind of layer that cannot be routed.
@@ -142,7 +110,7 @@ def _check_surroundings(name: str, model: nn.Module, config: ILoRAConfig) -> Non
 
 
 def _surrounding_types(parts: list[str], model: nn.Module) -> set[str]:
-    """The `model_type` of every model of transformers that a module lies in."""
+    """Return the `model_type` of every model of transformers that a module lies in."""
     around = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
     configs = (getattr(module, "config", None) for module in around)
     return {str(getattr(config, "model_type", "")) for config in configs}

@@ -1,15 +1,13 @@
-"""What the experts did: utilisation, entropy, and the two terms a trainer may add to its loss."""
+"""Figures of expert weights: utilisation, entropy, and two terms that a trainer may add."""
 
 import math
 
 import torch
 from torch import Tensor
 
-Statistics = dict[str, float | list[float]]
-
 
 def entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of expert weights, in nats; between 0 (one expert a row) and log(num_experts).
+    """Return the mean entropy in nats, from 0 (one expert a row) to log(num_experts).
 
     Args:
         weights: [rows, num_experts], each row a distribution.
@@ -19,14 +17,14 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 def load_balancing(weights: Tensor, top_k: int = 1) -> Tensor:
-    """Load-balancing term `K sum_k f_k P_k`; 1 where the load is even, up to K.
+    """Return the load-balancing term `K sum_k f_k P_k`: 1 where the load is even, up to K.
 
     f is the share of the rows' choices that fell on an expert, P its mean weight; gradients reach P
     (Fedus et al., arXiv 2101.03961, Eq. 4 to 6).
 
     Args:
         weights: [rows, num_experts], each row a distribution.
-        top_k: Choices of a row: its largest weights.
+        top_k: How many experts a row chooses: those of its largest weights.
     """
     experts = weights.shape[-1]
     share = _chosen(weights, top_k).mean(dim=0)
@@ -34,8 +32,8 @@ def load_balancing(weights: Tensor, top_k: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def statistics(weights: Tensor) -> Statistics:
-    """Figures of expert weights.
+def statistics(weights: Tensor) -> dict[str, float | list[float]]:
+    """Describe expert weights by plain numbers.
 
     Args:
         weights: [rows, num_experts], each row a distribution.

@@ -15,20 +15,20 @@ from peft_ilora.errors import sharded_error
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The coordinates of one layer. Made by `coordinates`, so equal ones are the same object."""
+    """Rank coordinates of one layer. Made by `coordinates`, so equal ones are the same object."""
 
     ranks: tuple[int, ...]
     """Rank of each expert."""
     groups: int = 1
-    """Of a grouped convolution; divides every rank."""
+    """Groups of a convolution; divides every rank."""
 
     @property
     def num_experts(self) -> int:
-        """Experts."""
+        """Number of experts K."""
         return len(self.ranks)
 
     def spread(self, weights: Tensor) -> Tensor:
-        """Repeat each expert's weight over the coordinates it owns.
+        """Repeat each expert's weight over the coordinates that it owns.
 
         Args:
             weights: [..., num_experts]
@@ -40,7 +40,7 @@ class Coordinates:
         return owned if self.groups == 1 else torch.cat([owned] * self.groups, dim=-1)
 
     def fold(self, b: Tensor, weights: Tensor) -> Tensor:
-        """B with expert weights folded into its columns.
+        """Multiply the columns of B by the weights of their experts.
 
         Args:
             b: [out, sum(ranks) / groups, ...]
@@ -65,5 +65,5 @@ class Coordinates:
 
 @cache
 def coordinates(ranks: tuple[int, ...], groups: int = 1) -> Coordinates:
-    """The coordinates of layers with these ranks and groups."""
+    """Return the coordinates of layers with these ranks and groups."""
     return Coordinates(ranks, groups)

@@ -1,4 +1,4 @@
-"""Checks of a routing before anything runs: its type, its shape, its values, its rows."""
+"""Checks of a routing before anything runs: its type, shape, values and rows."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.routing import Routing
+from peft_ilora.routing.binding import Routing
 
 
 def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tensor:
@@ -16,16 +16,16 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
     Args:
         routing_embeds: Should be [batch, routing_dim], floating point and finite; with
             `gate="hard"` [batch], int64, expert ids.
-        configs: Of the adapters that read it, by adapter name.
+        configs: Configurations of the adapters that read it, by adapter name.
 
     Returns:
         The same tensor.
 
     Raises:
-        TypeError: Not a tensor, or of the wrong dtype.
-        ValueError: Of a wrong shape, empty, NaN or infinite, no such expert.
-            Off the CPU the checks of values run on the device, without waiting for it, and show as
-            a RuntimeError.
+        TypeError: It is no tensor, or has the wrong dtype.
+        ValueError: It has a wrong shape, no rows, NaN or infinity, or names no such expert. Off the
+            CPU the values are checked on the device, without waiting for it, and a failure shows
+            as a RuntimeError.
     """
     hard = _is_hard(configs)
     wanted = "an int64 tensor of shape [batch]" if hard else "a float tensor [batch, routing_dim]"
@@ -46,11 +46,11 @@ def check_fits(embeds: Tensor, configs: dict[str, ILoRAConfig]) -> None:
 
     Args:
         embeds: [batch, routing_dim] or [batch].
-        configs: Of the adapters that read it.
+        configs: Configurations of the adapters that read it.
 
     Raises:
         TypeError: Vectors for expert ids, or the reverse.
-        ValueError: It fits not all of them.
+        ValueError: It does not fit all of them.
     """
     if _is_hard(configs):
         _check_integer(embeds)
@@ -148,7 +148,7 @@ def _check_assignment(expert: Tensor, configs: dict[str, ILoRAConfig]) -> None:
 
 
 def _checks_on_device(tensor: Tensor) -> bool:
-    # Reading the answer would make the CPU wait for the device, or break a compiled graph.
+    # To read the answer would make the CPU wait for the device, or break a compiled graph.
     return tensor.device.type != "cpu" or torch.compiler.is_compiling()
 
 

@@ -1,7 +1,7 @@
-"""The gates of a model as parameters: trained, frozen, moved, deleted and saved with the adapter.
+"""Gates as parameters of a model: trained, frozen, moved, deleted and saved with their adapter.
 
 PEFT manages what lies in its layers. A gate that all layers share lies in the tuner instead, so its
-life is told here.
+lifecycle is managed here.
 """
 
 import warnings
@@ -9,59 +9,16 @@ from collections.abc import Sequence
 
 from peft import PeftConfig
 from peft.tuners.lora import LoraModel
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from peft_ilora.config import ILoRAConfig
-from peft_ilora.gate import Gate, HardGate, make_gate
-from peft_ilora.instance import AdaptedLayer
-from peft_ilora.saving import GATES, check_loaded_keys, checkpoint_key
-from peft_ilora.update import GatedUpdate, up_projection
+from peft_ilora.layers.adapters import Adapters
+from peft_ilora.saving import check_loaded_keys, checkpoint_key
 
 
-class GatedLoraModel(LoraModel):
+class GateLifecycle(LoraModel):
     """A LoraModel whose adapters have gates."""
 
-    @property
-    def _gates(self) -> nn.ModuleDict:
-        """The shared gates, by adapter."""
-        gates = self._modules[GATES]
-        assert isinstance(gates, nn.ModuleDict)
-        return gates
-
-    def _shared_gate(self, adapter_name: str) -> Gate | HardGate:
-        gate = self._gates[adapter_name]
-        assert isinstance(gate, (Gate, HardGate))
-        return gate
-
-    def _config(self, adapter_name: str) -> ILoRAConfig:
-        config = self.peft_config[adapter_name]
-        assert isinstance(config, ILoRAConfig)
-        return config
-
-    def _known_adapter(self, adapter_name: str | None) -> str:
-        active = next(iter(self.active_adapters), None)
-        name = active if adapter_name is None else adapter_name
-        if name is None or name not in self.peft_config:
-            raise ValueError(
-                f"adapter_name={name!r} does not exist; there are {sorted(self.peft_config)}"
-            )
-        return name
-
-    def _layers(self, adapter_name: str) -> list[AdaptedLayer]:
-        found = []
-        for name, module in self.model.named_modules():
-            if isinstance(module, LoraLayer):
-                update = module.lora_variant.get(adapter_name)
-                if isinstance(update, GatedUpdate):
-                    found.append(AdaptedLayer(name, adapter_name, module, update))
-        return found
-
-    def _active_in_layers(self) -> list[str]:
-        """Each layer's own active adapters, which PEFT lets differ from the tuner's."""
-        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        names = [name for layer in layers for name in layer.active_adapters]
-        return [name for name in dict.fromkeys(names) if name in self.peft_config]
+    adapters: Adapters
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters; their gates become trainable unless `inference_mode`."""
@@ -73,7 +30,7 @@ class GatedLoraModel(LoraModel):
         self._train_gates(trainable=enabled)
 
     def _train_gates(self, trainable: bool) -> None:
-        for name, gate in self._gates.items():
+        for name, gate in self.adapters.gates.items():
             gate.requires_grad_(trainable and name in self.active_adapters)
 
     def set_requires_grad(
@@ -83,33 +40,33 @@ class GatedLoraModel(LoraModel):
         super().set_requires_grad(adapter_names, requires_grad)
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
-            if name in self._gates:
-                self._gates[name].requires_grad_(requires_grad)
+            if name in self.adapters.gates:
+                self.adapters.gates[name].requires_grad_(requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter with its gate."""
         active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
         # PEFT lets layers fall back on another adapter, but asks the first layer only which
-        self.active_adapter = self._active_in_layers()
-        if adapter_name in self._gates:
-            del self._gates[adapter_name]
+        self.active_adapter = self.adapters.active_in_layers()
+        if adapter_name in self.adapters.gates:
+            del self.adapters.gates[adapter_name]
         if list(self.active_adapters) != active:
             self._train_gates(trainable=True)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
         # PEFT calls this on every module that has it, also after loading into meta tensors.
-        layers = self._layers(adapter_name)
-        if adapter_name not in self._gates or not layers:
+        layers = self.adapters.layers(adapter_name)
+        if adapter_name not in self.adapters.gates or not layers:
             return
-        gate, like = self._shared_gate(adapter_name), layers[0].b
+        gate, like = self.adapters.shared_gate(adapter_name), layers[0].b
         on_meta = any(tensor.is_meta for tensor in (like, *gate.parameters()))
         if not on_meta:
             gate.to(like.device)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for layer in self._layers(adapter_name):
+        for layer in self.adapters.layers(adapter_name):
             layer.update.gate.to(layer.b.dtype)
 
     # ---------------------------------------------------------------- saving and loading
@@ -155,22 +112,3 @@ class GatedLoraModel(LoraModel):
         keys = (checkpoint_key(key, adapter_name) for key in model.state_dict())
         check_loaded_keys((key for key in keys if key is not None), state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-def own_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> Gate | HardGate:
-    """Give a layer a gate of its own, as one more adapter module that PEFT manages."""
-    assert isinstance(layer, nn.Module)
-    if not hasattr(layer, GATES):
-        layer.add_module(GATES, nn.ModuleDict())
-        layer.adapter_layer_names = (*layer.adapter_layer_names, GATES)
-    like = up_projection(layer, adapter_name)
-    width = layer.in_features if config.gate_input == "token" else config.routing_dim
-    assert width is not None
-    gate = make_gate(config, width).to(like.device)
-    getattr(layer, GATES)[adapter_name] = gate
-    return gate
-
-
-def trains(gate: nn.Module) -> bool:
-    """Whether a gate receives gradients."""
-    return any(parameter.requires_grad for parameter in gate.parameters())

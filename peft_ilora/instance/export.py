@@ -9,7 +9,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peft_ilora.model import ILoRAModel
+from peft_ilora.instance.merging import Merging
 from peft_ilora.saving import GATES, lora_key
 
 WEIGHTS = "adapter_model.safetensors"
@@ -39,7 +39,7 @@ def export_lora(
             `modules_to_save`, which a served LoRA cannot carry.
     """
     tuner = getattr(model, "base_model", None)
-    if not isinstance(tuner, ILoRAModel):
+    if not isinstance(tuner, Merging):
         raise TypeError(
             f"model is a {type(model).__name__} without an iLoRA adapter; pass what "
             "get_peft_model(llm, ILoRAConfig(...)) or PeftModel.from_pretrained returned"
@@ -66,7 +66,7 @@ def export_lora(
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:
-    """Both files are finished beside their place and then renamed, the config last."""
+    """Write both files beside their place and then rename them, the config last."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.items()

@@ -1,0 +1,72 @@
+"""Questions about torch's own state, all of its private attributes in one place."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+
+def is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
+    """Whether nothing else wants to see the parts of an update.
+
+    Compilers, autocast, hooks, sharded weights, vmap, selective checkpointing, forward derivatives
+    and traces see through calls of modules only. The answer is the same when a checkpointed block
+    is recomputed, so that its dropout is too.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_tracing()
+        or forward_ad._current_level >= 0
+        or _has_any_global_hook()
+        or not (x.is_cpu or x.is_cuda)
+    ):
+        return False
+    if type(dropout) is not nn.Identity and (
+        type(dropout) is not nn.Dropout or dropout._forward_hooks or dropout._forward_pre_hooks
+    ):
+        return False
+    return is_plain_linear(lora_a) and is_plain_linear(lora_b)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling a module is multiplying with its weight, and nothing else."""
+    own = module.__dict__
+    if type(module) is not nn.Linear or "_hf_hook" in own or "forward" in own:  # accelerate's loads
+        return False
+    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return False
+    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    weight = own["_parameters"].get("weight")
+    return type(weight) in (nn.Parameter, Tensor) and "ds_id" not in weight.__dict__  # DeepSpeed's
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """Return the weight of a plain linear layer, past `nn.Module`'s slow attributes."""
+    weight = linear._parameters["weight"]
+    assert weight is not None
+    return weight
+
+
+def part_of(layer: nn.Module, name: str, adapter: str) -> nn.Module:
+    """Return an adapter's A, B or dropout, past `nn.Module`'s slow attributes."""
+    part = layer._modules[name]._modules[adapter]  # pyright: ignore[reportOptionalMemberAccess]
+    assert part is not None
+    return part
+
+
+def circumstances(x: Tensor) -> tuple[object, ...]:
+    """Return what must not change between two uses of a tensor for these to be the same: its
+    version, its gradients, and who keeps tensors, as a checkpoint that begins in between does.
+    """
+    keeper = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return x._version, x.requires_grad, torch.is_grad_enabled(), keeper
+
+
+def running_backward() -> int | None:
+    """Return a number for the backward pass that runs in this thread; None: there is none."""
+    task = torch._C._current_graph_task_id()
+    return None if task == -1 else task

@@ -1,0 +1,93 @@
+"""Layers that read the same input: q, k and v; gate and up.
+
+The first of them to run computes the rank coordinates of all, with one dropout mask, and leaves
+the others theirs in the memory of the forward. Whether the input is the same is seen when a layer
+is called, so the names only say where it pays to look.
+"""
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor
+
+from peft_ilora.fast.probes import circumstances, running_backward
+from peft_ilora.routing.binding import Memory, RoutingState
+
+SIBLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("q", "k", "v"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("wi_0", "wi_1"),
+)
+"""Names, within one module, of layers that models call with the same input, in this order."""
+
+
+def followers(name: str, names: Collection[str]) -> list[str]:
+    """Return the siblings that come after a layer.
+
+    Args:
+        name: The layer's name.
+        names: Names of the adapted layers in the model.
+    """
+    parent, dot, leaf = name.rpartition(".")
+    group = next((group for group in SIBLINGS if leaf in group), (leaf,))
+    later = [f"{parent}{dot}{other}" for other in group[group.index(leaf) + 1 :]]
+    return [other for other in later if other in names]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Rank coordinates that were computed ahead, until their layer takes them."""
+
+    x: Tensor
+    circumstances: tuple[object, ...]
+    hidden: Tensor
+
+
+def offer(memory: Memory, layer: LoraLayer, adapter: str, x: Tensor, hidden: Tensor) -> None:
+    """Leave a layer its rank coordinates, [..., rank], of an input, [..., in]."""
+    memory["offer", layer, adapter] = Offer(x, circumstances(x), hidden)
+
+
+def take(memory: Memory, layer: LoraLayer, adapter: str, x: Tensor) -> Tensor | None:
+    """Return a layer's rank coordinates, where they have been computed from this very input."""
+    found = memory.pop(("offer", layer, adapter), None)
+    if found is None or found.x is not x or found.circumstances != circumstances(x):
+        return None
+    return found.hidden
+
+
+class _Recomputation(threading.local):
+    """What a thread's running backward pass recomputes, of models that checkpoint by themselves."""
+
+    def __init__(self) -> None:  # runs once in each thread
+        self.backward: int | None = None
+        self.memory: Memory = {}
+
+
+_recomputation = _Recomputation()
+
+
+def shared_memory(state: RoutingState) -> Memory | None:
+    """Return where layers may leave something for others; None: nothing is shared.
+
+    Nothing is shared in mixed batches, whose rows PEFT copies, and outside of forwards, where
+    nothing would end an offer. A block that the model itself recomputes in the backward pass
+    shares as it did in its forward, because masks must be the same.
+    """
+    frame = state.stack[-1]
+    if frame.adapter_names is not None:
+        return None
+    if frame.memory is not None:
+        return frame.memory
+    backward = running_backward()
+    if backward is None:
+        return None
+    if _recomputation.backward != backward:
+        _recomputation.backward, _recomputation.memory = backward, {}
+    return _recomputation.memory
