@@ -1,4 +1,4 @@
-"""How a method introduces itself to a reader: in tables, plots and the report's text."""
+"""A method's description for readers, used in tables, plots and the report's text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -71,9 +71,9 @@ class Stage:
     """Name in messages, such as `adapt ilora seed 0`; part of the fingerprint."""
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """See `Record`."""
+    """What the stage reads, by name: fingerprints of stages and checksums of files."""
     version: int = 1
-    """See `Record`."""
+    """Version of the stage's code, see `Record`."""
 
     @property
     def fingerprint(self) -> str:

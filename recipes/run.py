@@ -118,7 +118,7 @@ class Run:
     # ---------------------------------------------------------------- recommenders
 
     def network_stage(self, name: str) -> Stage:
-        """What determines a trained recommender."""
+        """The training of a recommender as a stage."""
         network = self.networks[name]
         return recommender_stage(network.recommender, network.config, self.prepared.files)
 

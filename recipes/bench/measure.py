@@ -49,11 +49,11 @@ class Figure:
     against: str
     """What the ratio is relative to."""
     ratio: float
-    """Median over rounds."""
+    """Median of the rounds' ratios."""
     low: float
-    """Lower quartile."""
+    """Lower end of the spread, by default the lower quartile of the rounds' ratios."""
     high: float
-    """Upper quartile."""
+    """Upper end of the spread, by default the upper quartile of the rounds' ratios."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Median time of each side in seconds; empty if no times were measured."""
     target: float | None = None

@@ -30,7 +30,7 @@ class MixedConfig(BenchConfig):
 
 
 def run(config: MixedConfig) -> list[Figure]:
-    """Time prefill and decode steps."""
+    """Time prefill and decode steps of a mixed batch."""
     torch.set_num_threads(config.threads)
     shape, device = config.shape, config.device
     routed = ilora(shape, device, config.experts, config.rank).eval()

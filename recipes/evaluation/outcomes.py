@@ -85,9 +85,9 @@ class Outcomes:
     user_ids: Ints
     """int64 [n], user id of each row."""
     numerators: Floats
-    """float64 [seeds, n]."""
+    """float64 [seeds, n], numerator of each seed and row."""
     denominators: Floats
-    """float64 [seeds, n]."""
+    """float64 [seeds, n], denominator of each seed and row."""
 
     def averaged(self) -> tuple[Floats, Floats]:
         """Each row's mean outcomes over the seeds: (numerator, denominator), float64 [n] each."""
