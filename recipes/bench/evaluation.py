@@ -36,7 +36,7 @@ from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.vectors import Vectors
 from recipes.scoring.arrays import Ints
 from recipes.scoring.generate import generate_answers
-from recipes.scoring.rank import _log_probs, _right_padded, _routing, answer_log_probs
+from recipes.scoring.rank import answer_log_probs, right_padded, routing_keyword, token_log_probs
 
 Answers = Sequence[Sequence[Sequence[int]]]
 
@@ -116,7 +116,7 @@ def _ranking(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedData
 def full_log_probs(model: PeftModel, inputs: PromptInputs, answers: Answers) -> Tensor:
     """The result of `answer_log_probs`, from one forward over each prompt with each answer."""
     choices = len(answers[0])
-    tokens, present = _right_padded(answers, inputs.attention_mask)
+    tokens, present = right_padded(answers, inputs.attention_mask)
     prompts = inputs.inputs_embeds.repeat_interleave(choices, dim=0)
     endings = model.get_input_embeddings()(tokens)
     mask = inputs.attention_mask.repeat_interleave(choices, dim=0)
@@ -127,9 +127,9 @@ def full_log_probs(model: PeftModel, inputs: PromptInputs, answers: Answers) -> 
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
         logits_to_keep=tokens.shape[1] + 1,
         use_cache=False,
-        **_routing(inputs, repeats=choices),
+        **routing_keyword(inputs, repeats=choices),
     ).logits
-    scores = (_log_probs(logits[:, :-1], tokens) * present).sum(dim=1)
+    scores = (token_log_probs(logits[:, :-1], tokens) * present).sum(dim=1)
     return scores.view(len(answers), choices)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from recipes.artifacts import read_table, read_tensors, write_json, write_table
 from recipes.evaluation.gates import gate_summary
-from recipes.evaluation.parts import GATE_WEIGHTS, PREDICTIONS, Part, finished, planned_parts
+from recipes.evaluation.parts import GATE_WEIGHTS, PREDICTIONS, Part, planned_parts, predict_part
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
 from recipes.experiment import EvaluateConfig
@@ -45,7 +45,7 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
     rows = evaluated_rows(run.data.split(config.split), config)
     folder = run.folder / "evaluate"
     for part in parts:
-        finished(part, run, rows, config)
+        predict_part(part, run, rows, config)
 
     def work() -> None:
         tables = [read_table(part.folder / PREDICTIONS) for part in parts]

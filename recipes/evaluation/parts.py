@@ -62,7 +62,7 @@ def _part(run: Run, arm: Arm, seed: int) -> Part:
     return Part(arm, seed, stage, run.place(f"evaluate/parts/{name}", key))
 
 
-def finished(part: Part, run: Run, rows: EvaluatedRows, config: EvaluateConfig) -> Record:
+def predict_part(part: Part, run: Run, rows: EvaluatedRows, config: EvaluateConfig) -> Record:
     """Predict a part, unless it is finished already; returns its record."""
 
     def work() -> None:

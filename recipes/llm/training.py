@@ -95,12 +95,16 @@ def answer_loss(
             divides by the number of targets in `labels`.
     """
     width = labels.shape[1]
-    optional = {
-        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-        "logits_to_keep": width + 1,
-    }
-    accepted = {name: value for name, value in optional.items() if _accepts(llm, name)}
-    outputs = llm(attention_mask=attention_mask, use_cache=False, **inputs, **accepted)
+    outputs = llm(
+        attention_mask=attention_mask,
+        use_cache=False,
+        **inputs,
+        **accepted(
+            llm,
+            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=width + 1,
+        ),
+    )
     # [b, a, vocabulary]: the logits that predict the last a positions
     logits = outputs.logits[:, -width - 1 : -1].float()
     count = (labels != IGNORED).sum() if total is None else total
@@ -108,9 +112,11 @@ def answer_loss(
     return loss / count
 
 
-def _accepts(llm: nn.Module, name: str) -> bool:
+def accepted(llm: nn.Module, **optional: Tensor | int) -> dict[str, Tensor | int]:
+    """The keywords that a model's forward has. A model without `position_ids` needs none."""
     base = llm if isinstance(llm, PreTrainedModel) else llm.get_base_model()  # type: ignore[operator]
-    return name in inspect.signature(base.forward).parameters
+    known = inspect.signature(base.forward).parameters
+    return {name: value for name, value in optional.items() if name in known}
 
 
 class LossOnBar(ProgressCallback):

@@ -56,7 +56,7 @@ class Method(ABC):
     """Whether the method is a uniformly random order, whose metrics are exact expectations."""
     is_adapter: ClassVar[bool] = False
     """Whether the method adapts a language model."""
-    version: ClassVar[int] = 1
+    version: int = 1
     """Raised when the same settings begin to give other results."""
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:

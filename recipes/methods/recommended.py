@@ -21,6 +21,7 @@ class CounterMethod(Method):
     def __init__(self, counter: type[Counter]) -> None:
         self.counter = counter
         self.name, self.summary, self.about = counter.name, counter.summary, counter.about
+        self.version = counter.version
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig

@@ -5,12 +5,11 @@ from typing import Any
 
 import yaml
 
-from recipes.report.naming import arms_of, interval, per_seed
+from recipes.report.naming import NOTHING, arms_of, interval, per_seed
 from recipes.report.verdict import differences, headlines, verdict
 
 Results = Mapping[str, Any]
 
-NOTHING = "There is nothing to compare."
 TEXT_COLUMNS = {
     "hit_ratio@1/generation/total": "HitRatio@1 (generation, of total)",
     "hit_ratio@1/generation/valid": "HitRatio@1 (generation, of valid)",

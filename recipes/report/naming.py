@@ -3,6 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+NOTHING = "There is nothing to compare."
+MAIN_COLUMNS = {
+    "hit_ratio@1/generation/total": "HitRatio@1 generated, of total",
+    "valid_ratio/generation": "ValidRatio",
+    "hit_ratio@1/ranking": "HitRatio@1 ranked",
+}
+"""The main figures of an arm: metric and heading."""
 Arms = Mapping[str, Mapping[str, Any]]
 
 

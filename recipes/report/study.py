@@ -8,15 +8,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from recipes.report.markdown import markdown_table
-from recipes.report.naming import arms_of, interval
+from recipes.report.naming import MAIN_COLUMNS, NOTHING, arms_of, interval
 from recipes.report.plots import clean, styles
 from recipes.report.verdict import headlines, verdict
 
-COLUMNS = {
-    "hit_ratio@1/generation/total": "HitRatio@1 generated, of total",
-    "valid_ratio/generation": "ValidRatio",
-    "hit_ratio@1/ranking": "HitRatio@1 ranked",
-}
 FIGURE_KEY = "hit_ratio@1/ranking"
 Results = Mapping[str, Any]
 
@@ -79,12 +74,12 @@ def study_page(results: Results, figure: str) -> str:
     """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
     differs = results["differs"]
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
-    head = ["method", *differs, *COLUMNS.values(), "trained parameters", "seeds"]
+    head = ["method", *differs, *MAIN_COLUMNS.values(), "trained parameters", "seeds"]
     table = [
         [
             methods[row["arm"]],
             *(_shown({**row["varied"], **row["given"]}.get(key)) for key in differs),
-            *(_cell(row["metrics"].get(key)) for key in COLUMNS),
+            *(_cell(row["metrics"].get(key)) for key in MAIN_COLUMNS),
             "–" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
             str(row["seeds"] or "–"),
         ]
@@ -130,7 +125,7 @@ def _verdicts(results: Results) -> list[str]:
         lines += [
             f"- {f'{where}: ' if where else ''}{verdict(entry, arms)}" for entry in headlines(own)
         ]
-    return lines or ["There is nothing to compare."]
+    return lines or [NOTHING]
 
 
 def study_figure(results: Results) -> Figure:

@@ -4,14 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.report.naming import arms_of, interval
+from recipes.report.naming import MAIN_COLUMNS, arms_of, interval
 from recipes.report.verdict import headlines, verdict
-
-COLUMNS = {
-    "hit_ratio@1/generation/total": "HitRatio@1 generated, of total",
-    "valid_ratio/generation": "ValidRatio",
-    "hit_ratio@1/ranking": "HitRatio@1 ranked",
-}
 
 
 def summary_text(results: Mapping[str, Any], report: Path) -> str:
@@ -24,9 +18,9 @@ def summary_text(results: Mapping[str, Any], report: Path) -> str:
     evaluated = results["evaluated"]
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
     arms = arms_of(results)
-    rows = [["method", *COLUMNS.values()]]
+    rows = [["method", *MAIN_COLUMNS.values()]]
     for name, arm in arms.items():
-        cells = [entries.get((name, key)) for key in COLUMNS]
+        cells = [entries.get((name, key)) for key in MAIN_COLUMNS]
         rows.append([arm["title"], *("–" if cell is None else interval(cell) for cell in cells)])
     table, llm = _aligned(rows), results["llm"] or {"name": "none", "stand_in": False}
     toy = " (a toy made on the spot: no statement about real ones)" if llm["stand_in"] else ""

@@ -5,16 +5,15 @@ run in one further forward pass. `tests/recipes/test_rank.py` checks this agains
 scored one by one.
 """
 
-import inspect
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from recipes.data.splits import SplitName
 from recipes.llm.adapted import AdaptedModel, PromptInputs
+from recipes.llm.training import accepted
 from recipes.scoring.arrays import Floats, Ints
 from recipes.scoring.batching import batches_by_length
 
@@ -84,18 +83,18 @@ def answer_log_probs(
         length_normalised: Take the mean over an answer's tokens in place of the sum.
     """
     choices = len(answers[0])
-    tokens, present = _right_padded(answers, inputs.attention_mask)  # both [b * c, l]
+    tokens, present = right_padded(answers, inputs.attention_mask)  # both [b * c, l]
     mask = inputs.attention_mask
     prompt = model(
         inputs_embeds=inputs.inputs_embeds,
         attention_mask=mask,
         use_cache=True,
-        **_accepted(model, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0), logits_to_keep=1),
-        **_routing(inputs, repeats=1),
+        **accepted(model, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0), logits_to_keep=1),
+        **routing_keyword(inputs, repeats=1),
     )
     # With left padding every prompt's last token is in the last column; it predicts answer token 0.
     first = prompt.logits[:, -1:].repeat_interleave(choices, dim=0)
-    log_probs = _log_probs(first, tokens[:, :1])
+    log_probs = token_log_probs(first, tokens[:, :1])
     if tokens.shape[1] > 1:
         cache = prompt.past_key_values
         cache.batch_repeat_interleave(choices)
@@ -105,19 +104,17 @@ def answer_log_probs(
             input_ids=tokens[:, :-1],
             attention_mask=torch.cat([mask, present[:, :-1]], dim=1),
             past_key_values=cache,
-            **_accepted(model, position_ids=mask.sum(dim=1, keepdim=True) + steps),
-            **_routing(inputs, repeats=choices),
+            **accepted(model, position_ids=mask.sum(dim=1, keepdim=True) + steps),
+            **routing_keyword(inputs, repeats=choices),
         )
-        log_probs = torch.cat([log_probs, _log_probs(rest.logits, tokens[:, 1:])], dim=1)
+        log_probs = torch.cat([log_probs, token_log_probs(rest.logits, tokens[:, 1:])], dim=1)
     scores = (log_probs * present).sum(dim=1)
     if length_normalised:
         scores = scores / present.sum(dim=1)
     return scores.view(len(answers), choices)
 
 
-def _right_padded(
-    answers: Sequence[Sequence[Sequence[int]]], like: Tensor
-) -> tuple[Tensor, Tensor]:
+def right_padded(answers: Sequence[Sequence[Sequence[int]]], like: Tensor) -> tuple[Tensor, Tensor]:
     """Pad answers on the right: [b][c][tokens] -> token ids (padded with 0) and their mask.
 
     Both are int64 [b * c, longest], on the device of `like`.
@@ -131,7 +128,7 @@ def _right_padded(
     return like.new_tensor(tokens), like.new_tensor(present)
 
 
-def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities of tokens: logits [rows, l, vocabulary], tokens [rows, l] -> [rows, l].
 
     They are computed in float32.
@@ -141,14 +138,7 @@ def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen - values.logsumexp(dim=2)
 
 
-def _accepted(model: nn.Module, **optional: Tensor | int) -> dict[str, Tensor | int]:
-    """The keywords that the model's forward accepts. One without `position_ids` needs none."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    known = inspect.signature(base.forward).parameters
-    return {name: value for name, value in optional.items() if name in known}
-
-
-def _routing(inputs: PromptInputs, repeats: int) -> dict[str, Tensor]:
+def routing_keyword(inputs: PromptInputs, repeats: int) -> dict[str, Tensor]:
     """The routing keyword for a forward of b * repeats rows; empty for methods without routing."""
     if inputs.routing_embeds is None:
         return {}
