@@ -3,6 +3,9 @@
 A user starts at some item of the ring and moves on by one item a step. A model that reads the last
 item must be right in every row, and popularity must be at chance. This makes the dataset a sanity
 check of anything new in the pipeline.
+
+Ids do not ascend along the walk. If they did, the target's would often be the smallest, as the
+items before it are no candidates, and popularity, whose ties go to the smaller id, would find it.
 """
 
 from collections.abc import Mapping
@@ -15,6 +18,8 @@ from recipes.datasets.dataset import Dataset, Interactions
 from recipes.experiment import PrepareConfig
 
 USERS, ITEMS, STEPS = 240, 40, 8
+NEXT = 7
+"""What is added to an item's id, around the ring, to have the next one's."""
 
 
 class Ring(Dataset):
@@ -26,7 +31,7 @@ class Ring(Dataset):
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
         """Make the walks; users start in the order of their ids."""
         users, positions = np.indices((USERS, STEPS))
-        items = (7 * users + positions) % ITEMS
+        items = (users + NEXT * positions) % ITEMS
         columns = {"user_id": users, "item_id": items, "position": positions, "timestamp": users}
         table = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
         return Interactions(table, [f"stop number {item}" for item in range(ITEMS)])

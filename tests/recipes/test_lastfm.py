@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recipes.artifacts import read_table
 from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream
 from recipes.data.prepare import prepare
@@ -117,6 +118,22 @@ def test_chronological_takes_the_date_of_the_first_tag_and_keeps_file_order_in_t
     assert sequences(interactions) == FILE_ORDER | {2: [0, 3, 1, 2]}
     assert titles == TITLES
     assert interactions.groupby("user_id")["split"].first().to_dict() == SPLIT
+
+
+@pytest.mark.parametrize("protocol", ["llara", "chronological"])
+def test_the_stage_splits_users_by_first_rows_under_both_protocols(
+    raw: Path, tmp_path: Path, protocol: str
+) -> None:
+    config = PrepareConfig(
+        dataset="lastfm", protocol=protocol, source=str(raw), max_history=3, num_candidates=2
+    )
+    prepare(config, tmp_path / "prepare", Checksums(tmp_path / "checksums.json"))
+    written = read_table(tmp_path / "prepare" / "interactions.parquet")
+    interactions, titles = read(raw, protocol)
+    columns = ["user_id", "item_id", "position", "timestamp"]
+    assert (written[columns].to_numpy() == interactions[columns].to_numpy()).all()
+    assert written.groupby("user_id")["split"].first().to_dict() == SPLIT
+    assert PreparedData.load(tmp_path / "prepare").titles == titles
 
 
 def test_timestamps_are_midnights_in_milliseconds(raw: Path) -> None:

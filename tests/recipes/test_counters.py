@@ -1,0 +1,190 @@
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.data.padding import PADDING, to_padded
+from recipes.data.tables import PreparedData, Split
+from recipes.experiment import EvaluateConfig, Experiment
+from recipes.methods.co_occurrence import CoOccurrence
+from recipes.methods.method import Arm, Method
+from recipes.methods.recommended import CounterMethod
+from recipes.recommenders import RECOMMENDERS
+from recipes.recommenders.markov import Markov
+from recipes.recommenders.popularity import Popularity
+from recipes.recommenders.recommender import Counter
+from recipes.scoring.rows import EvaluatedRows, evaluated_rows
+
+WIDTH = 3
+
+
+def split_of(walks: list[list[int]], num_items: int) -> Split:
+    """Every window of some users; all items are candidates."""
+    windows = [
+        (user, walk[:at], walk[at]) for user, walk in enumerate(walks) for at in range(len(walk))
+    ]
+    histories = [np.array(history[-WIDTH:], np.int64) for _, history, _ in windows]
+    return Split(
+        user_ids=np.array([user for user, _, _ in windows]),
+        histories=to_padded(histories, WIDTH),
+        history_lengths=np.array([len(history) for history in histories]),
+        targets=np.array([target for _, _, target in windows]),
+        candidates=np.tile(np.arange(num_items), (len(windows), 1)),
+        is_last=np.array([len(history) == len(walks[user]) - 1 for user, history, _ in windows]),
+    )
+
+
+# Item 4 is met by nobody; 1 and 2 are met equally often. Of the 8 interactions 3 are 0, 2 are 1,
+# 2 are 2 and 1 is 3.
+TRAIN = split_of([[0, 1, 2], [0, 1, 3], [0, 2]], num_items=5)
+
+
+def scores(counter: type[Counter], *rows: tuple[list[int], list[int]]) -> list[list[float]]:
+    histories = to_padded([np.array(history, np.int64) for history, _ in rows], WIDTH)
+    candidates = np.array([wanted for _, wanted in rows])
+    found = counter(TRAIN, 5).scores(histories, candidates)
+    assert found.dtype == np.float64
+    return found.tolist()
+
+
+# ------------------------------------------------------------------ popularity
+
+
+def test_popularity_is_the_place_in_the_list_of_counts_and_ties_go_to_the_smaller_id() -> None:
+    everything = [[3, 0, 4, 2, 1]] * 2
+    (one, other) = scores(Popularity, ([], everything[0]), ([0, 1, 2], everything[1]))
+    assert one == other == [-3, 0, -4, -2, -1]
+
+
+def test_no_two_items_are_equally_popular_even_if_nobody_met_them() -> None:
+    counter = Popularity(split_of([[7]], 9), 9)
+    found = counter.scores(np.full((1, WIDTH), PADDING), np.arange(9)[None])
+    assert found.tolist() == [[-1, -2, -3, -4, -5, -6, -7, 0, -8]]
+
+
+# ------------------------------------------------------------------ the Markov chain
+
+
+def test_transitions_are_counted_and_popularity_decides_between_equals() -> None:
+    found = scores(Markov, ([0], [1, 2, 3, 4]), ([3, 0, 1], [2, 3, 0, 4]))
+    # After 0 came 1 twice and 2 once; after 1 came 2 and 3 once each. Prior: counts / 9.
+    assert found[0] == pytest.approx([2 + 2 / 9, 1 + 2 / 9, 1 / 9, 0])
+    assert found[1] == pytest.approx([1 + 2 / 9, 1 + 1 / 9, 3 / 9, 0])
+
+
+@pytest.mark.parametrize("history", [[], [3], [0, 4]])
+def test_where_nothing_ever_followed_popularity_decides(history: list[int]) -> None:
+    # Nothing; 3 was always the last item; nobody met 4.
+    (found,) = scores(Markov, (history, [0, 1, 2, 3, 4]))
+    assert found == pytest.approx([3 / 9, 2 / 9, 2 / 9, 1 / 9, 0])
+
+
+def test_equal_counts_and_equal_popularity_are_a_tie() -> None:
+    ((one, other),) = scores(Markov, ([4], [1, 2]))
+    assert one == other
+
+
+def test_only_the_last_item_counts() -> None:
+    one, other = scores(Markov, ([2, 3, 0], [1, 2, 3, 4]), ([0], [1, 2, 3, 4]))
+    assert one == other
+
+
+walks = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@given(walks, st.lists(st.integers(0, 6), max_size=WIDTH))
+def test_the_chain_agrees_with_counting_in_a_loop(
+    train: list[list[int]], history: list[int]
+) -> None:
+    padded = to_padded([np.array(history, np.int64)], WIDTH)
+    found = Markov(split_of(train, 7), 7).scores(padded, np.arange(7)[None])[0]
+    followed = [pair for walk in train for pair in pairwise(walk)]
+    met = [item for walk in train for item in walk]
+    expected = [met.count(item) / (1 + len(met)) for item in range(7)]
+    if history:
+        expected = [one + followed.count((history[-1], i)) for i, one in enumerate(expected)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------ as methods
+
+
+def predicted(method: Method, train: Split, test: Split, num_items: int) -> np.ndarray:
+    """A method's scores of all rows of `test`."""
+    titles = [f"title {item}" for item in range(num_items)]
+    run: Any = SimpleNamespace(data=PreparedData(titles, {"train": train, "test": test}))
+    rows = EvaluatedRows(
+        split="test",
+        rows=np.arange(len(test)),
+        user_ids=test.user_ids,
+        targets=test.targets,
+        candidates=test.candidates,
+        target_index=test.targets,
+    )
+    arm = Arm(method.name, method, {}, method.configure(Experiment(), {}))
+    found = method.predict(run, arm, 0, rows, EvaluateConfig())
+    assert (found.texts, found.gates) == (None, None)
+    return found.scores
+
+
+COUNTERS = [one for one in RECOMMENDERS.values() if issubclass(one, Counter)]
+
+
+@pytest.mark.parametrize("counter", COUNTERS, ids=lambda counter: counter.name)
+def test_a_counter_is_a_method_that_counts_the_train_windows(counter: type[Counter]) -> None:
+    test = split_of([[1, 0, 4], [2]], 5)
+    expected = counter(TRAIN, 5).scores(test.histories, test.candidates)
+    method = CounterMethod(counter)
+    np.testing.assert_array_equal(predicted(method, TRAIN, test, 5), expected)
+    assert (method.name, method.about) == (counter.name, counter.about)
+    with pytest.raises(ValueError, match=f"method {counter.name} has no setting 'rank'"):
+        method.configure(Experiment(), {"rank": 4})
+
+
+def test_a_method_predicts_the_evaluated_rows_alone() -> None:
+    test = split_of([[1, 0, 4], [2, 3], [0, 1, 2]], 5)
+    rows = evaluated_rows(test, EvaluateConfig(min_history=1, ks=[1]))
+    assert rows.rows.tolist() == [2, 4, 7]
+    run: Any = SimpleNamespace(data=PreparedData([""] * 5, {"train": TRAIN, "test": test}))
+    for method in (CoOccurrence(), CounterMethod(Markov)):
+        arm = Arm(method.name, method, {}, {})
+        found = method.predict(run, arm, 0, rows, EvaluateConfig()).scores
+        np.testing.assert_allclose(found, predicted(method, TRAIN, test, 5)[[2, 4, 7]])
+
+
+# ------------------------------------------------------------------ co-occurrence
+
+
+def cosine(train: list[list[int]], one: int, other: int) -> float:
+    """Between the columns of two items in the matrix of users and items."""
+    dot = norm = other_norm = 0
+    for walk in train:
+        dot += (one in walk) * (other in walk)
+        norm += one in walk
+        other_norm += other in walk
+    return dot / (norm * other_norm) ** 0.5 if dot else 0.0
+
+
+@given(walks, walks)
+def test_co_occurrence_agrees_with_cosines_in_loops(
+    train: list[list[int]], test: list[list[int]]
+) -> None:
+    # Item 7 is met by nobody.
+    found = predicted(CoOccurrence(), split_of(train, 8), split_of(test, 8), 8)
+    expected = [
+        [sum(cosine(train, item, wanted) for item in walk[:at][-WIDTH:]) for wanted in range(8)]
+        for walk in test
+        for at in range(len(walk))
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_co_occurrence_by_hand() -> None:
+    # 0 is met by all three users; 1 by two of them, 2 by two, 3 by one.
+    found = predicted(CoOccurrence(), TRAIN, split_of([[0, 4]], 5), 5)
+    assert found[0].tolist() == [0] * 5  # nothing is known of an empty history
+    assert found[1] == pytest.approx([1, 2 / 6**0.5, 2 / 6**0.5, 1 / 3**0.5, 0])
