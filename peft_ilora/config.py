@@ -227,11 +227,11 @@ class ILoRAConfig(LoraConfig):
 
     @property
     def total_rank(self) -> int:
-        """Width of the rank coordinates of a layer: the rank of the plain LoRA of an instance."""
+        """Return the number of rank coordinates of a layer: the rank of the plain LoRA of an instance."""
         return sum(self.expert_ranks or [self.r] * self.num_experts)
 
     def ranks(self, total: int) -> tuple[int, ...]:
-        """The experts' ranks in a layer.
+        """Return the ranks of the experts in a layer.
 
         Args:
             total: The layer's total rank, which `rank_pattern` may set.
@@ -241,7 +241,7 @@ class ILoRAConfig(LoraConfig):
         return (total // self.num_experts,) * self.num_experts
 
     def alpha_for_total_rank(self, alpha: float) -> float:
-        """The alpha that, over the total rank, gives the scaling that `alpha` stands for.
+        """Return the alpha that, over the total rank, gives the scaling that `alpha` stands for.
 
         LoRA's layers divide alpha by the total rank (by its root under rsLoRA); with
         `scaling_rank="expert"` the mean rank of an expert is meant.
@@ -251,7 +251,7 @@ class ILoRAConfig(LoraConfig):
         return alpha * (math.sqrt(self.num_experts) if self.use_rslora else self.num_experts)
 
     def to_lora_config(self) -> LoraConfig:
-        """The plain LoRA that this adapter is for one instance, its gate folded into B.
+        """Return the plain LoRA that this adapter is for one instance, its gate folded into B.
 
         Returns:
             A LoraConfig with `r = total_rank` and an alpha of the same scaling.

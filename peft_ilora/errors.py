@@ -2,7 +2,7 @@
 
 
 def missing_routing_error(adapter: str) -> ValueError:
-    """The error of a forward without routing."""
+    """Return the error of a forward without routing."""
     return ValueError(
         f"routing_embeds is missing: adapter {adapter!r} mixes its experts by instance. Pass "
         "model(..., routing_embeds=z) or model.generate(..., routing_embeds=z), or run inside "
@@ -15,7 +15,7 @@ def missing_routing_error(adapter: str) -> ValueError:
 
 
 def merge_error(adapter: str) -> ValueError:
-    """The error of a merge that names no instance."""
+    """Return the error of a merge that names no instance."""
     return ValueError(
         f"adapter {adapter!r} has a weight of its own for each instance, so it cannot be merged as "
         "it is: call model.merge_and_unload(routing_embeds=z) or model.merge_adapter("
@@ -25,7 +25,7 @@ def merge_error(adapter: str) -> ValueError:
 
 
 def padded_error(layer: str, found: int, expected: int) -> ValueError:
-    """The error of a layer whose rank something has changed."""
+    """Return the error of a layer whose rank something has changed."""
     return ValueError(
         f"lora_A of {layer} has rank {found}, but the adapter was made with a total rank of "
         f"{expected}: prepare_model_for_compiled_hotswap pads it, and hot-swapping is not "
@@ -34,7 +34,7 @@ def padded_error(layer: str, found: int, expected: int) -> ValueError:
 
 
 def sharded_error(what: str) -> RuntimeError:
-    """The error of weights that are used where nothing has gathered them."""
+    """Return the error of weights that are used where nothing has gathered them."""
     return RuntimeError(
         f"{what} weights are sharded over devices (FSDP2, ZeRO-3) and are whole only while the "
         "model's forward runs. For gate_weights, merging and export save the adapter and load it "

@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from peft_ilora.fast.dropout import probability, rescale
-from peft_ilora.fast.probes import is_plain, is_plain_linear, part_of, weight_of
+from peft_ilora.fast.probes import is_plain, is_plain_linear, parts_of, weight_of
 from peft_ilora.fast.product import fused_product, inferred_product
 from peft_ilora.fast.siblings import followers, offer, shared_memory, take
 from peft_ilora.gating.form import Scale
@@ -47,8 +47,7 @@ class FusedLinear(GatedLinear):
             x: The layer's input, [batch, ..., in], in any floating dtype.
             base: The base layer, or its output, [batch, ..., out].
         """
-        lora_a, lora_b = part_of(module, "lora_A", adapter), part_of(module, "lora_B", adapter)
-        dropout = part_of(module, "lora_dropout", adapter)
+        lora_a, lora_b, dropout = parts_of(module, adapter)
         if not (module.cast_input_dtype_enabled and is_plain(x, lora_a, lora_b, dropout)):
             return self._called(module, adapter, x, base)
         a, b = weight_of(lora_a), weight_of(lora_b)

@@ -1,5 +1,7 @@
 """Questions about torch's own state, all of its private attributes in one place."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -51,11 +53,14 @@ def weight_of(linear: nn.Module) -> Tensor:
     return weight
 
 
-def part_of(layer: nn.Module, name: str, adapter: str) -> nn.Module:
-    """Return an adapter's A, B or dropout, past `nn.Module`'s slow attributes."""
-    part = layer._modules[name]._modules[adapter]  # pyright: ignore[reportOptionalMemberAccess]
-    assert part is not None
-    return part
+def parts_of(layer: Any, adapter: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return an adapter's A, B and dropout, past `nn.Module`'s slow attributes."""
+    own = layer._modules
+    return (
+        own["lora_A"]._modules[adapter],
+        own["lora_B"]._modules[adapter],
+        own["lora_dropout"]._modules[adapter],
+    )
 
 
 def circumstances(x: Tensor) -> tuple[object, ...]:

@@ -124,8 +124,9 @@ class GatedUpdate(LoraVariant):
             noise = self.gate.draw_noise(x.shape[:-1], x.device)
             given = self.token_coefficients = self.gate(x, noise)
             return self.gate.modulation(given, self.coordinates, scaling, like)
-        rows = (*leading[:1], len(leading))
-        kind = ("modulation", self.gate, self.coordinates, scaling, rows, like.dtype, like.device)
+        rows = leading[0] if leading else 0
+        layout = (rows, len(leading), like.dtype, like.device)
+        kind = ("modulation", self.gate, self.coordinates, scaling, *layout)
 
         def compute() -> Modulation:
             coefficients = self._coefficients(adapter, x, leading, like)

@@ -210,7 +210,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """What an adapter with `gate_input="prompt"` reads: the mean input embedding of prompts.
+        """Return what `gate_input="prompt"` reads: the mean input embedding of each prompt.
 
         Args:
             input_ids: [batch, length], int64.

@@ -141,10 +141,10 @@ class RoutingState(threading.local):
         memory = self.stack[-1].memory
         if memory is None or torch.compiler.is_compiling():
             return compute()
-        key = (*key, torch.is_grad_enabled())  # a part of a model may run without gradients
-        found = memory.get(key)
+        told = (key, torch.is_grad_enabled())  # a part of a model may run without gradients
+        found = memory.get(told)
         if found is None:
-            found = memory[key] = compute()
+            found = memory[told] = compute()
         return found
 
     # ---------------------------------------------------------------- who binds

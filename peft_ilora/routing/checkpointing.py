@@ -71,7 +71,7 @@ def _run_bound(
     if routing is not None and embeds is not None:
         routing = replace(routing, embeds=embeds)
     memory: Memory = {
-        ("coefficients", gate, mode): given
+        (("coefficients", gate), mode): given
         for gate, given in zip(gates, coefficients, strict=True)
         for mode in (True, False)
     }
