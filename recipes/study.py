@@ -81,6 +81,8 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
     base_path = yaml_file(EXPERIMENTS, own.pop("base"), "experiment")
     base = yaml.safe_load(base_path.read_text(encoding="utf-8"))
     vary, title = own.pop("vary", {}), own.get("name", path.stem)
+    if not isinstance(vary, dict):
+        raise ValueError(f"{path}: vary must name fields and the values they take, not {vary!r}")
     for field, values in vary.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: vary.{field} must be a list of values, not {values!r}")

@@ -49,8 +49,9 @@ def _write_plots(run: Run, arms: Sequence[Arm], results: Mapping[str, Any]) -> l
     curves: dict[str, list[Any]] = {}
     for arm, seed in trained(run, arms):
         path = arm_folder(run, arm, seed) / LOSS
-        if path.exists():
-            curves.setdefault(arm.name, []).append(read_json(path))
+        # A training of fewer steps than `logging_steps` has logged nothing.
+        if path.exists() and (curve := read_json(path)):
+            curves.setdefault(arm.name, []).append(curve)
     figures = {"hit_ratio.png": hit_ratio_figure(results)}
     if curves:
         figures["loss.png"] = loss_figure(curves, results)

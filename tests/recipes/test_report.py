@@ -358,6 +358,15 @@ def test_one_method_without_a_gate_and_one_seed_is_reported_too(tmp_path):
     assert "gates" not in text
 
 
+def test_a_training_too_short_to_log_a_loss_is_reported_without_the_curve(tmp_path):
+    made = finished(tmp_path)
+    for path in tmp_path.glob("adapt/*/loss.json"):
+        write_json(path, [])
+    made.report()
+    assert not (tmp_path / "plots" / "loss.png").exists()
+    assert "loss.png" not in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("prepare", "leaks"),
     [

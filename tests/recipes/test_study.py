@@ -1,0 +1,246 @@
+"""Studies: arms, and whatever else varies, in one table; every stage once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError
+from matplotlib.image import imread
+
+from recipes.study import read_study, run_study
+
+BASE = """
+name: tiny
+prepare: {dataset: synthetic, protocol: chronological, synthetic: {num_users: 40}}
+recommender: {hidden_size: 8, max_epochs: 1, batch_size: 64}
+adapt:
+  prompt_history: 1
+  max_steps: 4
+  batch_size: 4
+  save_steps: 2
+  logging_steps: 2
+  stand_in: {hidden_size: 16, intermediate_size: 16, num_layers: 1, num_heads: 2, max_steps: 2}
+evaluate: {bootstrap_samples: 100, max_new_tokens: 2}
+"""
+ARMS = [{"method": "lora"}, {"method": "ilora", "num_experts": 2, "name": "two"}]
+VARY = {"prepare.num_candidates": [12, 20]}
+
+
+def written(folder: Path, **fields) -> Path:
+    (folder / "tiny.yaml").write_text(BASE)
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({"base": str(folder / "tiny.yaml"), **fields}, sort_keys=False))
+    return path
+
+
+def read(folder: Path, out: Path | None = None, **fields):
+    return read_study(str(written(folder, **fields)), None if out is None else str(out), [])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("study"), arms=ARMS, vary=VARY)
+
+
+@pytest.fixture(scope="module")
+def done(source) -> Path:
+    """The folder of a finished study of two arms and two values."""
+    study = read_study(str(source), str(source.parent / "out"), [])
+    run_study(study)
+    return study.out
+
+
+def results_of(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def figures(out: Path) -> list:
+    return results_of(out)["rows"]
+
+
+def kinds(out: Path) -> dict[str, int]:
+    """How many folders each stage has, without the checksum of its settings."""
+    found: dict[str, int] = {}
+    for record in (out / "stages").rglob("record.json"):
+        name = record.parent.relative_to(out / "stages").as_posix().rpartition("-")[0]
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def test_every_stage_is_there_once_for_the_cells_that_share_it(done):
+    assert kinds(done) == {
+        "prepare": 2,
+        "recommenders/sasrec": 1,
+        "adapt/stand-in": 2,
+        "adapt/lora-seed0": 2,
+        "adapt/two-seed0": 2,
+        "evaluate/parts/popularity-seed0": 2,
+        "evaluate/parts/sasrec-seed0": 2,
+        "evaluate/parts/lora-seed0": 2,
+        "evaluate/parts/two-seed0": 2,
+    }
+    cells = {path.name for path in (done / "cells").iterdir()}
+    assert cells == {"prepare.num_candidates=12", "prepare.num_candidates=20"}
+    assert all((done / "cells" / name / "report.md").exists() for name in cells)
+
+
+def test_another_study_in_the_same_folder_trains_only_what_it_has_of_its_own(
+    done, tmp_path, capsys
+):
+    out = shutil.copytree(done, tmp_path / "out")
+    study = read(tmp_path, out, arms=ARMS, vary={"evaluate.max_new_tokens": [1, 2]})
+    run_study(study)
+    told, found = capsys.readouterr().out, kinds(out)
+    assert "[adapt lora seed 0] already done" in told and "[adapt lora seed 0] -> " not in told
+    assert found["adapt/lora-seed0"] == found["adapt/two-seed0"] == found["prepare"] == 2
+    assert found["recommenders/sasrec"] == 1
+    # Two tokens are what the base says; another number of them is another evaluation.
+    assert found["evaluate/parts/lora-seed0"] == 3
+
+
+def test_running_it_again_trains_nothing_and_finds_the_same(done, source, capsys):
+    before, records = figures(done), list((done / "stages").rglob("record.json"))
+    times = [record.stat().st_mtime_ns for record in records]
+    run_study(read_study(str(source), str(done), []))
+    told = capsys.readouterr().out
+    assert "] -> " not in told and told.count("[adapt lora seed 0] already done") == 2
+    assert [record.stat().st_mtime_ns for record in records] == times
+    assert len(records) == len(list((done / "stages").rglob("record.json")))
+    assert figures(done) == before
+
+
+def test_rows_hold_arm_method_what_varied_and_metrics(done):
+    results = results_of(done)
+    names = ["random", "popularity", "sasrec", "lora", "two"]
+    assert [(arm["name"], arm["method"]) for arm in results["arms"]] == [
+        *((name, name) for name in names[:4]),
+        ("two", "ilora"),
+    ]
+    assert results["differs"] == ["prepare.num_candidates", "num_experts"]
+    rows = results["rows"]
+    assert [(row["arm"], row["varied"]) for row in rows] == [
+        (name, {"prepare.num_candidates": count}) for count in (12, 20) for name in names
+    ]
+    for row in rows:
+        assert row["metrics"]["hit_ratio@1/ranking"]["value"] >= 0
+        assert row["given"] == ({"num_experts": 2} if row["arm"] == "two" else {})
+        assert (row["trainable_parameters"] is None) == (row["arm"] not in ("lora", "two"))
+    assert rows[0]["metrics"]["hit_ratio@1/ranking"]["value"] == 1 / 12
+    assert [cell["varied"] for cell in results["cells"]] == [
+        {"prepare.num_candidates": 12},
+        {"prepare.num_candidates": 20},
+    ]
+
+
+def test_rows_are_those_of_each_cells_own_report(done):
+    rows = figures(done)
+    for count in (12, 20):
+        cell = results_of(done / "cells" / f"prepare.num_candidates={count}")
+        mine = [row for row in rows if row["varied"]["prepare.num_candidates"] == count]
+        for row in mine:
+            own = {e["key"]: e for e in cell["metrics"] if e["method"] == row["arm"]}
+            assert row["metrics"] == own
+
+
+def test_the_page_names_what_differs_and_compares_within_each_cell(done):
+    text = (done / "study.md").read_text()
+    head = next(line for line in text.splitlines() if line.startswith("| method |"))
+    assert head.startswith("| method | prepare.num_candidates | num_experts | HitRatio@1 gen")
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + 10 and len({line.count("|") for line in table}) == 1
+    assert any(line.startswith("| ilora | 20 | 2 |") for line in table)
+    verdicts = text.split("## The best arm against its strongest rival")[1].split("##")[0]
+    assert "- prepare.num_candidates 12: " in verdicts
+    assert "- prepare.num_candidates 20: " in verdicts
+    assert "**The language model is a stand-in**" in text.split("| method |")[0]
+    assert imread(done / "study.png").shape[0] > 300
+
+
+def test_fields_of_the_command_line_hold_in_every_cell(source):
+    study = read_study(str(source), None, ["--adapt.max_steps", "9", "--seeds=2"])
+    assert [cell.experiment.adapt.max_steps for cell in study.cells] == [9, 9]
+    assert [cell.experiment.seeds for cell in study.cells] == [2, 2]
+    assert study.out == Path("runs/small")
+
+
+def test_all_combinations_are_taken_and_fields_of_the_study_go_over_the_base(tmp_path):
+    vary = {"prepare.num_candidates": [12, 20], "adapt.rank": [4, 8, 16]}
+    study = read(tmp_path, arms=ARMS, vary=vary, recommender={"hidden_size": 4}, seeds=3)
+    assert [cell.name for cell in study.cells] == [
+        f"prepare.num_candidates={count},adapt.rank={rank}"
+        for count in (12, 20)
+        for rank in (4, 8, 16)
+    ]
+    for cell in study.cells:
+        assert cell.experiment.recommender.hidden_size == 4
+        assert cell.experiment.recommender.batch_size == 64
+        assert cell.experiment.seeds == 3
+        assert cell.experiment.adapt.rank == cell.varied["adapt.rank"]
+
+
+def test_without_anything_that_varies_there_is_one_cell(tmp_path):
+    study = read(tmp_path, arms=ARMS)
+    assert [cell.name for cell in study.cells] == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"base": "nothing"}, ValueError, "EXPERIMENT='nothing' is neither a shipped experiment"),
+        ({"base": None}, ValueError, "names no experiment: write `base: demo`"),
+        ({"vary": {"prepare.nonsense": [1]}}, ArgumentError, "nonsense"),
+        ({"adapt": {"nonsense": 1}}, ArgumentError, "nonsense"),
+        ({"arm": ARMS}, ArgumentError, "arm"),
+        ({"vary": {"adapt.rank": []}}, ValueError, "vary.adapt.rank must be a list of values"),
+        ({"vary": {"adapt.rank": 8}}, ValueError, "must be a list of values, not 8"),
+        ({"vary": [1, 2]}, ValueError, "vary"),
+        ({"vary": None}, ValueError, "vary"),
+    ],
+    ids=str,
+)
+def test_a_study_that_cannot_be_read_is_refused(tmp_path, fields, error, message):
+    with pytest.raises(error) as refused:
+        read(tmp_path, **fields)
+    assert message in str(getattr(refused.value, "message", refused.value))
+
+
+def test_an_impossible_value_of_a_late_cell_costs_no_early_one_any_work(tmp_path):
+    study = read(tmp_path, tmp_path / "out", arms=ARMS, vary={"adapt.rank": [4, 5]})
+    with pytest.raises(ValueError, match="adapt.rank=5 is not divisible by adapt.num_experts=2"):
+        run_study(study)
+    assert not (tmp_path / "out").exists()
+
+
+def command(source: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "recipes", "study", str(source), "--out", str(out)]
+
+
+def test_a_killed_study_resumes_to_the_result_of_an_undisturbed_one(done, source, tmp_path):
+    killed, environment = tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(source, killed),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # The second cell's first adapter is being trained.
+    while len(list(killed.glob("stages/adapt/lora-seed0-*"))) < 2:
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "results.json").exists()
+    resumed = subprocess.run(
+        command(source, killed), env=environment, capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "[adapt two seed 0] already done" in resumed.stdout
+    assert figures(killed) == figures(done)
+    assert f"page: {killed / 'study.md'}" in resumed.stdout
