@@ -10,7 +10,7 @@ from typing import Any
 from recipes.experiment import Experiment
 from recipes.methods import METHODS
 from recipes.methods.method import Arm, shown
-from recipes.methods.recommended import NetworkMethod
+from recipes.methods.recommender_methods import NetworkMethod
 from recipes.run import Network
 
 BASELINES = ("random", "popularity")

@@ -7,7 +7,7 @@ from pathlib import Path
 from recipes.artifacts import write_table, write_tensors
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
-from recipes.methods.method import Arm
+from recipes.methods.method import Arm, trained_name
 from recipes.records import Record, Stage, run_stage
 from recipes.run import Run
 from recipes.scoring.rows import EvaluatedRows
@@ -31,7 +31,7 @@ class Part:
     @property
     def name(self) -> str:
         """Name of the part, such as `ilora-seed0`."""
-        return f"{self.arm.name}-seed{self.seed}"
+        return trained_name(self.arm, self.seed)
 
 
 def planned_parts(run: Run, arms: Sequence[Arm]) -> list[Part]:
@@ -56,7 +56,7 @@ def _part(run: Run, arm: Arm, seed: int) -> Part:
     inputs = arm.method.inputs(run, arm, seed)
     key = [settings, inputs]
     settings |= {"method": arm.method.name, "settings": dict(arm.settings), "seed": seed}
-    name = f"{arm.name}-seed{seed}"
+    name = trained_name(arm, seed)
     version = 100 * VERSION + arm.method.version
     stage = Stage(f"evaluate {arm.name} seed {seed}", settings, inputs, version)
     return Part(arm, seed, stage, run.place(f"evaluate/parts/{name}", key))

@@ -9,7 +9,7 @@ from recipes.methods.lora import LoRA
 from recipes.methods.lora_user_slot import LoRAUserSlot
 from recipes.methods.method import Method
 from recipes.methods.random import Random
-from recipes.methods.recommended import as_methods
+from recipes.methods.recommender_methods import as_methods
 from recipes.recommenders import RECOMMENDERS
 from recipes.registry import Registry
 

@@ -35,7 +35,7 @@ class AdapterMethod(Method):
     Peft: ClassVar[type[PeftConfig]] = LoraConfig
     """PEFT's configuration. An arm may also set its fields, except those in `follow` and those
     that `Config` has too."""
-    follow: ClassVar[frozenset[str]] = frozenset(
+    derived: ClassVar[frozenset[str]] = frozenset(
         {"peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path"}
         | {"revision", "runtime_config", "peft_version"}
     )
@@ -44,10 +44,10 @@ class AdapterMethod(Method):
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
         own = {spec.name for spec in fields(self.Config)}
-        options = {spec.name for spec in fields(self.Peft) if spec.init} - own - self.follow
+        options = {spec.name for spec in fields(self.Peft) if spec.init} - own - self.derived
         known = own | options | {SOURCE}
         refuse_unknown(f"method {self.name}", given, known)
-        given = self.ranked(experiment, given)
+        given = self.with_total_rank(experiment, given)
         shared = {name: getattr(experiment.adapt, name) for name in own}
         values = {name: value for name, value in given.items() if name in own}
         config = checked(self.Config, f"method {self.name}", shared, values, own)
@@ -61,7 +61,9 @@ class AdapterMethod(Method):
         self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
         return settings
 
-    def ranked(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    def with_total_rank(
+        self, experiment: Experiment, given: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """The given settings, with the total `rank` in place of `r`.
 
         Raises:

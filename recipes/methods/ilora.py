@@ -40,9 +40,11 @@ class ILoRA(AdapterMethod):
     )
     Config = GatedSettings
     Peft = ILoRAConfig
-    follow = AdapterMethod.follow | {"routing_dim"}
+    derived = AdapterMethod.derived | {"routing_dim"}
 
-    def ranked(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    def with_total_rank(
+        self, experiment: Experiment, given: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """The given settings, with the total `rank` in place of `r`, the rank of each expert.
 
         From `expert_ranks`, which is kept, follow the total rank and the number of experts.

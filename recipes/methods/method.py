@@ -116,8 +116,13 @@ class Method(ABC):
         """Predictions for the rows, whose targets a method must not use."""
 
 
+def trained_name(arm: Arm, seed: int) -> str:
+    """The name of a trained arm, of its folder and its predictions: `ilora-seed0`."""
+    return f"{arm.name}-seed{seed}"
+
+
 def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     """Folder of an arm that was trained with a seed."""
     key = [run.prepare_key, run.llm_key, dict(arm.settings), seed]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
-    return run.place(f"adapt/{arm.name}-seed{seed}", key)
+    return run.place(f"adapt/{trained_name(arm, seed)}", key)

@@ -11,7 +11,7 @@ from recipes.evaluation.evaluate import GATES, METRICS, evaluated_record
 from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import DESCRIPTION, STAND_IN
 from recipes.llm.train_adapter import PARAMETERS
-from recipes.methods.method import Arm, arm_folder
+from recipes.methods.method import Arm, arm_folder, trained_name
 from recipes.records import Record, installed_versions, read_record, required_record
 from recipes.report.caveats import caveats
 from recipes.run import Run
@@ -78,7 +78,7 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
         stage = arm.method.stage(run, arm, seed)
         assert stage is not None
         folder = arm_folder(run, arm, seed)
-        records[f"{arm.name}-seed{seed}"] = required_record(stage, folder, "adapt")
+        records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
     return records | {"evaluate": evaluated_record(run, arms)}
 
 

@@ -12,7 +12,7 @@ from recipes.data.tables import PreparedData, Split
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods.co_occurrence import CoOccurrence
 from recipes.methods.method import Arm, Method
-from recipes.methods.recommended import CounterMethod
+from recipes.methods.recommender_methods import CounterMethod
 from recipes.recommenders import RECOMMENDERS
 from recipes.recommenders.markov import Markov
 from recipes.recommenders.popularity import Popularity
