@@ -33,7 +33,7 @@ class AdapterMethod(Method):
     Config: ClassVar[type[AdapterSettings]] = AdapterSettings
     """Settings with defaults in the section `adapt`, which an arm may replace by its own values."""
     Peft: ClassVar[type[PeftConfig]] = LoraConfig
-    """PEFT's configuration. An arm may also set its fields, except those in `follow` and those
+    """PEFT's configuration. An arm may also set its fields, except those in `derived` and those
     that `Config` has too."""
     derived: ClassVar[frozenset[str]] = frozenset(
         {"peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path"}
