@@ -227,7 +227,7 @@ class ILoRAConfig(LoraConfig):
 
     @property
     def total_rank(self) -> int:
-        """Return how many rank coordinates a layer has: the rank of an instance as a plain LoRA."""
+        """Return the number of rank coordinates: the rank of the plain LoRA of an instance."""
         return sum(self.expert_ranks or [self.r] * self.num_experts)
 
     def ranks(self, total: int) -> tuple[int, ...]:
