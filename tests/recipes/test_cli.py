@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes.__main__ import experiment_file, parse_experiment, shipped_names
+from recipes.__main__ import main
+from recipes.arms import comparison
+from recipes.experiment_files import EXPERIMENTS, STUDIES, parse_experiment, shipped, yaml_file
+from recipes.methods import METHODS
+from recipes.pipeline import Pipeline
+from recipes.study import read_study
 
 TINY = """
 name: tiny
@@ -63,15 +68,17 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (killed / "adapt" / "record.json").exists()
+    assert not (killed / "adapt" / "lora-seed0" / "record.json").exists()
     resumed = run("run", str(tiny), "--out", str(killed))
     assert resumed.returncode == 0, resumed.stderr
     assert "[prepare] already done" in resumed.stdout
     assert figures(killed) == figures(whole)
 
     again = run("run", str(tiny), "--out", str(whole))
-    stages = ("prepare", "recommender", "adapt", "evaluate")
+    adapters = ("adapt lora seed 0", "adapt ilora seed 0")
+    stages = ("prepare", "recommender sasrec", "stand-in", *adapters, "evaluate")
     assert all(f"[{stage}] already done" in again.stdout for stage in stages)
+    assert "] -> " not in again.stdout
     names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
     assert names >= {
         "prepare/interactions.parquet",
@@ -84,7 +91,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         "results.json",
         "report.md",
         "plots/loss.png",
-        "plots/gates.png",
+        "plots/gates-ilora.png",
         "plots/hit_ratio.png",
     }
 
@@ -95,7 +102,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         (["run", "nothing"], "EXPERIMENT='nothing' is neither a shipped experiment (demo, lastfm)"),
         (["run", "demo", "--adapt.max_steps", "many"], "adapt.max_steps"),
         (["run", "demo", "--adapt.max_stepz", "1"], "adapt.max_stepz"),
-        (["run", "demo", "--prepare.dataset", "netflix"], "prepare.dataset"),
+        (["run", "demo", "--prepare.dataset", "netflix"], "there is no dataset 'netflix'"),
         (["evaluate", "demo", "--out", "{empty}"], "run `python -m recipes"),
         (
             ["prepare", "lastfm", "--source", "{empty}", "--out", "{empty}/o"],
@@ -107,16 +114,24 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         ),
         (["run", "demo", "--evaluate.ks", "[30]", "--out", "{empty}/o"], "ks holds [30]"),
         (["run", "demo", "--adapt.num_experts", "3", "--out", "{empty}/o"], "num_experts"),
+        (["run", "demo", "--arms", "[{{method: x}}]", "--out", "{empty}/o"], "there is no method"),
+        (["study", "nothing"], "STUDY='nothing' is neither a shipped study (experts)"),
+        (["list", "--yaml"], "usage: python -m recipes COMMAND"),
         (["dance", "demo"], "usage: python -m recipes COMMAND"),
         ([], "usage: python -m recipes COMMAND"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_users_mistake_is_one_message_and_status_2(arguments, message, tmp_path) -> None:
-    done = run(*(argument.format(empty=tmp_path) for argument in arguments))
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
+def test_a_users_mistake_is_one_message_and_status_2(arguments, message, tmp_path, capsys) -> None:
+    assert main([argument.format(empty=tmp_path) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_mistake_is_the_exit_status_of_the_process() -> None:
+    done = run("run", "nothing")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: EXPERIMENT='nothing'") and done.stderr.count("\n") == 1
 
 
 def test_prepare_takes_a_dataset_and_a_folder_for_its_tables(tmp_path) -> None:
@@ -130,15 +145,48 @@ def test_prepare_takes_a_dataset_and_a_folder_for_its_tables(tmp_path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", shipped(EXPERIMENTS))
 def test_every_shipped_experiment_parses_and_every_field_can_be_overridden(name) -> None:
-    assert experiment_file(name).is_file()
+    assert yaml_file(EXPERIMENTS, name, "experiment").is_file()
     experiment = parse_experiment(
         name, ["--source=raw", "--llm", "gpt2", "--adapt.stand_in.max_steps", "7", "--seeds", "3"]
     )
     assert experiment.name == name
     assert experiment.prepare.source == "raw" and experiment.adapt.llm == "gpt2"
     assert experiment.adapt.stand_in.max_steps == 7 and experiment.seeds == 3
+
+
+@pytest.mark.parametrize("name", shipped(EXPERIMENTS))
+def test_every_shipped_experiment_resolves_to_its_arms(name) -> None:
+    experiment = parse_experiment(name, [])
+    names = [arm.name for arm in Pipeline.of(experiment).arms]
+    assert set(names) >= {"random", "popularity", "sasrec", *experiment.adapt.methods}
+
+
+@pytest.mark.parametrize("name", shipped(STUDIES))
+def test_every_shipped_study_parses_and_resolves_to_its_arms(name) -> None:
+    study = read_study(name, None, [])
+    assert study.name == name and study.out == Path("runs") / name
+    for cell in study.cells:
+        assert cell.experiment.arms is not None
+        found = {arm.method.name for arm in comparison(cell.experiment).arms}
+        assert found >= {entry["method"] for entry in cell.experiment.arms}
+
+
+def test_list_names_everything_with_a_line_each_as_json_and_as_text(capsys) -> None:
+    done = run("list", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == ["datasets", "recommenders", "methods", "experiments", "studies"]
+    assert list(found["methods"]) == list(METHODS)
+    assert {"sasrec", "popularity"} <= found["recommenders"].keys() <= found["methods"].keys()
+    assert found["datasets"].keys() >= {"lastfm", "synthetic"}
+    assert (found["experiments"], found["studies"]) == (shipped(EXPERIMENTS), shipped(STUDIES))
+    lines = [line for names in found.values() for line in names.values()]
+    assert all(line and "\n" not in line for line in lines)
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(line in text for line in lines)
 
 
 @pytest.mark.slow
