@@ -309,7 +309,7 @@ def test_a_further_arm_leaves_the_others_as_they_are():
         ({"report_to": ["tensorboard"]}, set()),
         ({"methods": ["lora"]}, set()),
     ],
-    ids=lambda value: ",".join(value),
+    ids=lambda value: ",".join(sorted(value)),  # one order in all processes
 )
 def test_a_shared_setting_makes_those_arms_others_that_read_it(changes, arms):
     before = Experiment(arms=BOTH)

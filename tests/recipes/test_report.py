@@ -9,7 +9,7 @@ import yaml
 from matplotlib.image import imread
 
 from recipes.artifacts import read_json, read_table, write_json, write_table
-from recipes.data.prepare import settings_of
+from recipes.data.prepare import prepare_stage
 from recipes.evaluation.evaluate import _stage
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import planned_parts
@@ -18,7 +18,7 @@ from recipes.evaluation.summary import summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
-from recipes.records import Stage, run_stage
+from recipes.records import run_stage
 from recipes.report.caveats import caveats
 from recipes.report.markdown import render
 from recipes.report.plots import moving_average, smoothing_window
@@ -72,7 +72,7 @@ def finish_stages(made, rates):
         for name in TABLES:
             (run.prepare_folder / name).write_text(name)
 
-    prepared = Stage("prepare", settings_of(experiment.prepare), {})
+    prepared = prepare_stage(experiment.prepare, {})
     run_stage(prepared, run.prepare_folder, prepare)
     for name in run.networks:
         run_stage(run.network_stage(name), run.network_folder(name), lambda: None)
