@@ -41,7 +41,7 @@ def shown(value: Any) -> str:
     """A setting's value as it is written in the name of an arm or cell."""
     if isinstance(value, (list, tuple)):
         return "+".join(shown(one) for one in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)
 
 
 class Method(ABC):
@@ -123,6 +123,6 @@ def trained_name(arm: Arm, seed: int) -> str:
 
 def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     """Folder of an arm that was trained with a seed."""
-    key = [run.prepare_key, run.llm_key, dict(arm.settings), seed]
+    key = [run.prepare_key, run.llm_key, arm.method.name, dict(arm.settings), seed]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{trained_name(arm, seed)}", key)
