@@ -248,4 +248,4 @@ class Run:
     def llm_key(self) -> list[Any]:
         """Settings that determine the language model."""
         adapt = self.experiment.adapt
-        return [self.stand_in_folder.name if self.has_stand_in else adapt.llm, adapt.precision, adapt.logging_steps]
+        return [self.stand_in_folder.name if self.has_stand_in else adapt.llm, adapt.precision]

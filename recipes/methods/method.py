@@ -41,6 +41,8 @@ def shown(value: Any) -> str:
     """A setting's value as it is written in the name of an arm or cell."""
     if isinstance(value, (list, tuple)):
         return "+".join(shown(one) for one in value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value)
 
 
@@ -123,6 +125,7 @@ def trained_name(arm: Arm, seed: int) -> str:
 
 def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     """Folder of an arm that was trained with a seed."""
-    key = [run.prepare_key, run.llm_key, arm.method.name, dict(arm.settings), seed]
+    logging = run.experiment.adapt.logging_steps
+    key = [run.prepare_key, run.llm_key, logging, arm.method.name, dict(arm.settings), seed]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{trained_name(arm, seed)}", key)
