@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from peft_ilora.fast.dropout import probability, rescale
-from peft_ilora.fast.probes import is_plain, is_plain_linear, parts_of, weight_of
+from peft_ilora.fast.probes import is_plain, is_plain_linear, known_dtype, parts_of, weight_of
 from peft_ilora.fast.product import fused_product, inferred_product
 from peft_ilora.fast.siblings import followers, offer, shared_memory, take
 from peft_ilora.gating.form import Scale
@@ -65,11 +65,9 @@ class FusedLinear(GatedLinear):
     def _called(self, module: Any, adapter: str, x: Tensor, base: Tensor | nn.Module) -> Tensor:
         """Unfused version: calls the modules, so that hooks and wrappers run."""
         result = base if isinstance(base, Tensor) else base(x)
-        lora_a = module.lora_A[adapter]
-        # A wrapper, such as FSDP's, hides the weight of A.
-        weight = lora_a._parameters["weight"] if isinstance(lora_a, nn.Linear) else None
-        if module.cast_input_dtype_enabled and weight is not None:
-            x = x.to(weight.dtype)
+        dtype = known_dtype(module.lora_A[adapter])
+        if module.cast_input_dtype_enabled and dtype is not None:
+            x = x.to(dtype)
         return super().forward(module, adapter, x, result)
 
     def _trained(

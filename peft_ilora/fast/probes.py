@@ -53,6 +53,17 @@ def weight_of(linear: nn.Module) -> Tensor:
     return weight
 
 
+def bias_of(linear: nn.Module) -> Tensor | None:
+    """Return the bias of a plain linear layer, if it has one."""
+    return linear._parameters["bias"]
+
+
+def known_dtype(lora_a: nn.Module) -> torch.dtype | None:
+    """Return the dtype of A's weight; None where a wrapper, such as FSDP's, hides the weight."""
+    weight = lora_a._parameters["weight"] if isinstance(lora_a, nn.Linear) else None
+    return None if weight is None else weight.dtype
+
+
 def parts_of(layer: Any, adapter: str) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Return an adapter's A, B and dropout, past `nn.Module`'s slow attributes."""
     own = layer._modules

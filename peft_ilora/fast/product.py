@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_ilora.fast.dropout import draw_mask
 from peft_ilora.fast.function import GatedProduct, add_update, flat
-from peft_ilora.fast.probes import is_plain_linear, weight_of
+from peft_ilora.fast.probes import bias_of, is_plain_linear, weight_of
 
 
 def fused_product(
@@ -77,7 +77,7 @@ def _taken_apart(
     if isinstance(base, Tensor):
         return base, None, None
     if is_plain_linear(base):
-        weight, bias = weight_of(base), base._parameters["bias"]
+        weight, bias = weight_of(base), bias_of(base)
         trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         if weight.dtype == x.dtype and not trained:
             return None, weight, bias

@@ -14,7 +14,7 @@ from peft_ilora.gating.mixture import GateLinear
 
 
 class Sigmoid(GateForm):
-    """`B diag(2 sigmoid(W z)) A`, as docs/architecture-plugin.md shows it."""
+    """`B diag(2 sigmoid(W z)) A`, as docs/architecture.md shows it."""
 
     def __init__(self, config: ILoRAConfig, width: int) -> None:
         super().__init__(config, width)
