@@ -204,7 +204,9 @@ def _reason(stage: Stage, found: Record | None) -> str:
         for name in found.inputs.keys() | stage.inputs.keys()
         if found.inputs.get(name) != stage.inputs.get(name)
     )
-    return f"was made with another value of {', '.join(changed) or 'the stage'}"
+    if not changed:
+        return "was made by another stage"
+    return f"was made with another {', '.join(changed)}"
 
 
 def _files(folder: Path) -> list[str]:

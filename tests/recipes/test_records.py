@@ -90,7 +90,10 @@ def test_a_stage_that_lost_a_file_runs_again(
 @pytest.mark.parametrize(
     ("stage", "reason"),
     [
-        (replace(STAGE, settings={**STAGE.settings, "heat": 200}), "was made with another heat"),
+        (
+            replace(STAGE, settings={**STAGE.settings, "heat": 200}),
+            "was made with another heat",
+        ),
         (
             replace(STAGE, settings={"minutes": [20, 6], "heat": 180}, inputs={"dough": "d1"}),
             "was made with another minutes, dough, oven",
@@ -104,7 +107,7 @@ def test_a_stage_that_lost_a_file_runs_again(
             "was made with another oven",
         ),
         (replace(STAGE, version=3), "was made by version 2 of the stage, now 3"),
-        (replace(STAGE, name="fry"), "was made with another stage"),
+        (replace(STAGE, name="fry"), "was made by another stage"),
     ],
 )
 def test_a_stage_that_is_asked_for_otherwise_runs_again_and_says_why(

@@ -111,7 +111,10 @@ def finish_stages(made, rates):
         write_json(folder / "gates.json", gates)
         write_table(folder / "predictions.parquet", table)
 
-    run_stage(_stage(run, made.arms, planned_parts(run, made.arms)), folder, evaluate)
+    parts = planned_parts(run, made.arms)
+    for part in parts:
+        run_stage(part.stage, part.folder, lambda: None)
+    run_stage(_stage(run, made.arms, parts), folder, evaluate)
 
 
 def experiment_in(folder, **changes):
