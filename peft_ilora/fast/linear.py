@@ -1,6 +1,7 @@
 """Linear layers whose output and update are computed in one function."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class FusedLinear(GatedLinear):
     def meet(self, module: LoraLayer, layers: Mapping[str, LoraLayer]) -> None:
         """Find the layers that read the same input, and take inputs as they come."""
         self.followers = [layers[name] for name in followers(self.name, layers)]
-        setattr(module, "_cast_input_dtype", _as_it_came)  # noqa: B010  # the update casts itself
+        cast = partial(_cast_input_dtype, module)  # the update casts itself
+        setattr(module, "_cast_input_dtype", cast)  # noqa: B010
 
     def forward(  # type: ignore[override]  # PEFT declares it static; it calls it on the instance
         self,
@@ -126,8 +128,12 @@ def _shares(layer: LoraLayer, adapter: str, x: Tensor, like: Tensor, p: float) -
     return same and a.device == like.device and probability(layer.lora_dropout[adapter]) == p
 
 
-def _as_it_came(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Stands in for a layer's `_cast_input_dtype`, whose copy would be kept for the backward pass;
-    `cast_input_dtype_enabled` keeps its meaning.
+def _cast_input_dtype(layer: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Stands in for a layer's method, whose copy of the input would be kept for the backward pass.
+
+    `cast_input_dtype_enabled` keeps its meaning, and a plain update of the same layer, of an
+    adapter that was made without the fused ones, still gets its input cast.
     """
-    return x
+    if all(isinstance(update, FusedLinear) for update in layer.lora_variant.values()):
+        return x
+    return type(layer)._cast_input_dtype(layer, x, dtype)

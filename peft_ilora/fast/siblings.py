@@ -76,9 +76,11 @@ _recomputation = _Recomputation()
 def shared_memory(state: RoutingState) -> Memory | None:
     """Return where layers may leave something for others; None: nothing is shared.
 
-    Nothing is shared in mixed batches, whose rows PEFT copies, and outside of forwards, where
-    nothing would end an offer. A block that the model itself recomputes in the backward pass
-    shares as it did in its forward, because masks must be the same.
+    Nothing is shared in mixed batches, whose rows PEFT copies, and where no frame with a memory
+    (of a forward, of `generate` or of a checkpointed block) would end an offer. A block that the
+    model itself recomputes in the backward pass shares as it did in the model's forward, because
+    masks must be the same; a block that was run, and checkpointed, outside of a forward did not
+    share, and is not covered.
     """
     frame = state.stack[-1]
     if frame.adapter_names is not None:

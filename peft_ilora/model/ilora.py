@@ -48,7 +48,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         state_dict: Decides by its keys which layers are adapted.
 
     Raises:
-        TypeError: A targeted module is no linear layer, or its back end would bypass the gate.
+        TypeError: A targeted module cannot be routed, or its back end would bypass the gate.
         ValueError: A targeted module does not see a batch of instances; `model` is wrapped already.
     """
 

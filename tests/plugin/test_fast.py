@@ -130,3 +130,27 @@ def test_one_call_decides_which_layers_are_made(installed) -> None:
         fast.install()
     assert type(layer) is (Linear if installed else lora.Linear)
     assert type(layer.lora_variant["default"]) is (FusedLinear if installed else GatedLinear)
+
+
+@pytest.mark.parametrize("first_is_fused", [True, False])
+@pytest.mark.parametrize("active", ["first", "second"])
+def test_adapters_made_before_and_after_the_call_share_a_layer(first_is_fused, active) -> None:
+    """Each update gets its input in the dtype that it wants: here a half base, float32 adapters."""
+    x = torch.randn(2, 4, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+
+    def output(calls) -> Tensor:
+        torch.manual_seed(1)
+        config = ILoRAConfig(target_modules=["0"], init_lora_weights=False, routing_dim=3)
+        try:
+            calls[0]()
+            model = get_peft_model(nn.Sequential(nn.Linear(4, 3)).bfloat16(), config, "first")
+            calls[1]()
+            model.add_adapter("second", config)
+        finally:
+            fast.install()
+        model.set_adapter(active)
+        return model(x, routing_embeds=torch.ones(2, 3))
+
+    mixed = [fast.install, fast.uninstall] if first_is_fused else [fast.uninstall, fast.install]
+    fused = [fast.install, fast.install]
+    torch.testing.assert_close(output(mixed), output(fused), atol=0.1, rtol=0.1)
