@@ -24,6 +24,12 @@ from recipes.experiment_files import (
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
 COMMANDS = ("run", *STAGES, "study", "bench")
 """Commands that take a name; `list` takes none."""
+HELP = ("--help", "-h")
+USER_ERRORS = (
+    *(ArgumentError, ValueError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError),
+)
+"""What becomes one line; a traceback of anything else is a fault of this package."""
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
 
 commands
@@ -136,13 +142,15 @@ def main(arguments: Sequence[str]) -> int:
 
         print(listing(as_json="--json" in arguments))
         return 0
+    if len(arguments) > 1 and arguments[0] in COMMANDS and arguments[1] in HELP:
+        arguments = HELP[:1]
     if len(arguments) < 2 or arguments[0] not in COMMANDS:
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        asked = bool(arguments) and arguments[0] in HELP
         print(usage(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     try:
         run_command(arguments[0], arguments[1], arguments[2:])
-    except (ArgumentError, ValueError, FileNotFoundError) as error:
+    except USER_ERRORS as error:
         print(f"error: {getattr(error, 'message', error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

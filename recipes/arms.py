@@ -1,22 +1,18 @@
 """What an experiment compares: its arms, and the recommenders they need."""
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.experiment import Experiment
 from recipes.methods import METHODS
-from recipes.methods.method import Arm, shown
+from recipes.methods.method import Arm, Method, folder_name, shown
 from recipes.methods.recommender_methods import NetworkMethod
 from recipes.run import Network
 
 BASELINES = ("random", "popularity")
 """Methods that every run reports, whether its arms name them or not."""
-LONGEST_NAME = 100
-"""Most characters of a folder's name; a longer name is cut and ends in a checksum."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,14 @@ def comparison(experiment: Experiment) -> Comparison:
     """
     asked = named_arms(experiment)
     arms = [_arm(experiment, dict(entry)) for entry in asked]
-    names = {arm.name for arm in arms}
-    sources = {source for arm in arms for source in arm.method.sources(arm.settings)}
-    wanted = dict.fromkeys((*BASELINES, *sorted(sources)))
-    extra = [name for name in wanted if name not in names]
-    arms += [_arm(experiment, {"method": name}) for name in extra if name in METHODS]
     _refuse_twins(arms)
+    names, methods = {arm.name for arm in arms}, {arm.method.name for arm in arms}
+    sources = {source for arm in arms for source in arm.method.sources(arm.settings)}
+    read = sorted(source for source in sources if source in METHODS and source not in names)
+    extra = dict.fromkeys([*(name for name in BASELINES if name not in methods), *read])
+    added = [_arm(experiment, {"method": name}) for name in extra]
+    _refuse_copies_of_sources(arms, added)
+    arms += added
     arms.sort(key=lambda arm: arm.method.about.order)
     networks = {
         arm.name: network
@@ -53,6 +51,8 @@ def comparison(experiment: Experiment) -> Comparison:
     }
     for source in sorted(sources - networks.keys()):
         raise _no_vectors(source, networks)
+    if experiment.recommender.name not in {*METHODS, *names}:  # also if no arm reads its vectors
+        raise _no_vectors(experiment.recommender.name, networks)
     return Comparison(tuple(arms), networks)
 
 
@@ -78,20 +78,24 @@ def _arm(experiment: Experiment, entry: dict[str, Any]) -> Arm:
     method = METHODS[entry.pop("method")]
     name = entry.pop("name", None)
     settings = method.configure(experiment, entry)
-    # `name: 8` is a number in YAML.
-    chosen = _default_name(method.name, entry) if name is None else str(name)
-    return Arm(_folder_name(chosen), method, entry, settings)
+    chosen = _default_name(method.name, entry) if name is None else _checked_name(method, name)
+    return Arm(folder_name(chosen), method, entry, settings)
+
+
+def _checked_name(method: Method, name: Any) -> str:
+    """The name that a user gave an arm; `name: 8` is a number in YAML."""
+    if isinstance(name, (list, dict)) or not str(name).strip("."):
+        raise ValueError(f"arm name={name!r}: a name is a word, which becomes a folder's name")
+    if name in METHODS and name != method.name:
+        raise ValueError(
+            f"arm name={name!r}: this is another method than the arm's, {method.name}; choose "
+            "another name"
+        )
+    return str(name)
 
 
 def _default_name(method: str, given: Mapping[str, Any]) -> str:
     return ",".join([method, *(f"{key}={shown(value)}" for key, value in given.items())])
-
-
-def _folder_name(name: str) -> str:
-    clean = re.sub(r"[^\w.,=+-]", "_", name)
-    if len(clean) <= LONGEST_NAME:
-        return clean
-    return f"{clean[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _refuse_twins(arms: Sequence[Arm]) -> None:
@@ -105,6 +109,17 @@ def _refuse_twins(arms: Sequence[Arm]) -> None:
                     f"{'name' if key == arm.name else 'settings'}: leave one out"
                 )
             seen[key] = arm
+
+
+def _refuse_copies_of_sources(arms: Sequence[Arm], added: Sequence[Arm]) -> None:
+    """Refuse an arm that is, under another name, a recommender whose vectors other arms read."""
+    for source in added:
+        for arm in arms:
+            if (arm.method, arm.settings) == (source.method, source.settings):
+                raise ValueError(
+                    f"the arm {arm.name!r} has the same settings as {source.name!r}, whose vectors "
+                    f"other arms read: give these `recommender: {arm.name}`, or leave it out"
+                )
 
 
 def _no_vectors(source: str, networks: Mapping[str, Network]) -> ValueError:

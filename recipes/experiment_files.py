@@ -5,8 +5,9 @@ Every field can be overridden on the command line.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -70,9 +71,40 @@ def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
     parser = parser_for(command)
     parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
     parser.add_class_arguments(Experiment)
-    arguments = ["--config", str(path), *_spelled_out(overrides)]
-    parsed = vars(parser.instantiate(parser.parse_args(arguments)))
-    return Experiment(**{field: value for field, value in parsed.items() if field != "config"})
+    spelled = _spelled_out(overrides)
+    parsed = vars(parser.instantiate(parser.parse_args(["--config", str(path), *spelled])))
+    parsed.pop("config")
+    experiment = Experiment(**parsed)
+    _refuse_missing(experiment)
+    flags = {argument.partition("=")[0] for argument in spelled}
+    if "--adapt.methods" in flags and experiment.arms is not None:
+        raise ValueError("--methods has no effect beside `arms`: give --arms, or leave it out")
+    return experiment
+
+
+def _refuse_missing(section: Any, prefix: str = "") -> None:
+    """Refuse a field without a value, such as `seeds:` (ValueError); the parser lets it pass."""
+    for field, hint in get_type_hints(type(section)).items():
+        value = getattr(section, field)
+        if is_dataclass(value):
+            _refuse_missing(value, f"{prefix}{field}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise ValueError(f"{prefix}{field} has no value")
+
+
+def yaml_fields(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        ValueError: The file is no YAML, or does not consist of named fields.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must consist of fields with values, not {found!r}")
+    return found
 
 
 def _spelled_out(arguments: Sequence[str]) -> list[str]:

@@ -176,9 +176,12 @@ def run_stage(stage: Stage, folder: Path, work: Callable[[], None]) -> Record:
 def _parsed(path: Path) -> Record | None:
     """The record, or None if it is damaged or has the fields of another version."""
     try:
-        return Record(**read_json(path))
+        found = Record(**read_json(path))
     except (ValueError, TypeError):
         return None
+    tables, texts = (found.config, found.inputs, found.files), (found.stage, found.fingerprint)
+    sound = all(isinstance(one, dict) for one in tables) and all(isinstance(t, str) for t in texts)
+    return found if sound else None
 
 
 def _set_aside(stage: Stage, path: Path, found: Record | None) -> None:

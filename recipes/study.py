@@ -15,10 +15,9 @@ DIR/results.json, study.md, study.png
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from recipes.artifacts import write_json, write_text
 from recipes.experiment import Experiment
@@ -28,15 +27,19 @@ from recipes.experiment_files import (
     experiment_from,
     merged,
     nested,
+    yaml_fields,
     yaml_file,
 )
-from recipes.methods.method import shown
+from recipes.methods.method import folder_name, shown
 from recipes.pipeline import Pipeline
 from recipes.report.plots import save
 from recipes.report.report import RESULTS
 from recipes.report.study import study_figure, study_page, study_results
 
 PAGE, FIGURE = "study.md", "study.png"
+NOT_VARIED = dict.fromkeys(("arms", "adapt.methods"), "list all arms to compare under `arms`")
+NOT_VARIED |= dict.fromkeys(("name", "out"), "this is the study's own, give it once")
+"""Fields that `vary` cannot hold, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Cell:
     def name(self) -> str:
         """Name of the cell's folder."""
         values = (f"{field}={shown(value)}" for field, value in self.varied.items())
-        return ",".join(values).replace("/", "_") or "all"
+        return folder_name(",".join(values), distinct=True) or "all"
 
 
 @dataclass(frozen=True)
@@ -75,28 +78,54 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
         ValueError: There is no such study, a field is unknown, or a value is impossible.
     """
     path = yaml_file(STUDIES, name, "study")
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(own, dict) or not isinstance(own.get("base"), str):
+    own = yaml_fields(path)
+    if not isinstance(own.get("base"), str):
         raise ValueError(f"{path} names no experiment: write `base: demo`")
-    base_path = yaml_file(EXPERIMENTS, own.pop("base"), "experiment")
-    base = yaml.safe_load(base_path.read_text(encoding="utf-8"))
-    vary, title = own.pop("vary", {}), own.get("name", path.stem)
-    if not isinstance(vary, dict):
-        raise ValueError(f"{path}: vary must name fields and the values they take, not {vary!r}")
-    for field, values in vary.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"{path}: vary.{field} must be a list of values, not {values!r}")
-    folder = Path(out or f"runs/{title}")
-    cells = []
+    base = yaml_fields(yaml_file(EXPERIMENTS, own.pop("base"), "experiment"))
+    vary, title = own.pop("vary", {}), own.get("name") or path.stem
+    _check_vary(path, vary)
+    folder = Path(out or own.get("out") or f"runs/{title}")
+    cells: list[Cell] = []
     for values in product(*vary.values()):
         varied = dict(zip(vary, values, strict=True))
         fields = merged(base, {**own, "name": title})
         for field, value in varied.items():
             fields = merged(fields, nested(field, value))
         cell = Cell(varied, experiment_from(fields, overrides))
+        if overrides:
+            _refuse_overridden(cell, experiment_from(fields, []))
         place = str(folder / "cells" / cell.name)
         cells.append(replace(cell, experiment=replace(cell.experiment, out=place)))
+    _refuse_twins(path, cells)
     return Study(title, folder, tuple(cells))
+
+
+def _check_vary(path: Path, vary: Any) -> None:
+    if not isinstance(vary, dict) or not all(isinstance(field, str) for field in vary):
+        raise ValueError(f"{path}: vary must name fields and the values they take, not {vary!r}")
+    for field, values in vary.items():
+        if field in NOT_VARIED:
+            raise ValueError(f"{path}: vary.{field}: {NOT_VARIED[field]}")
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{path}: vary.{field} must be a list of values, not {values!r}")
+
+
+def _refuse_overridden(cell: Cell, asked: Experiment) -> None:
+    """Refuse command-line fields that replace a varied one: the table would not say so."""
+    for field in cell.varied:
+        given, wanted = (attrgetter(field)(one) for one in (cell.experiment, asked))
+        if given != wanted:
+            raise ValueError(
+                f"{field}={given!r} is given on the command line, but the study varies it: leave "
+                "one out"
+            )
+
+
+def _refuse_twins(path: Path, cells: Sequence[Cell]) -> None:
+    for place, cell in enumerate(cells):
+        for other in cells[:place]:
+            if replace(cell.experiment, out="") == replace(other.experiment, out=""):
+                raise ValueError(f"{path}: vary has {dict(cell.varied)} twice: leave one out")
 
 
 def run_study(study: Study) -> Mapping[str, Any]:

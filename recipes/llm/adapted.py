@@ -122,8 +122,10 @@ def adapted_model(
         vectors: Vectors of the recommender.
         folder: Folder that `train_adapter` has written.
     """
+    # Read before the adapter is loaded, which may replace the embeddings.
+    width = token_embeddings(llm.base).shape[1]
     with llm.adapted(folder / ADAPTER_FOLDER) as model:
-        projector = Projector(vectors.width, token_embeddings(llm.base).shape[1])
+        projector = Projector(vectors.width, width)
         projector.load_state_dict(read_tensors(folder / PROJECTOR))
         hybrid = HybridModel(model, projector, vectors.items, plan.routed_by)
         yield AdaptedModel(

@@ -26,6 +26,10 @@ SHARED = ("precision", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
 
 
+BIASES = ("none", "all", "lora_only")
+"""Values of PEFT's `bias`."""
+
+
 class AdapterMethod(Method):
     """Trains a PEFT adapter and a projector on hybrid prompts, then ranks and generates."""
 
@@ -58,6 +62,7 @@ class AdapterMethod(Method):
         settings = asdict(config) | {SOURCE: source}
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
+        check_options(f"method {self.name}", chosen)
         self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
         return settings
 
@@ -149,6 +154,17 @@ class AdapterMethod(Method):
             return llm_predictions(adapted, plan.label, rows, config)
 
 
+def check_options(owner: str, options: Mapping[str, Any]) -> None:
+    """Refuse values that PEFT takes, and stumbles over when it wraps the model (ValueError)."""
+    if options.get("bias", "none") not in BIASES:
+        raise ValueError(f"{owner}: bias={options['bias']!r} must be one of {', '.join(BIASES)}")
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(options.get(name) or {}, dict):
+            raise ValueError(
+                f"{owner}: {name}={options[name]!r} must map names of modules to values"
+            )
+
+
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
     """Refuse more than one of the settings that determine the total rank (ValueError)."""
     both = [name for name in names if name in given]
@@ -168,6 +184,10 @@ def check_settings(settings: AdapterSettings) -> None:
     for name in (*names, *gated):
         if getattr(settings, name) < 1:
             raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
+    if not 0 <= settings.lora_dropout < 1:
+        raise ValueError(f"adapt.lora_dropout={settings.lora_dropout} must be in [0, 1)")
+    if settings.learning_rate < 0:
+        raise ValueError(f"adapt.learning_rate={settings.learning_rate} must not be negative")
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise ValueError(
             f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "

@@ -4,6 +4,8 @@ A method that trains nothing overrides only `predict`, and `configure` if it has
 `co_occurrence.py`). An adapter of a language model derives from `AdapterMethod`.
 """
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +46,25 @@ def shown(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+LONGEST_NAME = 100
+"""Most bytes of a folder's name; a longer name is cut and ends in a checksum."""
+
+
+def folder_name(name: str, *, distinct: bool = False) -> str:
+    """The name of an arm or cell as the name of a folder.
+
+    Args:
+        name: The name, as the user wrote it.
+        distinct: Whether a name with characters that are replaced ends in a checksum, so that
+            different names are different folders.
+    """
+    clean = re.sub(r"[^\w.,=+-]", "_", name)
+    if len(clean.encode()) <= LONGEST_NAME and (clean == name or not distinct):
+        return clean
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{clean.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
 
 class Method(ABC):

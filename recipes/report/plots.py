@@ -1,5 +1,6 @@
 """The three kinds of plots in a report. Without pyplot they need no display or global state."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG file, whole or not at all."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def wrapped(title: str, width: int = 40) -> str:
+    """An arm's title in at most four lines, so that it leaves room for the axes."""
+    return textwrap.fill(title, width, max_lines=4, placeholder=" …")
 
 
 def styles(arms: Arms) -> dict[str, tuple[Any, Any]]:
@@ -66,9 +72,8 @@ def loss_figure(
             axes.plot(steps, line, color=colour, alpha=0.25, linewidth=0.9)
         window = smoothing_window(len(steps))
         smooth = moving_average(losses.mean(axis=0), window)
-        axes.plot(
-            steps, smooth, color=colour, linestyle=style, linewidth=2.2, label=arms[method]["title"]
-        )
+        label = wrapped(arms[method]["title"])
+        axes.plot(steps, smooth, color=colour, linestyle=style, linewidth=2.2, label=label)
     first = next(iter(curves.values()))
     seeds_shown, window = len(first), smoothing_window(len(first[0]))
     average = f"moving average over {window} logged points" if window > 1 else "mean over seeds"
@@ -116,8 +121,9 @@ def gate_figure(arm: str, summary: Mapping[str, Any], results: Mapping[str, Any]
     axes.set_yticks(range(len(table)), [*users, f"mean of {summary['num_rows']} rows"])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    heading = f"{title}: gate weights of {len(shown)} users, seed {summary['seed']}"
     axes.set_title(
-        f"{title}: gate weights of {len(shown)} users, seed {summary['seed']}\n"
+        f"{textwrap.fill(heading, 20 + 10 * table.shape[1])}\n"
         f"mean entropy {summary['mean_entropy']:.2f} nats (uniform: "
         f"{summary['uniform_entropy']:.2f})",
         fontsize=11,
@@ -150,7 +156,8 @@ def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
         label, style = CEILINGS[name]
         line = f"{label} ({ceiling:.3f})"
         axes.axvline(ceiling, color="#666666", linestyle=style, linewidth=1.4, label=line)
-    axes.set_yticks([centre for centre, _ in labels], [arms[name]["title"] for _, name in labels])
+    titles = [wrapped(arms[name]["title"]) for _, name in labels]
+    axes.set_yticks([centre for centre, _ in labels], titles)
     axes.set_ylim(max(centres) + 0.75, min(centres) - 0.75)
     marks = [chance, *(results["ceilings"] or {}).values()]
     axes.set_xlim(0, max(*marks, *(entry["high"] for _, _, entry in bars)) * 1.12)

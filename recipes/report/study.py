@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from recipes.report.markdown import markdown_table
 from recipes.report.naming import MAIN_COLUMNS, NOTHING, arms_of, interval
-from recipes.report.plots import clean, styles
+from recipes.report.plots import clean, styles, wrapped
 from recipes.report.verdict import headlines, verdict
 
 FIGURE_KEY = "hit_ratio@1/ranking"
@@ -135,7 +135,9 @@ def study_figure(results: Results) -> Figure:
         for row in results["rows"]
         if row["metrics"].get(FIGURE_KEY, {}).get("value") is not None
     ]
-    figure = Figure(figsize=(8, 1.6 + 0.36 * len(rows)), layout="constrained")
+    lines = [wrapped(_line(row)) for row in rows]
+    height = 1.6 + sum(0.18 * (2 + line.count("\n")) for line in lines)
+    figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
     colours = styles(arms_of(results))
     for place, row in enumerate(rows):
@@ -144,7 +146,7 @@ def study_figure(results: Results) -> Figure:
         colour = colours[row["arm"]][0]
         axes.errorbar(value, place, xerr=[[value - low], [high - value]], color=colour, capsize=4)
         axes.scatter([value], [place], color=[colour], s=40, zorder=3)
-    axes.set_yticks(np.arange(len(rows)), [_line(row) for row in rows])
+    axes.set_yticks(np.arange(len(rows)), lines)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     counts = sorted({cell["evaluated"]["num_candidates"] for cell in results["cells"]})

@@ -296,6 +296,15 @@ def test_bf16_trains_with_float32_adapters(run, tmp_path):
     assert inputs.inputs_embeds.dtype == torch.bfloat16
 
 
+def test_an_adapter_that_replaces_the_embeddings_can_be_loaded(run, tmp_path):
+    again = copied(run, tmp_path / "again")
+    arms = [{"method": "lora", "name": "tokens", "trainable_token_indices": [1, 2], "max_steps": 2}]
+    made = pipeline(again, arms=arms)
+    made.adapt()
+    with loaded(made, "tokens") as adapted:
+        assert adapted.prompt_inputs("test", [0]).inputs_embeds.shape[-1] == 64
+
+
 # ------------------------------------------------------------------ the trained model
 
 

@@ -199,6 +199,10 @@ def test_options_of_peft_reach_the_adapter():
         ({"method": "sasrec", "hidden_size": "wide"}, 'Parser key "hidden_size"'),
         ({"method": "sasrec", "dropout": 1.5}, "recommender.dropout=1.5"),
         ({"method": "ilora", "temperature": "hot"}, "temperature='hot' must be a positive number"),
+        ({"method": "lora", "bias": "weird"}, "bias='weird' must be one of none, all, lora_only"),
+        ({"method": "lora", "rank_pattern": 3}, "rank_pattern=3 must map names of modules"),
+        ({"method": "lora", "lora_dropout": 2}, "adapt.lora_dropout=2.0 must be in [0, 1)"),
+        ({"method": "lora", "learning_rate": -1}, "adapt.learning_rate=-1.0 must not be negative"),
         ({"method": "ilora", "gate": "hard"}, "takes expert ids, which no recommender gives"),
         ({"method": "ilora", "gate_input": "token"}, "use gate_scope='per_module'"),
         ({"method": "ilora", "use_dora": True}, "use_dora=True cannot be used with iLoRA"),
@@ -322,3 +326,41 @@ def test_a_shared_setting_that_all_arms_replace_changes_nothing():
     arms = [{**entry, "max_steps": 5} for entry in BOTH]
     after = Experiment(arms=arms, adapt=AdaptConfig(max_steps=9))
     assert changed(Experiment(arms=arms), after) == set()
+
+
+# ------------------------------------------------------------------ names that mislead
+
+
+@pytest.mark.parametrize("name", ["random", "popularity", "sasrec", "lora"])
+def test_an_arm_cannot_have_the_name_of_another_method(name):
+    with pytest.raises(ValueError, match="this is another method than the arm's, ilora"):
+        arms_of({"method": "ilora", "name": name})
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ["x"], {"a": 1}], ids=str)
+def test_a_name_that_is_no_folders_name_is_refused(name):
+    with pytest.raises(ValueError, match="a name is a word, which becomes a folder's name"):
+        arms_of({"method": "sasrec", "name": name})
+
+
+@pytest.mark.parametrize("method", ["random", "popularity"])
+def test_a_baseline_under_another_name_is_not_added_once_more(method):
+    found = arms_of({"method": method, "name": "mine"}, {"method": "markov"})
+    assert [arm.name for arm in found.values() if arm.method.name == method] == ["mine"]
+
+
+def test_a_copy_of_a_source_is_refused_with_a_remedy_that_helps():
+    copy = {"method": "sasrec", "name": "big"}
+    with pytest.raises(ValueError, match="give these `recommender: big`, or leave it out"):
+        arms_of(copy, {"method": "lora"})
+    assert "sasrec" not in arms_of(copy, {"method": "lora", "recommender": "big"})
+
+
+def test_an_unknown_recommender_is_refused_also_where_no_arm_reads_its_vectors():
+    with pytest.raises(ValueError, match="recommender='nothing' is neither an arm nor known"):
+        arms_of({"method": "markov"}, recommender=RecommenderConfig(name="nothing"))
+
+
+def test_the_name_of_a_folder_is_short_in_bytes_too():
+    found = only({"method": "ilora", "name": "日本語" * 60})
+    assert len(found.name.encode()) <= 100 and found.name.startswith("日本語")

@@ -134,6 +134,19 @@ def test_a_mistake_is_the_exit_status_of_the_process() -> None:
     assert done.stderr.startswith("error: EXPERIMENT='nothing'") and done.stderr.count("\n") == 1
 
 
+def test_a_file_in_the_place_of_the_runs_folder_is_one_message(tmp_path, capsys) -> None:
+    place = tmp_path / "file"
+    place.write_text("")
+    assert main(["run", "demo", "--methods", "[markov]", "--out", str(place)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["run", "study", "bench"])
+def test_help_is_printed_without_a_name_too(command, capsys) -> None:
+    assert main([command, "--help"]) == 0
+    assert "usage: python -m recipes COMMAND" in capsys.readouterr().out
+
+
 def test_prepare_takes_a_dataset_and_a_folder_for_its_tables(tmp_path) -> None:
     done = run("prepare", "synthetic", "--out", str(tmp_path), "--synthetic.num_users", "40")
     assert done.returncode == 0, done.stderr

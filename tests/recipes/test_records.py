@@ -249,3 +249,14 @@ def test_a_required_record_of_other_settings_is_refused_with_what_differs(work: 
         required_record(other, work.folder, "bake")
     assert asdict(read_record(work.folder, "bake")) == asdict(record)
     assert work.runs == 1
+
+
+@pytest.mark.parametrize("field", ["config", "inputs", "files", "stage", "fingerprint"])
+def test_a_record_whose_field_has_another_type_is_damaged(work: Work, field: str) -> None:
+    run(work)
+    path = work.folder / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: None}))
+    with pytest.raises(ValueError, match="or is damaged"):
+        required_record(STAGE, work.folder, "bake")
+    run(work)
+    assert work.runs == 2 and len(older(work.folder)) == 1

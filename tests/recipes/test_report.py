@@ -21,8 +21,9 @@ from recipes.pipeline import Pipeline
 from recipes.records import run_stage
 from recipes.report.caveats import caveats
 from recipes.report.markdown import render
-from recipes.report.plots import moving_average, smoothing_window
+from recipes.report.plots import moving_average, save, smoothing_window
 from recipes.report.results import trained
+from recipes.report.study import study_figure, study_results
 from recipes.report.verdict import differences, headlines, verdict
 
 USERS = 60
@@ -338,6 +339,20 @@ def test_arms_of_one_method_have_names_colours_and_gate_plots_of_their_own(tmp_p
     text = (tmp_path / "report.md").read_text()
     assert "on these rows iLoRA, num_experts 8 beats iLoRA, num_experts 2" in text
     assert set(re.findall(r"\(plots/(.+?)\)", text)) == {path.name for path in plots.iterdir()}
+
+
+def test_arms_of_many_settings_leave_room_for_the_axes_of_every_plot(tmp_path):
+    many = {"lora_alpha": 48, "gate_learning_rate_scale": 0.125, "gate_scope": "per_module"}
+    arms = [{"method": "ilora", "gate": "mlp", "target_modules": ["q_proj", "k_proj"] * 4} | many]
+    name = Pipeline.of(Experiment(arms=arms)).arms[-1].name
+    results = finished(tmp_path, {"sasrec": 0.1, name: 0.9}, arms=arms).report()
+    pictures = list((tmp_path / "plots").iterdir())
+    assert len(pictures) == 3
+    save(study_figure(study_results("study", [{}], [results])), tmp_path / "study.png")
+    for path in [*pictures, tmp_path / "study.png"]:
+        pixels = imread(path)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == 1).all(), f"something touches the border of {path.name}"
 
 
 def test_a_run_without_a_language_model_is_reported_too(tmp_path):

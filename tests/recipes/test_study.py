@@ -202,6 +202,12 @@ def test_without_anything_that_varies_there_is_one_cell(tmp_path):
         ({"vary": {"adapt.rank": 8}}, ValueError, "must be a list of values, not 8"),
         ({"vary": [1, 2]}, ValueError, "vary"),
         ({"vary": None}, ValueError, "vary"),
+        ({"vary": {1: [2]}}, ValueError, "vary must name fields"),
+        ({"vary": {"arms": [ARMS]}}, ValueError, "list all arms to compare under `arms`"),
+        ({"vary": {"adapt.methods": [["lora"]]}}, ValueError, "list all arms to compare under"),
+        ({"vary": {"name": ["a"]}}, ValueError, "vary.name: this is the study's own"),
+        ({"vary": {"adapt.rank": [4, 8, 4]}}, ValueError, "vary has {'adapt.rank': 4} twice"),
+        ({"vary": {"adapt.rank": [4, None]}}, ValueError, "adapt.rank has no value"),
     ],
     ids=str,
 )
@@ -209,6 +215,42 @@ def test_a_study_that_cannot_be_read_is_refused(tmp_path, fields, error, message
     with pytest.raises(error) as refused:
         read(tmp_path, **fields)
     assert message in str(getattr(refused.value, "message", refused.value))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "", "[1]"])
+@pytest.mark.parametrize("place", ["small.yaml", "tiny.yaml"])
+def test_a_file_without_fields_is_refused_as_study_and_as_base(text, place, tmp_path):
+    study = written(tmp_path, arms=ARMS)
+    (tmp_path / place).write_text(text)
+    with pytest.raises(ValueError, match=f"{place} (is no YAML|must consist of fields)"):
+        read_study(str(study), None, [])
+
+
+def test_a_varied_field_cannot_be_set_on_the_command_line(source, tmp_path):
+    with pytest.raises(ValueError, match="num_candidates=15 is given on the command line, but"):
+        read_study(str(source), None, ["--prepare.num_candidates", "15"])
+    over = tmp_path / "over.yaml"
+    over.write_text("prepare: {num_candidates: 15}")
+    with pytest.raises(ValueError, match="the study varies it"):
+        read_study(str(source), None, ["--config", str(over)])
+
+
+def test_methods_of_the_command_line_are_refused_beside_arms(source):
+    with pytest.raises(ValueError, match="--methods has no effect beside `arms`"):
+        read_study(str(source), None, ["--methods", "[lora]"])
+
+
+def test_a_study_may_name_its_folder_and_the_command_line_another(tmp_path):
+    path = str(written(tmp_path, arms=ARMS, out="there"))
+    assert read_study(path, None, []).out == Path("there")
+    assert read_study(path, "here", []).out == Path("here")
+
+
+def test_a_cells_folder_has_a_short_name_of_its_own(tmp_path):
+    modules = [[f"module_number_{i}" for i in range(30)], ["a/b"], ["a_b"]]
+    study = read(tmp_path, arms=ARMS, vary={"adapt.target_modules": modules})
+    names = [cell.name for cell in study.cells]
+    assert len(set(names)) == 3 and all(len(name) <= 100 and "/" not in name for name in names)
 
 
 def test_an_impossible_value_of_a_late_cell_costs_no_early_one_any_work(tmp_path):
