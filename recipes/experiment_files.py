@@ -63,7 +63,7 @@ def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Expe
     """An experiment from the fields that a YAML file would hold, with command-line overrides."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "experiment.yaml"
-        path.write_text(yaml.safe_dump(dict(fields)), encoding="utf-8")
+        path.write_text(yaml.safe_dump(dict(fields), sort_keys=False), encoding="utf-8")
         return _parsed("study", path, overrides)
 
 

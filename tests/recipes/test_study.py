@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError
 from matplotlib.image import imread
 
+from recipes.arms import comparison
 from recipes.study import read_study, run_study
 
 BASE = """
@@ -244,6 +245,12 @@ def test_a_study_may_name_its_folder_and_the_command_line_another(tmp_path):
     path = str(written(tmp_path, arms=ARMS, out="there"))
     assert read_study(path, None, []).out == Path("there")
     assert read_study(path, "here", []).out == Path("here")
+
+
+def test_an_arm_has_the_name_that_it_has_in_a_run(tmp_path):
+    entry = {"method": "ilora", "num_experts": 8, "gate": "mlp"}
+    (cell,) = read(tmp_path, arms=[entry]).cells
+    assert comparison(cell.experiment).arms[-1].name == "ilora,num_experts=8,gate=mlp"
 
 
 def test_a_cells_folder_has_a_short_name_of_its_own(tmp_path):
