@@ -37,7 +37,12 @@ def study_results(
         for arm in results["arms"]
     ]
     own = dict.fromkeys(key for row in rows for key in row["given"])
-    arms = {arm["name"]: arm for results in found for arm in results["arms"]}
+    # An arm's settings may follow what varies, so they belong to its rows.
+    arms = {
+        arm["name"]: {key: value for key, value in arm.items() if key != "settings"}
+        for results in found
+        for arm in results["arms"]
+    }
     return {
         "name": name,
         "differs": [*dict.fromkeys(key for values in varied for key in values), *own],
@@ -62,6 +67,7 @@ def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) ->
         "title": arm["title"],
         "varied": dict(varied),
         "given": arm["given"],
+        "settings": arm["settings"],
         "num_rows": results["evaluated"]["num_rows"],
         "num_users": results["evaluated"]["num_users"],
         "seeds": max((len(e.get("seeds", [])) for e in metrics.values()), default=0),
