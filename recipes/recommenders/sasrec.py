@@ -63,26 +63,12 @@ class SASRec(SequenceRecommender):
         """The item table, float [num_items, hidden]."""
         return self.items.weight[: self.num_items]
 
-    def states(self, histories: Tensor) -> Tensor:
-        """Hidden state after each item.
-
-        Args:
-            histories: int64 [rows, time], oldest first, left-padded with -1.
-
-        Returns:
-            float [rows, time, hidden]. A state depends only on its own and older items. States at
-            padding, and the representation of an empty history, are finite but meaningless.
-        """
-        hidden, mask = self._embed(histories)
-        for block in self.blocks:
-            hidden = block(hidden, mask)
-        return self.final_norm(hidden)
-
     def forward(self, histories: Tensor) -> Tensor:
         """User representations: float [rows, hidden], the states at the newest items.
 
-        Equal to `states(histories)[:, -1]`, but without unneeded work: the last block computes only
-        the newest state, and histories of similar length are grouped to save padding.
+        Only what they depend on is computed: the last block computes the newest position alone, and
+        histories of like length are taken together, so that short ones carry little padding. The
+        representation of an empty history is finite and means nothing.
         """
         width = histories.shape[1]
         lengths = (histories != PADDING).sum(dim=1)
