@@ -5,12 +5,12 @@ Instance-wise LoRA for Sequential Recommendation", arXiv 2408.10159.
 """
 
 from peft_ilora import fast
+from peft_ilora.collator import RoutingCollator
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.data.collator import RoutingCollator
-from peft_ilora.data.trainer import RoutingColumns
 from peft_ilora.instance.export import export_lora
 from peft_ilora.model.ilora import ILoRAModel
 from peft_ilora.registration import register
+from peft_ilora.trainer import RoutingColumns
 
 __all__ = ["ILoRAConfig", "ILoRAModel", "RoutingCollator", "RoutingColumns", "export_lora"]
 __version__ = "0.1.0"

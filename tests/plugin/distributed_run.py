@@ -29,8 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.data.collator import RoutingCollator
-from peft_ilora.data.trainer import RoutingColumns
+from peft_ilora.collator import RoutingCollator
+from peft_ilora.trainer import RoutingColumns
 
 ROUTING_DIM = 8
 GLOBAL_BATCH = 8

@@ -30,8 +30,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from peft_ilora import ILoRAConfig
-from peft_ilora.data.collator import RoutingCollator
-from peft_ilora.data.trainer import RoutingColumns
+from peft_ilora.collator import RoutingCollator
+from peft_ilora.trainer import RoutingColumns
 
 VOCABULARY = 60
 WIDTH = 8

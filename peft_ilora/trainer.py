@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from peft_ilora.data.collator import RoutingCollator
+from peft_ilora.collator import RoutingCollator
 from peft_ilora.routing.binding import KEYWORD
 
 
