@@ -2,6 +2,9 @@
 
 import copy
 import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
@@ -36,6 +39,7 @@ _REFUSED = {
     "corda_config": "CorDA subtracts an ungated update from the base weight",
     "lora_ga_config": "LoRA-GA subtracts an ungated update from the base weight",
 }
+_RANKS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 _INITS = (True, False, "gaussian")
 _FIELDS_OF_THEIR_OWN = {
     "top_k": "; top-k selection is a field of its own: top_k=2",
@@ -254,23 +258,48 @@ class ILoRAConfig(LoraConfig):
         """Return the plain LoRA that this adapter is for one instance, its gate folded into B.
 
         Returns:
-            A LoraConfig with `r = total_rank` and an alpha of the same scaling.
+            A LoraConfig with `r = total_rank` and an alpha of the same scaling. Tied adapters have
+            become two, because PEFT's may come apart when they are loaded.
         """
         inherited = {
             spec.name: copy.deepcopy(getattr(self, spec.name))
             for spec in fields(LoraConfig)
             if spec.init and spec.name != "peft_type"
         }
-        inherited["r"] = self.total_rank
-        inherited["lora_alpha"] = self.alpha_for_total_rank(self.lora_alpha)
-        inherited["rank_pattern"] = {
-            name: self.num_experts * rank for name, rank in (self.rank_pattern or {}).items()
-        }
-        inherited["alpha_pattern"] = {
-            name: self.alpha_for_total_rank(alpha)
-            for name, alpha in (self.alpha_pattern or {}).items()
-        }
+        inherited |= self._total_ranks() | {"ensure_weight_tying": False}
+        for name in getattr(self, "target_modules_to_tie", None) or ():
+            inherited["target_modules"] = _with_module(inherited["target_modules"], name)
         return LoraConfig(**inherited)
+
+    @contextmanager
+    def of_total_rank(self) -> Iterator[None]:
+        """Let this configuration have the ranks and alphas of `to_lora_config` for the block.
+
+        PEFT makes a layer from it, and may write onto it what it will read later.
+        """
+        before = dict(vars(self))
+        vars(self).update(self._total_ranks())
+        try:
+            yield
+        finally:
+            vars(self).update({name: before[name] for name in _RANKS})
+
+    def _total_ranks(self) -> dict[str, object]:
+        patterns = self.rank_pattern or {}, self.alpha_pattern or {}
+        alphas = {name: self.alpha_for_total_rank(alpha) for name, alpha in patterns[1].items()}
+        return {
+            "r": self.total_rank,
+            "lora_alpha": self.alpha_for_total_rank(self.lora_alpha),
+            "rank_pattern": {name: self.num_experts * rank for name, rank in patterns[0].items()},
+            "alpha_pattern": alphas,
+        }
+
+
+def _with_module(target_modules: str | Iterable[str] | None, name: str) -> str | set[str]:
+    """Target one more module, by its full name."""
+    if isinstance(target_modules, str):
+        return rf"(?:{target_modules}|^{re.escape(name)}$)"
+    return {*(target_modules or ()), name}
 
 
 def _is_number(value: object) -> bool:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
+from peft_ilora.layers.tying import Transposed
+
 
 def is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
     """Whether nothing else wants to see the parts of an update.
@@ -60,8 +62,7 @@ def bias_of(linear: nn.Module) -> Tensor | None:
 
 def known_dtype(lora_a: nn.Module) -> torch.dtype | None:
     """Return the dtype of A's weight; None where a wrapper, such as FSDP's, hides the weight."""
-    weight = lora_a._parameters["weight"] if isinstance(lora_a, nn.Linear) else None
-    return None if weight is None else weight.dtype
+    return lora_a.weight.dtype if isinstance(lora_a, (nn.Linear, Transposed)) else None
 
 
 def parts_of(layer: Any, adapter: str) -> tuple[nn.Module, nn.Module, nn.Module]:

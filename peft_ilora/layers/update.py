@@ -18,6 +18,7 @@ from peft_ilora.errors import merge_error, missing_routing_error, padded_error
 from peft_ilora.gating import GateForm
 from peft_ilora.gating.coordinates import Coordinates
 from peft_ilora.gating.form import Modulation
+from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
 
 
@@ -51,6 +52,8 @@ class GatedUpdate(LoraVariant):
         """[..., coefficients] of the last forward, where tokens are routed."""
         self.merged_coefficients: Tensor | None = None
         """[coefficients] that the adapter is merged with."""
+        self.merged_elsewhere = False
+        """Whether another layer, with the same base weight, does this one's merging."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"token_coefficients": None}  # a copy has seen no forward
@@ -168,6 +171,8 @@ class GatedUpdate(LoraVariant):
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> Tensor:
         """Return the base weight with the adapter as it is for `merged_coefficients`."""
+        if self.merged_elsewhere:
+            return orig_weight
         delta = self._merged_delta(module, active_adapter)
         return orig_weight + delta.to(orig_weight.dtype)
 
@@ -175,12 +180,15 @@ class GatedUpdate(LoraVariant):
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> None:
         """Merge as `merge_safe` does, in place."""
-        orig_weight.data += self._merged_delta(module, active_adapter).to(orig_weight.dtype)
+        if not self.merged_elsewhere:
+            orig_weight.data += self._merged_delta(module, active_adapter).to(orig_weight.dtype)
 
     def unmerge(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> Tensor:
         """Return the base weight without the adapter."""
+        if self.merged_elsewhere:
+            return orig_weight.data
         return orig_weight.data - self._merged_delta(module, active_adapter).to(orig_weight.dtype)
 
     def _merged_delta(self, module: LoraLayer, adapter: str) -> Tensor:
@@ -210,13 +218,19 @@ class GatedUpdate(LoraVariant):
             adapter: Name of the adapter.
             coefficients: [coefficients] of the instance.
         """
-        b = up_projection(module, adapter)
-        before = b.data
-        b.data = self.gate.fold(before, coefficients, self.coordinates)
+        b = self.gate.fold(up_projection(module, adapter).data, coefficients, self.coordinates)
+        if adapter in module.lora_embedding_B:
+            name, own = "lora_embedding_B", module.lora_embedding_B
+            held: nn.Module = nn.ParameterDict({**own, adapter: b})
+        else:
+            name, own = "lora_B", module.lora_B
+            held = nn.ModuleDict({**own, adapter: _Held(b)})
+            current(module.lora_A[adapter])
+        setattr(module, name, held)
         try:
             yield
         finally:
-            b.data = before
+            setattr(module, name, own)
 
 
 class GatedLinear(GatedUpdate):
@@ -239,10 +253,18 @@ class GatedLinear(GatedUpdate):
                 raise padded_error(self.name, found, self.rank)
 
 
-def up_projection(module: LoraLayer, adapter: str) -> nn.Parameter:
+class _Held(nn.Module):
+    """Stands in for B: it holds a weight, which may be none that B could be given."""
+
+    bias = None
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def up_projection(module: LoraLayer, adapter: str) -> Tensor:
     """Return B of a layer's adapter, [out, rank, ...]."""
     if adapter in module.lora_embedding_B:
-        return module.lora_embedding_B[adapter]
-    weight = module.lora_B[adapter].weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
+        return current(module.lora_embedding_B, adapter)
+    return current(module.lora_B[adapter])

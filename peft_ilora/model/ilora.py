@@ -22,6 +22,7 @@ from peft_ilora.instance.merging import Merging
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.kinds import UPDATES, own_layer, routed_layer
 from peft_ilora.layers.targets import check_in_memory, check_target
+from peft_ilora.layers.tying import tie
 from peft_ilora.layers.update import up_projection
 from peft_ilora.model.gates import GateLifecycle
 from peft_ilora.model.inspection import Inspection
@@ -129,6 +130,11 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
                     _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
                 check_target(name, model, peft_config)
 
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        # PEFT names the layer inside of one that an earlier adapter has replaced
+        names = super()._get_module_names_tied_with_embedding()
+        return [name.removesuffix(".base_layer") for name in names]
+
     def _create_and_replace(
         self,
         lora_config: ILoRAConfig,
@@ -141,16 +147,19 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         parameter_name: str | None = None,
     ) -> None:
         # The layer itself is a plain LoRA of the total rank; the variant puts the gate in.
-        super()._create_and_replace(
-            lora_config.to_lora_config(),
-            adapter_name,
-            target,
-            target_name,
-            parent,
-            current_key,
-            parameter_name=parameter_name,
-        )
+        with lora_config.of_total_rank():
+            super()._create_and_replace(
+                lora_config,
+                adapter_name,
+                target,
+                target_name,
+                parent,
+                current_key,
+                parameter_name=parameter_name,
+            )
         layer = routed_layer(getattr(parent, target_name), current_key)
+        if self._check_tied_module_exists(lora_config, current_key):
+            tie(layer, self.model.get_input_embeddings(), adapter_name, current_key)
         if lora_config.gate_scope == "shared":
             gate = self.adapters.shared_gate(adapter_name)
         else:
