@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
@@ -40,7 +40,15 @@ _REFUSED = {
     "lora_ga_config": "LoRA-GA subtracts an ungated update from the base weight",
 }
 _RANKS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-_INITS = (True, False, "gaussian")
+_INITS = ((bool, True), (bool, False), (str, "gaussian"))
+_FLAGS = ("fan_in_fan_out", "use_rslora", "ensure_weight_tying", "inference_mode")
+_NAMES = {
+    "target_modules": "a str (a pattern) or a list of names",
+    "exclude_modules": "a str (a pattern) or a list of names",
+    "modules_to_save": "a list of names",
+    "layers_pattern": "a str or a list of names",
+}
+_BIASES = ("none", "all", "lora_only")
 _FIELDS_OF_THEIR_OWN = {
     "top_k": "; top-k selection is a field of its own: top_k=2",
     "noisy": "; noise is a field of its own: noise_std=1.0",
@@ -148,11 +156,35 @@ class ILoRAConfig(LoraConfig):
         self._check_choice("missing_routing", MissingRouting)
         if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout={self.lora_dropout!r} must be a number in [0, 1)")
-        if not _is_number(self.lora_alpha):
-            raise ValueError(f"lora_alpha={self.lora_alpha!r} must be a number")
+        self._check_alpha("lora_alpha", self.lora_alpha)
         self._check_gate()
         self._check_ranks()
+        self._check_loras_fields()
         self._refuse_options()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuse a file's fields that this version does not know, unless they are empty.
+
+        PEFT would ignore them with a warning, and the adapter would be another.
+
+        Raises:
+            ValueError: There are such fields.
+        """
+        known = {spec.name for spec in fields(cls)}
+        unknown = {name: value for name, value in kwargs.items() if name not in known and value}
+        unknown = {name: value for name, value in unknown.items() if value != "none"}
+        if unknown:
+            raise ValueError(
+                f"the configuration has fields that this version does not know: {unknown}. It was "
+                "written by a newer one, or a name is misspelt: upgrade peft-ilora (and peft)"
+            )
+        return super().check_kwargs(**kwargs)
+
+    @staticmethod
+    def _check_alpha(name: str, value: object) -> None:
+        if not _is_number(value) or not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} must be a positive number")
 
     @staticmethod
     def _check_positive_int(name: str, value: object) -> None:
@@ -215,6 +247,36 @@ class ILoRAConfig(LoraConfig):
                 "expert_ranks and rank_pattern cannot be combined: both set the ranks of a layer"
             )
 
+    def _check_loras_fields(self) -> None:
+        """Check what PEFT reads late, or not at all."""
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        for name, wanted in _NAMES.items():
+            value = getattr(self, name)
+            listed = value if isinstance(value, (list, tuple, set)) else None
+            if isinstance(value, str) and "str" in wanted:
+                listed = [value]
+            if value is not None and (
+                listed is None or not all(isinstance(one, str) and one for one in listed)
+            ):
+                raise ValueError(f"{name}={value!r} must be {wanted}")
+        if self.bias not in _BIASES:
+            allowed = ", ".join(map(repr, _BIASES))
+            raise ValueError(f"bias={self.bias!r} must be one of {allowed}")
+        layers = self.layers_to_transform
+        for index in layers if isinstance(layers, (list, tuple)) else [layers]:
+            if layers is not None and (type(index) is not int or index < 0):
+                raise ValueError(
+                    f"layers_to_transform={layers!r} must be a layer's index or a list of them"
+                )
+        if not isinstance(self.alpha_pattern or {}, dict):
+            raise ValueError(
+                f"alpha_pattern={self.alpha_pattern!r} must be a dict of positive numbers"
+            )
+        for pattern, alpha in (self.alpha_pattern or {}).items():
+            self._check_alpha(f"alpha_pattern[{pattern!r}]", alpha)
+
     def _refuse_options(self) -> None:
         for name, reason in _REFUSED.items():
             if getattr(self, name, None):
@@ -222,11 +284,11 @@ class ILoRAConfig(LoraConfig):
                     f"{name}={getattr(self, name)!r} cannot be used with iLoRA: {reason}. "
                     "Leave it at its default."
                 )
-        if self.init_lora_weights not in _INITS:
+        if (type(self.init_lora_weights), self.init_lora_weights) not in _INITS:
             raise ValueError(
                 f"init_lora_weights={self.init_lora_weights!r} cannot be used with iLoRA: it "
                 "starts from an update B A that is not zero, which the gate would change. "
-                f"Use one of {', '.join(map(repr, _INITS))}."
+                f"Use one of {', '.join(repr(init) for _, init in _INITS)}."
             )
 
     @property
@@ -302,5 +364,5 @@ def _with_module(target_modules: str | Iterable[str] | None, name: str) -> str |
     return {*(target_modules or ()), name}
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

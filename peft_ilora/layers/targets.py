@@ -1,5 +1,8 @@
 """Checks of a target before anything is replaced: which modules the gated update covers."""
 
+import warnings
+
+from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
@@ -33,6 +36,22 @@ def check_in_memory(model: nn.Module) -> None:
             "values: load the model into memory, add the adapter, then call "
             "accelerate.dispatch_model on the base model"
         )
+
+
+def warn_of_unknown_targets(model: nn.Module, config: LoraConfig) -> None:
+    """Name the entries of lists that no module has, of which PEFT says nothing beside others."""
+    names = [name.removesuffix(".base_layer") for name, _ in model.named_modules()]
+    for option in ("target_modules", "exclude_modules"):
+        listed = getattr(config, option)
+        if isinstance(listed, str) or not listed:
+            continue
+        known = {one for one in listed if any(f".{name}".endswith(f".{one}") for name in names)}
+        if known and len(known) < len(listed):
+            warnings.warn(
+                f"{option}: no module of this {type(model).__name__} is called "
+                f"{sorted(set(listed) - known)}; only {sorted(known)} were found",
+                stacklevel=2,
+            )
 
 
 def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:

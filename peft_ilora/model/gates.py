@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.computed import current, is_computed
-from peft_ilora.saving import check_loaded_keys, checkpoint_key
+from peft_ilora.saving import check_loaded_keys, check_loaded_tensors, checkpoint_key
 
 
 class GateLifecycle(LoraModel):
@@ -113,13 +113,16 @@ class GateLifecycle(LoraModel):
     ) -> dict[str, Tensor]:
         for module, key, name in _computed(model, adapter_name):
             raise ValueError(
-                f"{key} is computed (a {type(module).__name__}: pruned, normed or parametrised), so no "
-                f"saved {name!r} can be loaded into it: make it plain by prune.remove, "
+                f"{key} is computed (a {type(module).__name__}, pruned, normed or parametrised), "
+                f"so no saved {name!r} can be loaded into it: make it plain by prune.remove, "
                 "remove_weight_norm or remove_parametrizations of torch.nn.utils"
             )
-        keys = (checkpoint_key(key, adapter_name) for key in model.state_dict())
+        own = model.state_dict()
+        keys = (checkpoint_key(key, adapter_name) for key in own)
         check_loaded_keys((key for key in keys if key is not None), state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_loaded_tensors(found, own)
+        return found
 
 
 def _computed(model: nn.Module, adapter_name: str) -> Iterator[tuple[nn.Module, str, str]]:

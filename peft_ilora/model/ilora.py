@@ -21,12 +21,13 @@ from peft_ilora.gating.coordinates import coordinates
 from peft_ilora.instance.merging import Merging
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.kinds import UPDATES, own_layer, routed_layer
-from peft_ilora.layers.targets import check_in_memory, check_target
+from peft_ilora.layers.targets import check_in_memory, check_target, warn_of_unknown_targets
 from peft_ilora.layers.tying import tie
 from peft_ilora.layers.update import up_projection
 from peft_ilora.model.gates import GateLifecycle
 from peft_ilora.model.inspection import Inspection
 from peft_ilora.model.mixing import MixedBatches
+from peft_ilora.model.rollback import Snapshot
 from peft_ilora.routing.binding import Routing, RoutingState
 from peft_ilora.routing.checkpointing import bind_checkpoints
 from peft_ilora.routing.checks import checked_embeds
@@ -82,6 +83,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Add an adapter: its gate, its layers, and once for the model the routing hooks."""
+        before = Snapshot(self)
         first = GATES not in self._modules
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
@@ -98,10 +100,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
         except BaseException:
-            if adapter_name in self.adapters.gates:
-                del self.adapters.gates[adapter_name]
-            if first:
-                _take_layers_off(model)
+            before.restore()
             raise
         for name, requires_grad in others.items():
             self.adapters.gates[name].requires_grad_(requires_grad)
@@ -123,6 +122,8 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
             check_prompt_width(model, peft_config.routing_dim)
         # PEFT names what "all-linear" stands for only later.
         named = _maybe_include_all_linear_layers(copy.copy(peft_config), model)
+        assert isinstance(named, LoraConfig)
+        warn_of_unknown_targets(model, named)
         for name, module in model.named_modules():
             if self._check_target_module_exists(named, name):
                 if not isinstance(module, LoraLayer):
@@ -253,11 +254,3 @@ def _add_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> GateF
 def _trains(gate: nn.Module) -> bool:
     """Whether a gate receives gradients."""
     return any(parameter.requires_grad for parameter in gate.parameters())
-
-
-def _take_layers_off(model: nn.Module) -> None:
-    """Undo a first injection that failed halfway, as at a back end that only PEFT could name."""
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
-    for name, layer in layers:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.get_base_layer())

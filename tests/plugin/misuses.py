@@ -27,6 +27,7 @@ from peft import (
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import ROUTING_DIM, adapted, tiny_llama
@@ -34,6 +35,7 @@ from conftest import ROUTING_DIM, adapted, tiny_llama
 from peft_ilora import ILoRAConfig, RoutingCollator, export_lora
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ELSEWHERE = "base_model.model.model.layers.7.self_attn.q_proj.ilora_A.weight"
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 
@@ -95,15 +97,6 @@ def state_of(thing: Any) -> dict[str, Any]:
     for name, config in getattr(thing, "peft_config", {}).items():
         found[f"config of {name}"] = config.to_dict()
     return found
-
-
-def own_weights(base: nn.Module) -> dict[str, Any]:
-    """Those that a base model came with, wherever an adapter has moved them."""
-    return {
-        name.replace(".base_layer", ""): value.detach().clone()
-        for name, value in base.named_parameters()
-        if "lora_" not in name
-    }
 
 
 def attribute(value: Any) -> Any:
@@ -179,13 +172,8 @@ class Kit:
         return self.folder
 
     def load(self) -> PeftModel:
-        """Load what lies in the folder, which fails before PEFT wraps the base."""
+        """Load what lies in the folder."""
         return PeftModel.from_pretrained(self.llama(), self.watch(self.folder))
-
-    def load_weights(self) -> PeftModel:
-        """Load what lies in the folder, which fails when PEFT has wrapped the base already."""
-        base = self.watch(tiny_llama(), look=own_weights)
-        return PeftModel.from_pretrained(base, self.watch(self.folder))
 
     def edit_config(self, **fields: Any) -> None:
         path = self.folder / CONFIG
@@ -288,6 +276,19 @@ config("use_dora=True", use_dora=True)
 config("lora_bias=True", lora_bias=True)
 config("init_lora_weights='pissa'", init_lora_weights="pissa")
 config("target_parameters=['w']", target_parameters=["w"])
+config("use_rslora='yes'", use_rslora="yes")
+config("lora_alpha=-1", lora_alpha=-1)
+config("lora_alpha=float('nan')", lora_alpha=float("nan"))
+config("alpha_pattern={'q_proj': 'high'}", alpha_pattern={"q_proj": "high"})
+config("temperature=float('nan')", temperature=float("nan"))
+config("noise_std=float('inf')", noise_std=float("inf"))
+config("bias='some'", bias="some")
+config("target_modules=[0, 1]", target_modules=[0, 1])
+config("target_modules=['']", target_modules=[""])
+config("modules_to_save='lm_head'", modules_to_save="lm_head")
+config("layers_to_transform=[-1]", layers_to_transform=[-1])
+config("init_lora_weights='nonsense'", init_lora_weights="nonsense")
+config("arrow_config={}", arrow_config={})
 
 area("Wrapping a model")
 
@@ -522,6 +523,26 @@ def broken_weights(kit: Kit) -> None:
         weight.data = before
 
 
+def merge_of_a_tied_layer(kit: Kit) -> None:
+    config = ILoRAConfig(target_modules=["lm_head"], routing_dim=ROUTING_DIM)
+    model = get_peft_model(tiny_llama(tie_word_embeddings=True), config)
+    kit.watch(model, kit.says).merge_adapter(routing_embeds=kit.z[:1])
+
+
+def merge_into_pruned(kit: Kit) -> None:
+    model = adapted()
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    prune.random_unstructured(layer.get_base_layer(), "weight", 0.5)
+    kit.watch(model).merge_and_unload(routing_embeds=kit.z[:1])
+
+
+def load_into_pruned(kit: Kit) -> None:
+    kit.saved()
+    model = adapted()
+    prune.random_unstructured(model.base_model.ilora_gate["default"].project, "weight", 0.5)
+    kit.watch(model).load_adapter(kit.watch(kit.folder), "default")
+
+
 def hotswap_prepared(kit: Kit) -> None:
     model = adapted()
     prepare_model_for_compiled_hotswap(model, target_rank=32)
@@ -548,6 +569,18 @@ misuse(
     ),
 )
 misuse("safe merge of broken weights", broken_weights)
+misuse("merge for a while of one of two tied layers", merge_of_a_tied_layer)
+misuse("merge into a pruned base weight", merge_into_pruned)
+misuse("load into a pruned adapter", load_into_pruned)
+misuse(
+    "tied adapters of different ranks",
+    lambda kit: get_peft_model(
+        kit.watch(tiny_llama(tie_word_embeddings=True), kit.says),
+        kit.config(
+            target_modules=["embed_tokens"], ensure_weight_tying=True, rank_pattern={"lm_head": 2}
+        ),
+    ),
+)
 misuse("routing of a merged model", routed_when_merged)
 misuse(
     "`add_weighted_adapter`",
@@ -607,14 +640,14 @@ area("Saved adapters and data")
 def truncated(kit: Kit) -> None:
     path = kit.saved() / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    kit.load_weights()
+    kit.load()
 
 
 def rewritten(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Kit], Any]:
     def act(kit: Kit) -> None:
         path = kit.saved() / WEIGHTS
         save_file(change(load_file(path)), path, metadata={"format": "pt"})
-        kit.load_weights()
+        kit.load()
 
     return act
 
@@ -630,21 +663,70 @@ def lora_file(kit: Kit) -> None:
     lora = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj", "v_proj"]))
     lora.save_pretrained(kit.folder / "lora")
     shutil.copy(kit.folder / "lora" / WEIGHTS, kit.folder / WEIGHTS)
-    kit.load_weights()
+    kit.load()
 
 
 def collate(features: list[dict[str, Any]]) -> Callable[[Kit], Any]:
     return lambda kit: RoutingCollator(lambda rest: {"rows": len(rest)})(kit.watch(features))
 
 
+def replaced(name: str, content: bytes | None) -> Callable[[Kit], Any]:
+    """Put something else in a file's place, or nothing."""
+
+    def act(kit: Kit) -> None:
+        path = kit.saved() / name
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        kit.load()
+
+    return act
+
+
+def only_a_pickle(kit: Kit) -> None:
+    (kit.saved() / WEIGHTS).rename(kit.folder / "adapter_model.bin")
+    kit.load()
+
+
+def second_adapter(kit: Kit) -> None:
+    path = kit.saved() / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    kit.model.load_adapter(kit.watch(kit.folder), "second")
+
+
 misuse("a truncated file", truncated)
+misuse("a truncated file, loaded as a second adapter", second_adapter)
+misuse("an empty file", replaced(WEIGHTS, b""))
+misuse("a pickle in the file's place", replaced(WEIGHTS, b"PK\x03\x04" + bytes(60)))
+misuse("a git-lfs pointer", replaced(WEIGHTS, b"version https://git-lfs.github.com/spec/v1"))
+misuse("a web page", replaced(WEIGHTS, b"<!doctype html>"))
+misuse("no weights", replaced(WEIGHTS, None))
+misuse("a pickle only, `adapter_model.bin`", only_a_pickle)
+misuse(
+    "`save_pretrained(safe_serialization=False)`",
+    lambda kit: kit.model.save_pretrained(kit.watch(kit.folder), safe_serialization=False),
+)
+misuse("an empty `adapter_config.json`", replaced(CONFIG, b""))
+misuse("a truncated `adapter_config.json`", replaced(CONFIG, b'{"num_experts": 4, "peft_'))
+misuse("a list as `adapter_config.json`", replaced(CONFIG, b"[]"))
+misuse(
+    "a plain LoRA's config with an iLoRA's weights",
+    lambda kit: reconfigured(kit, peft_type="LORA").load(),
+)
+misuse(
+    "the config has a field of a newer version",
+    lambda kit: reconfigured(kit, gate_norm="layer").load(),
+)
+misuse("NaN in the weights", rewritten(lambda s: {k: v * torch.nan for k, v in s.items()}))
+misuse("integers as weights", rewritten(lambda s: {k: v.int() for k, v in s.items()}))
+misuse("a tensor too many", rewritten(lambda s: s | {ELSEWHERE: torch.zeros(2)}))
 misuse("a tensor is missing", rewritten(lambda s: {k: v for k, v in s.items() if "gate" not in k}))
 misuse("a foreign safetensors file", rewritten(lambda s: {"weight": torch.zeros(2)}))
 misuse("another shape", rewritten(lambda s: {k: v[:1].contiguous() for k, v in s.items()}))
 misuse("a plain LoRA's weights with an iLoRA's config", lora_file)
 misuse(
     "the config has another gate than the weights",
-    lambda kit: reconfigured(kit, gate="mlp").load_weights(),
+    lambda kit: reconfigured(kit, gate="mlp").load(),
 )
 misuse(
     "the config names an impossible value",
@@ -687,9 +769,7 @@ def page(rows: dict[str, list[str]]) -> str:
         f"{count} things that can be done wrong and the exception that answers. Each row is a test "
         "(`tests/plugin/test_misuses.py`), and the page is written by "
         "`python tests/plugin/misuses.py`. The examples' model is a tiny Llama of two layers, the "
-        "batch has three rows, `routing_dim` is 8. Nothing is changed by a call that fails, but "
-        "for a base model whose adapter's weights fail to load: PEFT has wrapped it by then, so "
-        "make it anew.",
+        "batch has three rows, `routing_dim` is 8. Nothing is changed by a call that fails.",
     ]
     for name, found in rows.items():
         lines += ["", f"## {name}", "", "| what was done | exception | message |", "|---|---|---|"]

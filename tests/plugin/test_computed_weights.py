@@ -1,4 +1,4 @@
-"""Weights that are computed: pruned, normed or parametrised, of the adapter, the gate or the base."""
+"""Pruned, normed and parametrised weights of the adapter, the gate or the base."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.nn.utils import parametrize, parametrizations, prune, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
 from peft_ilora import export_lora
 
