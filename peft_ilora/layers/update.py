@@ -20,6 +20,7 @@ from peft_ilora.gating.coordinates import Coordinates
 from peft_ilora.gating.form import Modulation
 from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
+from peft_ilora.routing.checks import layer_rows_error
 
 
 class GatedUpdate(LoraVariant):
@@ -48,6 +49,8 @@ class GatedUpdate(LoraVariant):
         self.by_token = config.gate_input == "token"
         self.missing_routing = config.missing_routing
         self.name = name
+        self.of_images = False
+        """Whether its rows are images, as far as the model has been asked."""
         self.token_coefficients: Tensor | None = None
         """[..., coefficients] of the last forward, where tokens are routed."""
         self.merged_coefficients: Tensor | None = None
@@ -128,7 +131,7 @@ class GatedUpdate(LoraVariant):
             given = self.token_coefficients = self.gate(x, noise)
             return self.gate.modulation(given, self.coordinates, scaling, like)
         rows = leading[0] if leading else 0
-        layout = (rows, len(leading), like.dtype, like.device)
+        layout = (rows, len(leading), like.dtype, like.device, self.of_images)
         kind = ("modulation", self.gate, self.coordinates, scaling, *layout)
 
         def compute() -> Modulation:
@@ -146,15 +149,10 @@ class GatedUpdate(LoraVariant):
             if self.missing_routing == "error":
                 raise missing_routing_error(adapter)
             return self.gate.unrouted(like)
-        times = routing.repeats(leading)
-        if times is None:
-            raise ValueError(
-                f"routing_embeds has {routing.batch} rows but {self.name} got an input of shape "
-                f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
-                "routing row for each input row, or leave this module out by exclude_modules"
-            )
         given = self.state.coefficients(self.gate, adapter)
-        given = given if times == 1 else given.repeat_interleave(times, dim=0)
+        given = routing.spread(given, leading, self.of_images)
+        if given is None:
+            raise layer_rows_error(routing, self.name, tuple(x.shape))
         return given.view(given.shape[0], *[1] * (len(leading) - 1), given.shape[1])
 
     # ---------------------------------------------------------------- merging

@@ -87,7 +87,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         first = GATES not in self._modules
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
-            self.routing_state = RoutingState()
+            self.routing_state = RoutingState([])
             self.adapters = Adapters(self, self.routing_state)
         config = self.adapters.config(adapter_name)
         config.check()
@@ -210,7 +210,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         readers = {name: config for name, config in configs.items() if config.gate_input != "token"}
         embeds = checked_embeds(routing_embeds, readers)
         bind_checkpoints(self.model, self.routing_state, self.adapters)
-        with self.routing_state.bound(Routing(embeds, "context")):
+        with self.routing_state.context(Routing(embeds, "context")):
             yield
 
     def prompt_embeds(
