@@ -79,6 +79,7 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
     from recipes.checksums import MEMORY, Checksums
     from recipes.data.prepare import prepare
     from recipes.datasets import DATASETS
+    from recipes.locking import held
 
     parser = parser_for(f"prepare {name}")
     parser.add_argument("--out", default=f"data/{name}", help="folder of the tables")
@@ -87,7 +88,8 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
     fields = vars(parser.instantiate(parser.parse_args(list(overrides))))
     folder = Path(fields.pop("out"))
     config = replace(PrepareConfig(**fields), dataset=name)
-    prepare(config, folder, Checksums(folder.with_name(f"{folder.name}-{MEMORY}")))
+    with held(folder):
+        prepare(config, folder, Checksums(folder.with_name(f"{folder.name}-{MEMORY}")))
 
 
 def run_study(name: str, overrides: Sequence[str]) -> None:

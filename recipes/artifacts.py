@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
+
+SETTLED_NS = 2_000_000_000
+"""A file that has not changed for so long (ns) bears another time when it changes again."""
 
 
 @contextmanager
@@ -88,3 +93,29 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What the system says of a file's content: it changes whenever the content does.
+
+    The time of change is among it, which no program can set, unlike the time of modification.
+
+    Returns:
+        Size, times of modification and change in ns, and inode. None if the file has changed a
+        moment ago: the next change might then bear the same time.
+    """
+    found = path.stat()
+    settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS
+    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    return state if settled else None
+
+
+def known_sha256(path: Path) -> str:
+    """SHA-256 of a file, which this process computes once for each state of the file."""
+    state = state_of(path)
+    return sha256(path) if state is None else _sha256_of_state(path, state)
+
+
+@lru_cache(maxsize=2**16)
+def _sha256_of_state(path: Path, state: tuple[int, ...]) -> str:
+    return sha256(path)

@@ -23,10 +23,11 @@ from recipes.arms import comparison
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
+from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
-from recipes.records import run_stage
 from recipes.report.report import SUMMARY, report
 from recipes.run import Run
+from recipes.stages import run_stage
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,46 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Turn raw files into tables."""
-        self.run.prepare()
+        with held(self.run.folder):
+            self._prepare()
 
     def recommender(self) -> None:
         """Train the recommenders on the train windows, and write their vectors."""
-        for name in self.run.networks:
-            self.run.train_network(name)
+        with held(self.run.folder):
+            self._recommender()
 
     def adapt(self) -> None:
         """Train one adapter for each arm and seed: all arms of a seed, then the next seed."""
+        with held(self.run.folder):
+            self._adapt()
+
+    def evaluate(self) -> None:
+        """Predict with every arm, and compute metrics."""
+        with held(self.run.folder):
+            evaluating.evaluate(self.run, self.arms)
+
+    def report(self) -> Mapping[str, Any]:
+        """Write the report and print its summary; returns the content of `results.json`."""
+        with held(self.run.folder):
+            return self._report()
+
+    def run_all(self) -> Mapping[str, Any]:
+        """Run every stage in order; returns the content of `results.json`."""
+        with held(self.run.folder):
+            self._prepare()
+            self._recommender()
+            self._adapt()
+            evaluating.evaluate(self.run, self.arms)
+            return self._report()
+
+    def _prepare(self) -> None:
+        self.run.prepare()
+
+    def _recommender(self) -> None:
+        for name in self.run.networks:
+            self.run.train_network(name)
+
+    def _adapt(self) -> None:
         experiment = self.run.experiment
         if any(arm.method.is_adapter for arm in self.arms):
             self.run.make_stand_in()
@@ -76,25 +108,12 @@ class Pipeline:
         stage = arm.method.stage(self.run, arm, seed)
         if stage is not None:
             folder = arm_folder(self.run, arm, seed)
-            run_stage(stage, folder, lambda: arm.method.train(self.run, arm, seed, folder))
+            run_stage(stage, folder, lambda place: arm.method.train(self.run, arm, seed, place))
 
-    def evaluate(self) -> None:
-        """Predict with every arm, and compute metrics."""
-        evaluating.evaluate(self.run, self.arms)
-
-    def report(self) -> Mapping[str, Any]:
-        """Write the report and print its summary; returns the content of `results.json`."""
+    def _report(self) -> Mapping[str, Any]:
         results = report(self.run, self.arms)
         print((self.run.folder / SUMMARY).read_text(encoding="utf-8"))
         return results
-
-    def run_all(self) -> Mapping[str, Any]:
-        """Run every stage in order; returns the content of `results.json`."""
-        self.prepare()
-        self.recommender()
-        self.adapt()
-        self.evaluate()
-        return self.report()
 
 
 def check(experiment: Experiment) -> None:

@@ -25,7 +25,8 @@ from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
 from recipes.experiment import PrepareConfig
-from recipes.records import Record, Stage, run_stage
+from recipes.records import Record, Stage
+from recipes.stages import run_stage
 
 VERSION = 1
 """Version of this stage, see `Record`. Raise it also when a dataset is read differently."""
@@ -59,9 +60,9 @@ def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record
     files = dataset.raw_files(source)
     found = checksums.of_files(files)
 
-    def work() -> None:
+    def work(place: Path) -> None:
         read = dataset.read(config, files)
-        _write(config, folder, read, found)
+        _write(config, place, read, found)
 
     return run_stage(prepare_stage(config, found), folder, work)
 
@@ -104,7 +105,6 @@ def _write(
         write_parts(folder / "interactions.parquet", _interactions(interactions))
     else:
         windows = given_windows(_kept_windows(read, config), config.max_history)
-        (folder / "interactions.parquet").unlink(missing_ok=True)  # another dataset's
     recurring = _recurring(windows)
     items = pd.DataFrame({"item_id": np.arange(len(read.titles)), "title": read.titles})
     write_table(folder / "items.parquet", items)

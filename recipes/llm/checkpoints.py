@@ -6,22 +6,10 @@ from pathlib import Path
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+CHECKPOINTS = "checkpoints"
+"""Where an unfinished stage keeps them, in its folder."""
 STATE = "trainer_state.json"
 """The file that the Trainer writes last into a checkpoint."""
-
-
-def checkpoint_folder(folder: Path, fingerprint: str) -> Path:
-    """Folder of a stage's checkpoints; checkpoints of another configuration are deleted.
-
-    Args:
-        folder: The stage's folder.
-        fingerprint: Fingerprint of the stage as it is configured now.
-    """
-    wanted = folder / f"checkpoints-{fingerprint[:16]}"
-    for other in folder.glob("checkpoints-*"):
-        if other != wanted:
-            shutil.rmtree(other)
-    return wanted
 
 
 def last_complete_checkpoint(checkpoints: Path) -> tuple[Path, TrainerState] | None:

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig
 from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment, GatedSettings
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
-from recipes.llm.checkpoints import checkpoint_folder
+from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.train_adapter import train_adapter
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.settings import checked, positive_int, refuse_unknown
@@ -122,7 +122,7 @@ class AdapterMethod(Method):
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
         inputs = {name: files[name] for name in names}
-        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).fingerprint}
+        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).content}
         inputs |= {"language model": run.llm_content}
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 
@@ -135,14 +135,14 @@ class AdapterMethod(Method):
             run.prompts,
             run.vectors(arm.settings[SOURCE]),
             folder=folder,
-            checkpoints=checkpoint_folder(folder, self.stage(run, arm, seed).fingerprint),
+            checkpoints=folder / CHECKPOINTS,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
         """The prepared rows and candidates, and the trained adapter."""
         folder = arm_folder(run, arm, seed)
         record = required_record(self.stage(run, arm, seed), folder, "adapt")
-        return super().inputs(run, arm, seed) | {"adapter": record.fingerprint}
+        return super().inputs(run, arm, seed) | {"adapter": record.content}
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
