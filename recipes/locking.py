@@ -39,18 +39,41 @@ def held(folder: Path) -> Iterator[None]:
         InUseError: Another process, or another block of this one, holds it; the message names the
             folder and the holder.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-        if not _locked(stream):
-            raise InUseError(
-                f"{folder} is in use{_holder(stream)}: wait until that has ended, or choose "
-                "another --out"
-            )
+    path = folder / LOCK
+    with _opened(path) as stream:
         stream.truncate(0)
         stream.write(json.dumps(_myself()))
         stream.flush()
-        yield
-        stream.truncate(0)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _opened(path: Path) -> TextIO:
+    """The lock's file, opened and locked."""
+    while True:
+        stream = path.open("a+", encoding="utf-8")
+        if not _locked(stream):
+            with stream:
+                raise InUseError(
+                    f"{path.parent} is in use{_holder(stream)}: wait until that has ended, or "
+                    "choose another --out"
+                )
+        if _is_at(stream, path):
+            return stream
+        stream.close()  # its last holder has removed it meanwhile
+
+
+def _is_at(stream: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(stream: TextIO) -> bool:
