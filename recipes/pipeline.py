@@ -23,10 +23,13 @@ from recipes.arms import comparison
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
+from recipes.llm.stand_in import check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
+from recipes.ranges import check_ranges
 from recipes.report.report import SUMMARY, report
 from recipes.run import Run
+from recipes.scoring.rows import evaluated_rows
 from recipes.stages import run_stage
 
 
@@ -67,6 +70,7 @@ class Pipeline:
     def adapt(self) -> None:
         """Train one adapter for each arm and seed: all arms of a seed, then the next seed."""
         with held(self.run.folder):
+            self._check_rows()
             self._adapt()
 
     def evaluate(self) -> None:
@@ -83,6 +87,7 @@ class Pipeline:
         """Run every stage in order; returns the content of `results.json`."""
         with held(self.run.folder):
             self._prepare()
+            self._check_rows()
             self._recommender()
             self._adapt()
             evaluating.evaluate(self.run, self.arms)
@@ -90,6 +95,18 @@ class Pipeline:
 
     def _prepare(self) -> None:
         self.run.prepare()
+
+    def _check_rows(self) -> None:
+        """Refuse settings that leave no rows of these data, before anything is trained."""
+        data, config = self.run.data, self.run.experiment.evaluate
+        evaluated_rows(data.split(config.split), config)
+        longest = data.split("train").history_lengths.max()
+        for arm in self.arms:
+            if arm.settings.get("min_history", 0) > longest:
+                raise ValueError(
+                    f"{arm.name}: min_history={arm.settings['min_history']} leaves no training "
+                    f"window: the longest history has {longest} items"
+                )
 
     def _recommender(self) -> None:
         for name in self.run.networks:
@@ -122,16 +139,15 @@ def check(experiment: Experiment) -> None:
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    adapt = experiment.adapt
-    at_least_one = {
-        "seeds": experiment.seeds,
-        "adapt.save_steps": adapt.save_steps,
-        "adapt.logging_steps": adapt.logging_steps,
-        "adapt.stand_in.max_steps": adapt.stand_in.max_steps,
-        "adapt.stand_in.batch_size": adapt.stand_in.batch_size,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    check_ranges(experiment)
     preparing.check_config(experiment.prepare)
     evaluating.check_config(experiment.evaluate, experiment.prepare.num_candidates)
+    check_stand_in(experiment.adapt.stand_in)
+    longest = experiment.prepare.max_history
+    for name in ("recommender", "adapt", "evaluate"):
+        wanted = getattr(experiment, name).min_history
+        if wanted > longest:
+            raise ValueError(
+                f"{name}.min_history={wanted} leaves no row: a history has at most "
+                f"prepare.max_history={longest} items"
+            )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from recipes.artifacts import sha256, write_json
+from recipes.artifacts import naming, sha256, write_json
 from recipes.records import (
     RECORD,
     Record,
@@ -78,7 +78,8 @@ def _worked(stage: Stage, place: Path, work: Callable[[Path], None]) -> Record:
     place.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
-        work(place)
+        with naming(place.parent.parent):
+            work(place)
     except BaseException:
         _remove_empty(place)
         raise

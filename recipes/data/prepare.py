@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
-from recipes.data.candidates import CandidateStream, check_draw
+from recipes.data.candidates import CandidateStream
 from recipes.data.sequences import (
     GivenWindows,
     Windows,
-    check_max_history,
     given_windows,
     sliding_windows,
 )
@@ -25,6 +24,7 @@ from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
 from recipes.experiment import PrepareConfig
+from recipes.ranges import check_ranges
 from recipes.records import Record, Stage
 from recipes.stages import run_stage
 
@@ -86,11 +86,8 @@ def check_config(config: PrepareConfig) -> None:
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
+    check_ranges(config, "prepare.")
     DATASETS[config.dataset].check(config)
-    check_draw(config.num_candidates, config.candidate_seed)
-    check_max_history(config.max_history)
-    if not 0 < config.train_share <= 1:
-        raise ValueError(f"prepare.train_share={config.train_share}: choose a share in (0, 1]")
 
 
 def _write(

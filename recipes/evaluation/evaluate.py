@@ -26,6 +26,7 @@ from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm
+from recipes.ranges import check_ranges
 from recipes.records import Record, Stage, required_record
 from recipes.run import Run
 from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
@@ -97,9 +98,9 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    for name in ("batch_size", "max_new_tokens"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"evaluate.{name}={getattr(config, name)} must be at least 1")
+    check_ranges(config, "evaluate.")
+    if len(set(config.ks)) < len(config.ks):
+        raise ValueError(f"evaluate.ks={config.ks} names a cut-off twice: leave one out")
     if num_candidates is not None:
         check_cutoffs(config.ks, num_candidates)
     return Resampling(
