@@ -58,7 +58,7 @@ def run_stage(stage: Stage, folder: Path, work: Callable[[Path], None]) -> Recor
         print(f"[{stage.name}] {told(lost)}", flush=True)
     elif path.exists():
         why = "was recorded by another version" if found is None else difference(stage, found)
-        print(f"[{stage.name}] {why}; kept in {_older(folder, path)}", flush=True)
+        print(f"[{stage.name}] {why}; to be kept in {_older(folder, path)}", flush=True)
     name = stage.fingerprint[:NAME_LENGTH]
     for place in (folder / UNFINISHED / name, folder / OLDER / name):
         finished = _finished(place, stage)

@@ -143,7 +143,7 @@ def test_a_stage_that_is_asked_for_otherwise_runs_again_and_says_why(
     assert Record(**read_json(kept)) == before
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        f"[{stage.name}] {reason}; kept in {kept.parent}",
+        f"[{stage.name}] {reason}; to be kept in {kept.parent}",
         f"[{stage.name}] -> {work.folder}",
     ]
 
@@ -343,7 +343,7 @@ def test_a_damaged_or_foreign_record_is_set_aside(
         read_record(work.folder, "bake")
     record = run(work)
     assert work.runs == 2
-    assert "was recorded by another version; kept in" in capsys.readouterr().out
+    assert "was recorded by another version; to be kept in" in capsys.readouterr().out
     assert [kept.read_text(encoding="utf-8") for kept in older(work.folder)] == [content]
     assert read_record(work.folder, "bake") == record
 
