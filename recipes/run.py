@@ -18,14 +18,15 @@ from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
 from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, RecommenderConfig
-from recipes.llm.checkpoints import checkpoint_folder
+from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
 from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_stage
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.train import recommender_stage, train_recommender
 from recipes.recommenders.vectors import Vectors
-from recipes.records import Record, Stage, read_record, required_record, run_stage
+from recipes.records import Record, Stage, canonical, read_record, required_record
+from recipes.stages import run_stage
 
 CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
 """Settings of `prepare` that do not affect the windows."""
@@ -70,7 +71,7 @@ class Run:
         """
         if self.shared is None:
             return self.folder / name
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(canonical(key), sort_keys=True).encode()).hexdigest()
         return self.shared / f"{name}-{digest[:12]}"
 
     # ---------------------------------------------------------------- prepared data
@@ -133,14 +134,13 @@ class Run:
     def train_network(self, name: str) -> Record:
         """Train a recommender, unless it has been trained already."""
         network, stage = self.networks[name], self.network_stage(name)
-        folder = self.network_folder(name)
 
-        def work() -> None:
+        def work(place: Path) -> None:
             train_recommender(
-                network.recommender, network.config, self.data, folder, stage.fingerprint
+                network.recommender, network.config, self.data, place, stage.fingerprint
             )
 
-        return run_stage(stage, folder, work)
+        return run_stage(stage, self.network_folder(name), work)
 
     def network_record(self, name: str) -> Record:
         """The record of a trained recommender.
@@ -186,23 +186,21 @@ class Run:
         """Train the stand-in, if the run uses one and it has not been trained already."""
         if not self.has_stand_in:
             return
-        folder, stage = self.stand_in_folder, self._stand_in
         adapt = self.experiment.adapt
-        checkpoints = checkpoint_folder(folder, stage.fingerprint)
 
-        def work() -> None:
+        def work(place: Path) -> None:
             make_stand_in(
                 adapt.stand_in,
                 self.data.titles,
                 prompt_history=adapt.prompt_history,
                 num_candidates=self.experiment.prepare.num_candidates,
-                folder=folder,
-                checkpoints=checkpoints,
+                folder=place,
+                checkpoints=place / CHECKPOINTS,
                 logging_steps=adapt.logging_steps,
                 save_steps=adapt.save_steps,
             )
 
-        run_stage(stage, folder, work)
+        run_stage(self._stand_in, self.stand_in_folder, work)
 
     @property
     def llm_path(self) -> str:
@@ -214,13 +212,14 @@ class Run:
         """Identifies the language model's content, whatever its name.
 
         Returns:
-            The stand-in's fingerprint, the commit of a hub repository, or the checksum of a folder.
+            The checksum of the stand-in's files, the commit of a hub repository, or the checksum of
+            a folder.
 
         Raises:
             FileNotFoundError: There is no such model.
         """
         if self.has_stand_in:
-            return required_record(self._stand_in, self.stand_in_folder, "adapt").fingerprint
+            return required_record(self._stand_in, self.stand_in_folder, "adapt").content
         path = Path(self.llm_path)
         if path.is_dir():
             return self.checksums.of_folder(path)

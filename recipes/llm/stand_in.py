@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
-from recipes.artifacts import write_json
+from recipes.artifacts import read_json, write_json
 from recipes.data.padding import PADDING
 from recipes.experiment import StandInConfig
 from recipes.llm.stand_in_tokenizer import new_tokenizer
@@ -37,6 +37,8 @@ from recipes.records import Stage
 STAND_IN = "stand-in"
 """Value of `adapt.llm` that selects the stand-in, and name of its folder."""
 DESCRIPTION = "stand_in.json"
+MARK = "peft_ilora_stand_in"
+"""Field of a stand-in's `config.json`."""
 VERSION = 1
 """Version of this stage, see `Record`."""
 
@@ -54,6 +56,29 @@ def stand_in_stage(
     """
     sizes = {"prompt_history": prompt_history, "num_candidates": num_candidates}
     return Stage(STAND_IN, asdict(config) | sizes, {"items.parquet": titles}, VERSION)
+
+
+def check_stand_in(config: StandInConfig) -> None:
+    """Refuse sizes that a Llama cannot have (ValueError)."""
+    width, heads = config.hidden_size, config.num_heads
+    if width % (2 * heads):
+        raise ValueError(
+            f"adapt.stand_in.hidden_size={width} must be a multiple of twice "
+            f"adapt.stand_in.num_heads={heads}: a head's width is even"
+        )
+
+
+def stand_in_description(folder: Path) -> dict[str, Any] | None:
+    """What `stand_in.json` says of the stand-in in a folder; None if it holds another model.
+
+    A stand-in is recognised whatever its folder is called, also by its `config.json` alone.
+    """
+    path = folder / DESCRIPTION
+    if path.is_file() and isinstance(found := read_json(path), dict):
+        return found
+    path = folder / "config.json"
+    found = read_json(path) if path.is_file() else None
+    return {} if isinstance(found, dict) and found.get(MARK) else None
 
 
 class FormatTrainer(Trainer):
@@ -198,5 +223,6 @@ def _new_model(
             bos_token_id=required_id(tokenizer, "bos"),
             eos_token_id=required_id(tokenizer, "eos"),
             pad_token_id=required_id(tokenizer, "pad"),
+            **{MARK: True},
         )
     )

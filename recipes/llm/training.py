@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments
 
 from recipes.experiment import Precision
-from recipes.llm.checkpoints import last_complete_checkpoint
+from recipes.llm.checkpoints import Sealing, last_complete_checkpoint
 from recipes.prompting.collator import IGNORED
 
 WARM_UP = 0.05
@@ -147,6 +147,7 @@ def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
     """
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossOnBar(label))
+    trainer.add_callback(Sealing())
     found = last_complete_checkpoint(Path(str(trainer.args.output_dir)))
     if found is None:
         trainer.train()

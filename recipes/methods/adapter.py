@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 from peft import LoraConfig, PeftConfig
 
-from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment, GatedSettings
+from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
-from recipes.llm.checkpoints import checkpoint_folder
+from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.train_adapter import train_adapter
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.settings import checked, positive_int, refuse_unknown
+from recipes.ranges import check_ranges
 from recipes.records import Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, llm_predictions
@@ -122,7 +123,7 @@ class AdapterMethod(Method):
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
         inputs = {name: files[name] for name in names}
-        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).fingerprint}
+        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).content}
         inputs |= {"language model": run.llm_content}
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 
@@ -135,14 +136,14 @@ class AdapterMethod(Method):
             run.prompts,
             run.vectors(arm.settings[SOURCE]),
             folder=folder,
-            checkpoints=checkpoint_folder(folder, self.stage(run, arm, seed).fingerprint),
+            checkpoints=folder / CHECKPOINTS,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
         """The prepared rows and candidates, and the trained adapter."""
         folder = arm_folder(run, arm, seed)
         record = required_record(self.stage(run, arm, seed), folder, "adapt")
-        return super().inputs(run, arm, seed) | {"adapter": record.fingerprint}
+        return super().inputs(run, arm, seed) | {"adapter": record.content}
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
@@ -179,15 +180,7 @@ def check_settings(settings: AdapterSettings) -> None:
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    names = ("prompt_history", "rank", "max_steps", "batch_size", "gradient_accumulation_steps")
-    gated = ("num_experts",) if isinstance(settings, GatedSettings) else ()
-    for name in (*names, *gated):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
-    if not 0 <= settings.lora_dropout < 1:
-        raise ValueError(f"adapt.lora_dropout={settings.lora_dropout} must be in [0, 1)")
-    if settings.learning_rate < 0:
-        raise ValueError(f"adapt.learning_rate={settings.learning_rate} must not be negative")
+    check_ranges(settings, "adapt.")
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise ValueError(
             f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "

@@ -123,7 +123,7 @@ class Method(ABC):
         raise NotImplementedError
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
-        """What `predict` reads: fingerprints of stages and checksums of files, by name.
+        """What `predict` reads: SHA-256 of stages' contents and of files, by name.
 
         Raises:
             FileNotFoundError: A stage has not been run yet; the message names the command.

@@ -226,7 +226,9 @@ def interrupted(config: AdaptConfig, run: Path, step: int, monkeypatch) -> float
 def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, monkeypatch, failing_step):
     again = copied(run, tmp_path / "again")
     interrupted(replace(CONFIG, methods=["ilora"]), again, failing_step, monkeypatch)
-    saved = [path.name for path in adapter_folder(again, "ilora", 0).glob("*/checkpoint-*")]
+    saved = [
+        path.name for path in adapter_folder(again, "ilora", 0).glob(".unfinished/*/checkpoints/*")
+    ]
     assert saved == [f"checkpoint-{failing_step - 1}"]
     pickles = {path.name for path in again.rglob("*") if path.suffix in (".bin", ".pt", ".pth")}
     assert pickles <= {"optimizer.pt", "scheduler.pt", "rng_state.pth"}

@@ -63,7 +63,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not list(killed.glob("adapt/lora-seed0/checkpoints-*/checkpoint-*/trainer_state.json")):
+    while not list(killed.glob("adapt/lora-seed0/.unfinished/*/checkpoints/*/trainer_state.json")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

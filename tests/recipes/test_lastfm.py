@@ -65,7 +65,10 @@ def tagging_lines() -> list[str]:
         for artist in artists:
             dates = [FIRST_ROWS.get((user, artist), date)]
             dates += [LATER_ROWS[user, artist]] if (user, artist) in LATER_ROWS else []
-            lines += ["\t".join([str(user), str(artist), "13", *day.split()]) for day in dates]
+            lines += [
+                "\t".join([str(user), str(artist), str(13 + place), *day.split()])
+                for place, day in enumerate(dates)
+            ]
     return lines
 
 
@@ -98,6 +101,23 @@ def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
         int(user): rows["item_id"].tolist()
         for user, rows in interactions.groupby("user_id", sort=False)
     }
+
+
+EXCHANGED = {"tags": (2, 3), "artists": (3, 4), "users": (6, 7)}
+"""Rows of the taggings, the header being row 0, whose exchange breaks the order by a column."""
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_rows_in_another_order_are_refused_under_llara_only(raw: Path, name: str) -> None:
+    one, other = EXCHANGED[name]
+    path = raw / lastfm.TAGGINGS
+    lines = path.read_bytes().decode().split("\r\n")
+    lines[one], lines[other] = lines[other], lines[one]
+    path.write_bytes("\r\n".join(lines).encode())
+    message = rf"{path}, line \d+: \w+ID \d+ follows \d+, .*choose prepare.protocol=chronological"
+    with pytest.raises(ValueError, match=message):
+        read(raw, "llara")
+    assert len(read(raw, "chronological")[0]) == sum(map(len, FILE_ORDER.values()))
 
 
 def test_llara_takes_file_order_and_ranks_users_by_first_rows(raw: Path) -> None:
