@@ -37,6 +37,12 @@ def caveats(results: Results) -> list[str]:
         found.append(
             f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
         )
+    if ambiguous := evaluated.get("ambiguous_rows"):
+        found.append(
+            f"In {ambiguous} of {evaluated['num_rows']} rows another candidate has **the target's "
+            "title**, as the language model's tokenizer writes it: there no generated answer can "
+            "be right, and the two tie or nearly tie in the ranking."
+        )
     if config["seeds"] == 1:
         found.append(
             "Adapters were trained with **one seed**: what another seed would give is unknown."
