@@ -24,6 +24,7 @@ from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
 from recipes.methods.method import Arm, arm_folder
+from recipes.preflight import preflight
 from recipes.records import run_stage
 from recipes.report.report import SUMMARY, report
 from recipes.run import Run
@@ -64,6 +65,7 @@ class Pipeline:
 
     def adapt(self) -> None:
         """Train one adapter for each arm and seed: all arms of a seed, then the next seed."""
+        preflight(self.run, self.arms)
         experiment = self.run.experiment
         if any(arm.method.is_adapter for arm in self.arms):
             self.run.make_stand_in()
@@ -80,6 +82,7 @@ class Pipeline:
 
     def evaluate(self) -> None:
         """Predict with every arm, and compute metrics."""
+        preflight(self.run, self.arms)
         evaluating.evaluate(self.run, self.arms)
 
     def report(self) -> Mapping[str, Any]:
@@ -91,6 +94,7 @@ class Pipeline:
     def run_all(self) -> Mapping[str, Any]:
         """Run every stage in order; returns the content of `results.json`."""
         self.prepare()
+        preflight(self.run, self.arms)
         self.recommender()
         self.adapt()
         self.evaluate()

@@ -90,8 +90,9 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
         ValueError: A value is impossible; the message names the field and the remedy.
     """
     for name in ("batch_size", "max_new_tokens"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"evaluate.{name}={getattr(config, name)} must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"evaluate.{name}={value} must be at least 1")
     if num_candidates is not None:
         check_cutoffs(config.ks, num_candidates)
     return Resampling(

@@ -8,7 +8,7 @@ from recipes.artifacts import write_table, write_tensors
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm, trained_name
-from recipes.records import Record, Stage, run_stage
+from recipes.records import Record, Stage, required_record, run_stage
 from recipes.run import Run
 from recipes.scoring.rows import EvaluatedRows
 
@@ -48,6 +48,16 @@ def planned_parts(run: Run, arms: Sequence[Arm]) -> list[Part]:
         for seed in arm.method.seeds(run.experiment, arm.settings):
             found.append(_part(run, arm, seed))
     return found
+
+
+def is_finished(run: Run, arm: Arm) -> bool:
+    """Whether nothing is left to train or to predict for an arm."""
+    try:
+        for part in planned_parts(run, [arm]):
+            required_record(part.stage, part.folder, "evaluate")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _part(run: Run, arm: Arm, seed: int) -> Part:

@@ -40,6 +40,9 @@ def llm_predictions(
         label: Label of progress bars, such as `ilora seed 0`.
         rows: The evaluated rows.
         config: Batch size, and settings of generation and ranking.
+
+    Raises:
+        ValueError: A score is not finite, or nothing is left of a title once it is tokenised.
     """
     titles = written_titles(adapted.tokenizer, adapted.answer_ids)
     wanted = rows.rows.tolist()
@@ -54,13 +57,18 @@ def llm_predictions(
         length_normalised=config.length_normalised,
         title=f"rank {label}",
     )
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{label}: a candidate's score is not finite, so its adapter has diverged: lower "
+            "adapt.learning_rate and train it again"
+        )
     texts = generate_answers(
         adapted,
         rows.split,
         wanted,
         lengths,
         batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or max(map(len, adapted.answer_ids)),
         title=f"generate {label}",
     )
     gates = gate_weights(adapted, rows, config.batch_size)
