@@ -1,5 +1,6 @@
 """What all adapters of a language model share: settings, training, prediction."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -20,6 +21,7 @@ from recipes.llm.preflight import (
 )
 from recipes.llm.train_adapter import train_adapter, training_rows
 from recipes.methods.method import Arm, Method, arm_folder
+from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
 from recipes.prompting.written import written_titles
 from recipes.records import Stage, required_record
@@ -31,10 +33,6 @@ SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
 SHARED = ("precision", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
-
-
-BIASES = ("none", "all", "lora_only")
-"""Values of PEFT's `bias`."""
 
 
 class AdapterMethod(Method):
@@ -72,8 +70,11 @@ class AdapterMethod(Method):
         settings = asdict(config) | {SOURCE: source}
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
-        check_options(f"method {self.name}", chosen)
-        self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        check_options(f"method {self.name}", self.Peft, chosen)
+        try:
+            self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"method {self.name}: {error}") from error
         return settings
 
     def with_total_rank(
@@ -197,17 +198,6 @@ class AdapterMethod(Method):
             return llm_predictions(adapted, plan.label, rows, config)
 
 
-def check_options(owner: str, options: Mapping[str, Any]) -> None:
-    """Refuse values that PEFT takes, and stumbles over when it wraps the model (ValueError)."""
-    if options.get("bias", "none") not in BIASES:
-        raise ValueError(f"{owner}: bias={options['bias']!r} must be one of {', '.join(BIASES)}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(options.get(name) or {}, dict):
-            raise ValueError(
-                f"{owner}: {name}={options[name]!r} must map names of modules to values"
-            )
-
-
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
     """Refuse more than one of the settings that determine the total rank (ValueError)."""
     both = [name for name in names if name in given]
@@ -229,8 +219,17 @@ def check_settings(settings: AdapterSettings) -> None:
             raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
     if not 0 <= settings.lora_dropout < 1:
         raise ValueError(f"adapt.lora_dropout={settings.lora_dropout} must be in [0, 1)")
-    if settings.learning_rate < 0:
-        raise ValueError(f"adapt.learning_rate={settings.learning_rate} must not be negative")
+    if not 0 < settings.lora_alpha < math.inf:
+        raise ValueError(f"adapt.lora_alpha={settings.lora_alpha} must be positive")
+    rates = ["learning_rate", "weight_decay"]
+    rates += ["gate_learning_rate_scale"] if isinstance(settings, GatedSettings) else []
+    for name in rates:
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise ValueError(
+                f"adapt.{name}={getattr(settings, name)} must not be negative, and a number"
+            )
+    if not settings.target_modules:
+        raise ValueError("adapt.target_modules=[]: name the modules to adapt")
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise ValueError(
             f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "
