@@ -8,7 +8,6 @@ from torch import Tensor
 
 from peft_ilora.routing.binding import KEYWORD
 
-
 _ANSWERS = ("chosen_ids", "rejected_ids", "reference_ids")
 
 

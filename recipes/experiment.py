@@ -161,7 +161,8 @@ class AdapterSettings:
             "down_proj",
         ]
     )
-    """Names of the modules to adapt (reference: these seven)."""
+    """Names of the modules to adapt (reference: these seven of Llama). A name that the language
+    model does not have is refused: other families name theirs otherwise."""
 
     max_steps: Count = 600
     """Number of optimiser steps."""
@@ -247,8 +248,9 @@ class EvaluateConfig:
     batch_size: Count = 64
     """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
 
-    max_new_tokens: Count = 24
-    """Maximum number of generated tokens (reference: 64)."""
+    max_new_tokens: Count | None = None
+    """Maximum number of generated tokens (reference: 64); None takes as many as the longest title
+    has. A number under which the longest title does not fit is refused."""
 
     length_normalised: bool = False
     """Rank candidates by the mean log-probability of the title's tokens; False: by the sum."""

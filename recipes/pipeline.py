@@ -26,6 +26,7 @@ from recipes.experiment import Experiment
 from recipes.llm.stand_in import check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
+from recipes.preflight import preflight
 from recipes.ranges import check_ranges
 from recipes.report.report import SUMMARY, report
 from recipes.run import Run
@@ -76,6 +77,7 @@ class Pipeline:
     def evaluate(self) -> None:
         """Predict with every arm, and compute metrics."""
         with held(self.run.folder):
+            preflight(self.run, self.arms)
             evaluating.evaluate(self.run, self.arms)
 
     def report(self) -> Mapping[str, Any]:
@@ -88,6 +90,7 @@ class Pipeline:
         with held(self.run.folder):
             self._prepare()
             self._check_rows()
+            preflight(self.run, self.arms)
             self._recommender()
             self._adapt()
             evaluating.evaluate(self.run, self.arms)
@@ -113,6 +116,7 @@ class Pipeline:
             self.run.train_network(name)
 
     def _adapt(self) -> None:
+        preflight(self.run, self.arms)
         experiment = self.run.experiment
         if any(arm.method.is_adapter for arm in self.arms):
             self.run.make_stand_in()

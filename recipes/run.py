@@ -20,7 +20,8 @@ from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
-from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_stage
+from recipes.llm.loading import Outline, load_outline
+from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_outline, stand_in_stage
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.train import recommender_stage, train_recommender
@@ -58,6 +59,8 @@ class Run:
         self.folder = Path(experiment.out)
         self.shared = shared
         self.checksums = Checksums((shared or self.folder) / MEMORY)
+        self.is_checked = False
+        """Whether `preflight` has looked at the arms."""
         self._vectors: dict[str, Vectors] = {}
 
     def place(self, name: str, key: Any) -> Path:
@@ -238,10 +241,32 @@ class Run:
         return LanguageModel(self.llm_path, self.experiment.adapt.precision)
 
     @cached_property
+    def outline(self) -> Outline:
+        """The language model without weights, known before it is loaded or trained."""
+        if not self.has_stand_in:
+            return load_outline(self.llm_path)
+        adapt = self.experiment.adapt
+        return stand_in_outline(
+            adapt.stand_in,
+            self.data.titles,
+            prompt_history=adapt.prompt_history,
+            num_candidates=self.experiment.prepare.num_candidates,
+        )
+
+    @cached_property
     def prompts(self) -> PromptStore:
         """Prompts and answers under the language model's tokenizer."""
-        cache = (self.shared or self.folder) / "tokens"
-        return PromptStore(self.llm.tokenizer, self.data, cache)
+        return PromptStore(self.llm.tokenizer, self.data, self.token_folder)
+
+    @cached_property
+    def outlined_prompts(self) -> PromptStore:
+        """The same before the language model is loaded or trained."""
+        return PromptStore(self.outline.tokenizer, self.data, self.token_folder)
+
+    @property
+    def token_folder(self) -> Path:
+        """Folder of token ids, see `tokenised`."""
+        return (self.shared or self.folder) / "tokens"
 
     @property
     def llm_key(self) -> list[Any]:

@@ -62,7 +62,8 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         table = pd.concat(tables, ignore_index=True)
         write_table(place / PREDICTIONS, table)
         summary = summarise(table, arms, config.ks, rows.num_candidates, resampling)
-        write_json(place / METRICS, {"evaluated": _described(rows, config), **summary})
+        evaluated = _described(rows, config) | {"ambiguous_rows": _ambiguous_rows(table)}
+        write_json(place / METRICS, {"evaluated": evaluated, **summary})
         write_json(place / GATES, _gates(parts, rows))
 
     return run_stage(_stage(run, arms, parts), folder, work)
@@ -118,6 +119,11 @@ def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]
         "num_users": len(np.unique(rows.user_ids)),
         "num_candidates": rows.num_candidates,
     }
+
+
+def _ambiguous_rows(table: pd.DataFrame) -> int:
+    """The number of rows whose target no generated answer can name."""
+    return int(table.loc[table["ambiguous"].fillna(False), "row"].nunique())
 
 
 def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:

@@ -51,6 +51,16 @@ def planned_parts(run: Run, arms: Sequence[Arm]) -> list[Part]:
     return found
 
 
+def is_finished(run: Run, arm: Arm) -> bool:
+    """Whether nothing is left to train or to predict for an arm."""
+    try:
+        for part in planned_parts(run, [arm]):
+            required_record(part.stage, part.folder, "evaluate")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def _part(run: Run, arm: Arm, seed: int) -> Part:
     config = asdict(run.experiment.evaluate)
     settings = {name: value for name, value in config.items() if name not in SUMMARY_FIELDS}

@@ -12,23 +12,27 @@ from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.checkpoints import CHECKPOINTS
-from recipes.llm.train_adapter import train_adapter
+from recipes.llm.preflight import (
+    check_adapter,
+    check_new_tokens,
+    check_positions,
+    check_tokens,
+)
+from recipes.llm.train_adapter import train_adapter, training_rows
 from recipes.methods.method import Arm, Method, arm_folder
+from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
+from recipes.prompting.written import written_titles
 from recipes.ranges import check_ranges
 from recipes.records import Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, llm_predictions
-from recipes.scoring.rows import EvaluatedRows
+from recipes.scoring.rows import EvaluatedRows, evaluated_rows
 
 SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
 SHARED = ("precision", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
-
-
-BIASES = ("none", "all", "lora_only")
-"""Values of PEFT's `bias`."""
 
 
 class AdapterMethod(Method):
@@ -45,6 +49,9 @@ class AdapterMethod(Method):
         | {"revision", "runtime_config", "peft_version"}
     )
     """Fields of `Peft` that an arm cannot set."""
+    user_slot: ClassVar[bool] = False
+    """Whether the prompt shows the user representation in a slot of its own."""
+    version = 2
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
@@ -63,8 +70,11 @@ class AdapterMethod(Method):
         settings = asdict(config) | {SOURCE: source}
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
-        check_options(f"method {self.name}", chosen)
-        self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        check_options(f"method {self.name}", self.Peft, chosen)
+        try:
+            self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"method {self.name}: {error}") from error
         return settings
 
     def with_total_rank(
@@ -101,6 +111,39 @@ class AdapterMethod(Method):
             seed=seed,
             settings=self.settings_of(arm),
             peft=self.peft_config(arm.settings, width),
+            user_slot=self.user_slot,
+        )
+
+    def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the adapter is routed by the prompt, and not by the recommender's vectors."""
+        return False
+
+    def check(self, run: Run, arm: Arm) -> None:
+        """Refuse an adapter, or prompts, that do not fit the language model."""
+        outline, settings = run.outline, self.settings_of(arm)
+        width = run.networks[arm.settings[SOURCE]].config.hidden_size
+        if self.reads_prompt(arm.settings):
+            width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
+        check_adapter(outline, self.peft_config(arm.settings, width), arm.name)
+        config, store, data = run.experiment.evaluate, run.outlined_prompts, run.data
+        written_titles(outline.tokenizer, store.answer_ids)
+        check_new_tokens(store.answers, config.max_new_tokens)
+        answer = int(store.answers.lengths.max())
+        evaluated = evaluated_rows(data.split(config.split), config)
+        longest = {}
+        for name, rows, after in (
+            ("train", training_rows(data.split("train"), settings), answer),
+            (config.split, evaluated.rows, max(answer, config.max_new_tokens or 0)),
+        ):
+            prompts = store.prompts(name, settings.prompt_history, self.user_slot).input_ids
+            check_tokens(outline, prompts, store.answers)
+            longest[f"{name} split"] = int(prompts.lengths[rows].max()), after
+        check_positions(
+            outline,
+            longest,
+            f"lower adapt.prompt_history={settings.prompt_history}, prepare.num_candidates="
+            f"{run.experiment.prepare.num_candidates} or evaluate.max_new_tokens="
+            f"{config.max_new_tokens}, or choose another adapt.llm",
         )
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
@@ -153,17 +196,6 @@ class AdapterMethod(Method):
         folder = arm_folder(run, arm, seed)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)
-
-
-def check_options(owner: str, options: Mapping[str, Any]) -> None:
-    """Refuse values that PEFT takes, and stumbles over when it wraps the model (ValueError)."""
-    if options.get("bias", "none") not in BIASES:
-        raise ValueError(f"{owner}: bias={options['bias']!r} must be one of {', '.join(BIASES)}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(options.get(name) or {}, dict):
-            raise ValueError(
-                f"{owner}: {name}={options[name]!r} must map names of modules to values"
-            )
 
 
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:

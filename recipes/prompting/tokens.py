@@ -11,7 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recipes.artifacts import read_tensors, write_tensors
+from recipes.prompting.plain_text import as_plain_text
 from recipes.prompting.ragged import Ragged
+
+VERSION = 2
+"""Raised when the same texts begin to have other tokens."""
 
 
 def tokenised(
@@ -24,6 +28,9 @@ def tokenised(
         texts: Plain texts. The spelling of a special token, such as "</s>", is not treated as one.
         cache: Folder of cached files. Their names are checksums of tokenizer and texts, so they
             never become outdated. None disables the cache.
+
+    Raises:
+        ValueError: See `as_plain_text`.
     """
     if not texts:
         return []
@@ -35,7 +42,7 @@ def tokenised(
     encoded = tokenizer(
         list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
     )
-    tokens: list[list[int]] = encoded["input_ids"]
+    tokens = as_plain_text(tokenizer, texts, encoded["input_ids"])
     if path is not None:
         rows = vars(Ragged.from_rows(tokens))
         write_tensors(path, {name: torch.from_numpy(values) for name, values in rows.items()})
@@ -45,7 +52,7 @@ def tokenised(
 def _key(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
     """SHA-256 of what determines the token ids: the tokenizer's files and code, and the texts."""
     code = [f"{type(tokenizer)} {name} {version(name)}" for name in ("transformers", "tokenizers")]
-    digest = hashlib.sha256(json.dumps([code, list(texts)]).encode())
+    digest = hashlib.sha256(json.dumps([VERSION, code, list(texts)]).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).iterdir()):

@@ -42,6 +42,12 @@ def caveats(results: Results) -> list[str]:
         found.append(
             f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
         )
+    if ambiguous := evaluated.get("ambiguous_rows"):
+        found.append(
+            f"In {ambiguous} of {evaluated['num_rows']} rows another candidate has **the target's "
+            "title**, as the language model's tokenizer writes it: there no generated answer can "
+            "be right, and the two tie or nearly tie in the ranking."
+        )
     found += _other_versions(results)
     if len(adapted) == 1:
         found.append(
