@@ -66,12 +66,6 @@ REASONS = (
     ),
     Reason(
         "refused",
-        "groups of a convolution",
-        "The groups must divide the rank of each expert, since an expert cannot be cut in two.",
-        r"is a convolution of groups=",
-    ),
-    Reason(
-        "refused",
         "`add_weighted_adapter`",
         "Weights that depend on the row cannot be added up; exported instances can.",
         r"add_weighted_adapter cannot combine iLoRA adapters",
@@ -87,6 +81,31 @@ REASONS = (
         "`PeftMixedModel`",
         "PEFT lists the methods that it mixes, and the list is closed.",
         r"not compatible with the `PeftMixedModel`",
+    ),
+    Reason(
+        "refused",
+        "`safe_serialization=False`",
+        "A pickle can run code when it is loaded, so none is written or read.",
+        r"^safe_serialization=False writes a pickle",
+    ),
+    Reason(
+        "refused",
+        '`bias="ilora_only"`',
+        "iLoRA's layers are LoRA's, so the setting has LoRA's name: `bias=\"lora_only\"`.",
+        r"^bias='ilora_only' must be one of",
+    ),
+    Reason(
+        "refused",
+        "`merge_adapter` of tied embeddings",
+        "The merge would change the output layer too, whose base weight is the same tensor.",
+        r"shares its base weight with another module",
+    ),
+    Reason(
+        "differs",
+        "the error of an adapter for another size",
+        "The test expects torch's RuntimeError; iLoRA refuses earlier, by a ValueError.",
+        r"they were made for another base",
+        ("test_load_resized_embedding_ignore_mismatched_sizes",),
     ),
     Reason(
         "refused",
