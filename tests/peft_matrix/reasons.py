@@ -123,7 +123,7 @@ REASONS = (
     Reason(
         "differs",
         "how far a parameter moves",
-        "Each must move by 1e-4 in three steps: a gate that is not read stays, and experts share a step.",
+        "Each must move by 1e-4 in three steps; an unread gate stays, and experts share a step.",
         r"^assert not True",
         ("test_only_params_are_updated",),
     ),
