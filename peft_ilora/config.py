@@ -134,6 +134,13 @@ class ILoRAConfig(LoraConfig):
         default="error",
         metadata={"help": "A forward without routing: `error` raises, `uniform` mixes evenly."},
     )
+    routing_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "What routing_embeds are and where they come from, in words; the model card of "
+            "a saved adapter says it."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,6 +256,8 @@ class ILoRAConfig(LoraConfig):
 
     def _check_loras_fields(self) -> None:
         """Check what PEFT reads late, or not at all."""
+        if self.routing_source is not None and not isinstance(self.routing_source, str):
+            raise ValueError(f"routing_source={self.routing_source!r} must be a str, or None")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
