@@ -383,7 +383,9 @@ misuse(
 )
 misuse(
     "a LoRA put over an iLoRA's base model",
-    lambda kit: kit.says(get_peft_model(adapted().get_base_model(), kit.watch(LoraConfig()))),
+    lambda kit: kit.says(
+        get_peft_model(adapted().get_base_model(), kit.watch(LoraConfig(target_modules=["q_proj"])))
+    ),
 )
 misuse(
     "a PeftModel, wrapped a second time",

@@ -61,7 +61,8 @@ def test_the_plain_lora_of_an_instance_has_the_total_rank_and_the_same_scaling()
 
 def wrapped(**fields) -> None:
     layers = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(2, 2)})])
-    base = nn.ModuleDict({"layers": layers, "head": nn.Linear(2, 2)})
+    inner = nn.ModuleDict({"layers": layers})
+    base = nn.ModuleDict({"model": inner, "head": nn.Linear(2, 2)})
     get_peft_model(base, ILoRAConfig(**{"target_modules": ["q"]} | fields))
 
 
