@@ -134,6 +134,13 @@ class ILoRAConfig(LoraConfig):
         default="error",
         metadata={"help": "A forward without routing: `error` raises, `uniform` mixes evenly."},
     )
+    routing_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "What routing_embeds are and where they come from, in words; the model card of "
+            "a saved adapter says it."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,6 +256,8 @@ class ILoRAConfig(LoraConfig):
 
     def _check_loras_fields(self) -> None:
         """Check what PEFT reads late, or not at all."""
+        if self.routing_source is not None and not isinstance(self.routing_source, str):
+            raise ValueError(f"routing_source={self.routing_source!r} must be a str, or None")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
@@ -264,6 +273,9 @@ class ILoRAConfig(LoraConfig):
         if self.bias not in _BIASES:
             allowed = ", ".join(map(repr, _BIASES))
             raise ValueError(f"bias={self.bias!r} must be one of {allowed}")
+        for name in ("target_modules", "exclude_modules"):
+            self._check_pattern(name, getattr(self, name))
+        self._check_tokens()
         layers = self.layers_to_transform
         for index in layers if isinstance(layers, (list, tuple)) else [layers]:
             if layers is not None and (type(index) is not int or index < 0):
@@ -276,6 +288,26 @@ class ILoRAConfig(LoraConfig):
             )
         for pattern, alpha in (self.alpha_pattern or {}).items():
             self._check_alpha(f"alpha_pattern[{pattern!r}]", alpha)
+
+    @staticmethod
+    def _check_pattern(name: str, value: object) -> None:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{name}={value!r} is no regular expression: {error}") from error
+
+    def _check_tokens(self) -> None:
+        tokens = self.trainable_token_indices
+        lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
+        for indices in lists if tokens is not None else ():
+            if not isinstance(indices, (list, tuple)) or not all(
+                type(index) is int and index >= 0 for index in indices
+            ):
+                raise ValueError(
+                    f"trainable_token_indices={tokens!r} must be a list of token ids, or a dict of "
+                    "such lists by module name"
+                )
 
     def _refuse_options(self) -> None:
         for name, reason in _REFUSED.items():

@@ -38,20 +38,29 @@ def check_in_memory(model: nn.Module) -> None:
         )
 
 
-def warn_of_unknown_targets(model: nn.Module, config: LoraConfig) -> None:
+def warn_of_unknown_names(model: nn.Module, config: LoraConfig) -> None:
     """Name the entries of lists that no module has, of which PEFT says nothing beside others."""
     names = [name.removesuffix(".base_layer") for name, _ in model.named_modules()]
-    for option in ("target_modules", "exclude_modules"):
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
         listed = getattr(config, option)
         if isinstance(listed, str) or not listed:
             continue
-        known = {one for one in listed if any(f".{name}".endswith(f".{one}") for name in names)}
-        if known and len(known) < len(listed):
+        unknown = {one for one in listed if not any(f".{n}".endswith(f".{one}") for n in names)}
+        if unknown and (len(unknown) < len(listed) or option == "modules_to_save"):
             warnings.warn(
-                f"{option}: no module of this {type(model).__name__} is called "
-                f"{sorted(set(listed) - known)}; only {sorted(known)} were found",
+                f"{option}: no module of this {type(model).__name__} is called {sorted(unknown)}, "
+                f"so of {sorted(listed)} these have no effect",
                 stacklevel=2,
             )
+    indices = config.layers_to_transform
+    numbers = {part for name in names for part in name.split(".")}
+    absent = [i for i in indices if str(i) not in numbers] if isinstance(indices, list) else []
+    if absent:
+        warnings.warn(
+            f"layers_to_transform: this {type(model).__name__} has no layers {absent}, so of "
+            f"{indices} these have no effect",
+            stacklevel=2,
+        )
 
 
 def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:

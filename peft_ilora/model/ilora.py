@@ -10,9 +10,11 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
     _check_lora_target_modules_mamba,
     _maybe_include_all_linear_layers,
 )
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
@@ -21,7 +23,7 @@ from peft_ilora.gating.coordinates import coordinates
 from peft_ilora.instance.merging import Merging
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.kinds import UPDATES, own_layer, routed_layer
-from peft_ilora.layers.targets import check_in_memory, check_target, warn_of_unknown_targets
+from peft_ilora.layers.targets import check_in_memory, check_target, warn_of_unknown_names
 from peft_ilora.layers.tying import tie
 from peft_ilora.layers.update import up_projection
 from peft_ilora.model.gates import GateLifecycle
@@ -72,6 +74,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
                 f"this {type(model).__name__} carries an iLoRA adapter already: call unload() on "
                 "the PeftModel that wraps it, or add_adapter(...) for a second one"
             )
+        _refuse_other_adapters(model)
         super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
 
     def inject_adapter(
@@ -83,7 +86,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Add an adapter: its gate, its layers, and once for the model the routing hooks."""
-        before = Snapshot(self)
+        before = Snapshot(self, self.peft_config[adapter_name])
         first = GATES not in self._modules
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
@@ -123,7 +126,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         # PEFT names what "all-linear" stands for only later.
         named = _maybe_include_all_linear_layers(copy.copy(peft_config), model)
         assert isinstance(named, LoraConfig)
-        warn_of_unknown_targets(model, named)
+        warn_of_unknown_names(model, named)
         for name, module in model.named_modules():
             if self._check_target_module_exists(named, name):
                 if not isinstance(module, LoraLayer):
@@ -249,6 +252,17 @@ def _add_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> GateF
     gate = make_gate(config, width).to(like.device)
     getattr(layer, GATES)[adapter_name] = gate
     return gate
+
+
+def _refuse_other_adapters(model: nn.Module) -> None:
+    """Refuse a base model that carries another adapter, whose layers would be taken over."""
+    for name, module in model.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            raise ValueError(
+                f"this {type(model).__name__} carries another PEFT adapter already ({name!r} is a "
+                f"{type(module).__module__.removeprefix('peft.')}.{type(module).__name__}): call "
+                "merge_and_unload() or unload() on the PeftModel that wraps it first"
+            )
 
 
 def _trains(gate: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
+from peft_ilora.model.card import README, write_card
 from peft_ilora.model.files import check_config, check_weights
 from peft_ilora.model.ilora import ILoRAModel
 from peft_ilora.model.rollback import Snapshot
@@ -30,6 +31,7 @@ def install() -> None:
         "from_pretrained": _from_pretrained,
         "load_adapter": _load_adapter,
         "save_pretrained": _save_pretrained,
+        "create_or_update_model_card": _create_or_update_model_card,
     }
     for name, wrapper in wrappers.items():
         own = inspect.getattr_static(PeftModel, name)
@@ -90,24 +92,40 @@ def _load_adapter(original: _Method) -> _Method:
 
 
 def _save_pretrained(original: _Method) -> _Method:
-    """No pickle is written: it could not be loaded again."""
+    """No pickle is written: it could not be loaded again. The card names what is saved."""
+    signature = inspect.signature(original)
 
     @wraps(original)
-    def save_pretrained(
-        self: PeftModel,
-        save_directory: Any,
-        safe_serialization: bool = True,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if isinstance(self.base_model, ILoRAModel) and not safe_serialization:
+    def save_pretrained(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.base_model, ILoRAModel):
+            return original(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs).arguments
+        if not given.get("safe_serialization", True):
             raise ValueError(
                 "safe_serialization=False writes a pickle, which is never loaded for an iLoRA "
                 "adapter: leave it at True"
             )
-        return original(self, save_directory, safe_serialization, *args, **kwargs)
+        result = original(self, *args, **kwargs)
+        selected = given.get("selected_adapters")
+        if selected is not None and given.get("is_main_process", True):
+            write_card(self, Path(given["save_directory"]), selected, is_new=False)
+        return result
 
     return save_pretrained
+
+
+def _create_or_update_model_card(original: _Method) -> _Method:
+    """The card says what the adapter is, and how it is loaded."""
+
+    @wraps(original)
+    def create_or_update_model_card(self: PeftModel, output_dir: Any) -> Any:
+        is_new = not Path(output_dir, README).exists()
+        result = original(self, output_dir)
+        if isinstance(self.base_model, ILoRAModel):
+            write_card(self, Path(output_dir), list(self.peft_config), is_new)
+        return result
+
+    return create_or_update_model_card
 
 
 def _local(model_id: Any, kwargs: dict[str, Any]) -> Path | None:

@@ -12,12 +12,13 @@ class Snapshot:
 
     Args:
         model: The model.
+        others: Objects beside it that would be changed too.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *others: object) -> None:
         self.attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.containers: list[tuple[Any, Any]] = []
-        configs = {}
+        configs = {id(other): other for other in others}
         for module in model.modules():
             self._keep(vars(module))
             config = vars(module).get("config")  # transformers'; replicated layers change its count

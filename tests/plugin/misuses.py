@@ -289,6 +289,9 @@ config("modules_to_save='lm_head'", modules_to_save="lm_head")
 config("layers_to_transform=[-1]", layers_to_transform=[-1])
 config("init_lora_weights='nonsense'", init_lora_weights="nonsense")
 config("arrow_config={}", arrow_config={})
+config("target_modules='('", target_modules="(")
+config("trainable_token_indices=['a']", trainable_token_indices=["a"])
+config("routing_source=3", routing_source=3)
 
 area("Wrapping a model")
 
@@ -370,6 +373,19 @@ target(
 misuse(
     "a base model that is wrapped already",
     lambda kit: get_peft_model(kit.model.get_base_model(), kit.config()),
+)
+misuse(
+    "a base model with a plain LoRA",
+    lambda kit: get_peft_model(
+        kit.watch(get_peft_model(tiny_llama(), LoraConfig()).get_base_model(), kit.says),
+        kit.config(),
+    ),
+)
+misuse(
+    "a LoRA put over an iLoRA's base model",
+    lambda kit: kit.says(
+        get_peft_model(adapted().get_base_model(), kit.watch(LoraConfig(target_modules=["q_proj"])))
+    ),
 )
 misuse(
     "a PeftModel, wrapped a second time",
