@@ -111,8 +111,8 @@ _OTHER_ROWS = (
     "and pass it to each forward, for instance routing_embeds=torch.cat([z, z]) for [rows, rows]"
 )
 OTHER_THREAD = (
-    "a forward mixes evenly (missing_routing='uniform') while model.routing(...) is open in another "
-    "thread, which this thread does not see: pass routing_embeds=z to the call that the thread "
+    "a forward mixes evenly (missing_routing='uniform') while model.routing(...) is open in "
+    "another thread, which this thread does not see: pass routing_embeds=z to the call that the thread "
     "makes, or open model.routing(z) in it"
 )
 

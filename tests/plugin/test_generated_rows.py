@@ -25,7 +25,10 @@ STRATEGIES = {
     "prefill in chunks": {"prefill_chunk_size": 3},
     "prefill in chunks, beams": {"prefill_chunk_size": 3, "num_beams": 2},
     "guidance": {"guidance_scale": 1.5},
-    "constrained": {"num_beams": 2, "prefix_allowed_tokens_fn": lambda row, ids: [5, 9, 12, 30, 41]},
+    "constrained": {
+        "num_beams": 2,
+        "prefix_allowed_tokens_fn": lambda row, ids: [5, 9, 12, 30, 41],
+    },
 }
 support = pytest.mark.support
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -149,7 +148,11 @@ GRID = {"pixel_values": 16, "image_grid_thw": 1}
 LAST = {"vision_feature_layer": -1}
 FIXED = {
     "LLaVA": Sees(vlm("llava", "llama", "clip_vision_model", image_seq_length=4, **LAST), pictures),
-    "Gemma 3": Sees(family("Gemma 3 with vision (one image for each row)").make, pictures, typed="token_type_ids"),
+    "Gemma 3": Sees(
+        family("Gemma 3 with vision (one image for each row)").make,
+        pictures,
+        typed="token_type_ids",
+    ),
     "Qwen2-VL": Sees(qwen2_vl, patches, each=GRID, typed="mm_token_type_ids"),
 }
 """Every image has as many tokens as any other."""
@@ -196,7 +199,9 @@ def assert_rows_are_what_they_are_alone(sees, model, counts, z) -> None:
     assert (moved - logits).abs().max() > 1e-2
 
 
-@pytest.mark.support("Model families", "LLaVA, Gemma 3, Qwen2-VL: images unevenly over rows", "works")
+@pytest.mark.support(
+    "Model families", "LLaVA, Gemma 3, Qwen2-VL: images unevenly over rows", "works"
+)
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("name", FIXED)
 def test_images_spread_over_rows_in_any_way_follow_their_rows(name, spread, z) -> None:
@@ -261,4 +266,3 @@ def test_a_layer_of_the_text_is_told_from_one_that_sees_images() -> None:
     eyes = {name for name in seen if sees_images(model, name)}
     assert eyes and seen - eyes
     assert eyes == {n for n in seen if "vision_tower" in n or "multi_modal_projector" in n}
-
