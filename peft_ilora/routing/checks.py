@@ -112,8 +112,8 @@ _OTHER_ROWS = (
 )
 OTHER_THREAD = (
     "a forward mixes evenly (missing_routing='uniform') while model.routing(...) is open in "
-    "another thread, which this thread does not see: pass routing_embeds=z to the call that the thread "
-    "makes, or open model.routing(z) in it"
+    "another thread, which this thread does not see: pass routing_embeds=z to the call that the "
+    "thread makes, or open model.routing(z) in it"
 )
 
 

@@ -199,9 +199,7 @@ def assert_rows_are_what_they_are_alone(sees, model, counts, z) -> None:
     assert (moved - logits).abs().max() > 1e-2
 
 
-@pytest.mark.support(
-    "Model families", "LLaVA, Gemma 3, Qwen2-VL: images unevenly over rows", "works"
-)
+@pytest.mark.support("Model families", "LLaVA, Gemma 3, Qwen2-VL (uneven images)", "works")
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("name", FIXED)
 def test_images_spread_over_rows_in_any_way_follow_their_rows(name, spread, z) -> None:
@@ -209,14 +207,14 @@ def test_images_spread_over_rows_in_any_way_follow_their_rows(name, spread, z) -
     assert_rows_are_what_they_are_alone(FIXED[name], model, SPREADS[spread], z)
 
 
-@pytest.mark.support("Model families", "LLaVA-NeXT, Qwen2-Audio: one image or clip a row", "works")
+@pytest.mark.support("Model families", "LLaVA-NeXT, Qwen2-Audio (one a row)", "works")
 @pytest.mark.parametrize("name", VARIABLE)
 def test_one_image_in_each_row_is_its_rows(name, z) -> None:
     assert_rows_are_what_they_are_alone(VARIABLE[name], adapt(VARIABLE[name].make), [1, 1, 1], z)
 
 
 @pytest.mark.support(
-    "Model families", "LLaVA-NeXT, Qwen2-Audio: images or clips unevenly over rows", "refused"
+    "Model families", "LLaVA-NeXT, Qwen2-Audio (uneven images or clips)", "refused"
 )
 @pytest.mark.parametrize("spread", ["all in one", "uneven"])
 @pytest.mark.parametrize("name", VARIABLE)
@@ -232,7 +230,7 @@ def test_images_of_unknown_rows_are_refused_and_the_remedies_help(name, spread, 
     text(**inputs, routing_embeds=z[: len(counts)])
 
 
-@pytest.mark.support("Model families", "Idefics3: images padded to a row's", "refused")
+@pytest.mark.support("Model families", "Idefics3 (rows with fewer images than others)", "refused")
 def test_padding_images_are_not_taken_for_rows(z) -> None:
     model, ids = adapt(idefics3), sentences([2, 1], tokens=1)
     pictures = noise(2, 2, 3, 8, 8)

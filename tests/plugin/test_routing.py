@@ -1,6 +1,7 @@
 """What `routing_embeds` promises, in every way of passing it."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -244,6 +245,45 @@ def test_uniform_mixes_evenly_where_routing_is_missing(make_adapted, ids, z) -> 
         model(input_ids=ids).logits,
         model(input_ids=ids, routing_embeds=torch.zeros_like(z)).logits,
     )
+
+
+@pytest.mark.parametrize("config", [{}, {"gate_scope": "per_module"}], ids=str)
+def test_an_even_mix_gives_the_gate_a_gradient_of_zeros_in_training(
+    make_adapted, ids, config
+) -> None:
+    model = make_adapted(missing_routing="uniform", **config)
+    gates = {n: p for n, p in model.named_parameters() if "ilora_gate" in n}
+    assert gates
+    expected = model(input_ids=ids).logits
+    trained = model.train()(input_ids=ids).logits
+    torch.testing.assert_close(trained, expected)
+    trained.sum().backward()
+    for parameter in gates.values():  # DDP waits for one
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
+@pytest.mark.parametrize("token", [False, True], ids=["routing", "token"])
+def test_a_traced_gate_that_keeps_the_largest_serves_other_batches(
+    make_adapted, ids, z, token
+) -> None:
+    by_token = {"gate_input": "token", "gate_scope": "per_module"} if token else {}
+    model = make_adapted(top_k=2, **by_token)
+
+    class Served(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor, z: Tensor) -> Tensor:
+            routing = {} if token else {"routing_embeds": z}
+            mask = torch.ones_like(ids)
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **routing).logits
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: sizes are constants
+        traced = torch.jit.trace(Served(), (ids, z), check_trace=False)
+        for inputs in ((ids, z.flip(0)), (torch.cat([ids, ids[:2]]), torch.randn(5, 8))):
+            torch.testing.assert_close(traced(*inputs), Served()(*inputs))
 
 
 def test_gate_weights_are_a_distribution_for_each_row(llama, make_adapted, z) -> None:
