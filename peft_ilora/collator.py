@@ -15,7 +15,8 @@ class RoutingCollator:
     """Takes the routing off every row, lets another collator do the rest, adds the routing again.
 
     Where it makes several rows of each, as of pairs (`chosen_ids`, `rejected_ids`), all of them
-    have the pair's routing. Picklable where the inner collator is, so it works in a dataloader's workers.
+    have the pair's routing. Picklable where the inner collator is, so it works in a dataloader's
+    workers.
 
     Args:
         inner: Any data collator: rows to a batch.

@@ -32,7 +32,7 @@ from peft_ilora.model.mixing import MixedBatches
 from peft_ilora.model.rollback import Snapshot
 from peft_ilora.routing.binding import Routing, RoutingState
 from peft_ilora.routing.checkpointing import bind_checkpoints
-from peft_ilora.routing.checks import checked_embeds
+from peft_ilora.routing.checks import check_has_values, checked_embeds
 from peft_ilora.routing.forward import RoutingHooks, is_routed
 from peft_ilora.routing.prompt import check_prompt_width, prompt_embeds
 from peft_ilora.saving import GATES
@@ -201,7 +201,8 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         Raises:
             RuntimeError: Inside another `routing` block, where two routings would compete.
             TypeError: Not a tensor of that dtype.
-            ValueError: Wrong shape, NaN or infinity, no such expert; no adapter would read it.
+            ValueError: Wrong shape, NaN or infinity, no such expert, no values (meta device); no
+                adapter would read it.
         """
         self.routing_state.drop_aborted_forward()
         if self.routing_state.current is not None:
@@ -211,6 +212,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         self.adapters.check_readable(routing_embeds)
         configs = {name: self.adapters.config(name) for name in self.active_adapters}
         readers = {name: config for name, config in configs.items() if config.gate_input != "token"}
+        check_has_values(routing_embeds, self.model)
         embeds = checked_embeds(routing_embeds, readers)
         bind_checkpoints(self.model, self.routing_state, self.adapters)
         with self.routing_state.context(Routing(embeds, "context")):

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.routing.binding import Routing
@@ -40,6 +40,21 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
     else:
         _check_vectors(routing_embeds, configs)
     return routing_embeds
+
+
+def check_has_values(routing_embeds: Any, model: nn.Module) -> None:
+    """Refuse a routing on the meta device for a model that is not there itself.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if isinstance(routing_embeds, Tensor) and routing_embeds.is_meta:
+        like = next(model.parameters(), None)
+        if like is None or not like.is_meta:
+            raise ValueError(
+                "routing_embeds is on the meta device, where tensors have no values: build it on a "
+                "real device, the model's for instance"
+            )
 
 
 def check_fits(embeds: Tensor, configs: dict[str, ILoRAConfig]) -> None:
@@ -96,9 +111,9 @@ _OTHER_ROWS = (
     "and pass it to each forward, for instance routing_embeds=torch.cat([z, z]) for [rows, rows]"
 )
 OTHER_THREAD = (
-    "a forward mixes evenly (missing_routing='uniform') while model.routing(...) is open in another "
-    "thread, which this thread does not see: pass routing_embeds=z to the call that the thread "
-    "makes, or open model.routing(z) in it"
+    "a forward mixes evenly (missing_routing='uniform') while model.routing(...) is open in "
+    "another thread, which this thread does not see: pass routing_embeds=z to the call that the "
+    "thread makes, or open model.routing(z) in it"
 )
 
 

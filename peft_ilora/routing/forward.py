@@ -18,7 +18,12 @@ from peft_ilora.config import ILoRAConfig
 from peft_ilora.errors import missing_routing_error
 from peft_ilora.routing.binding import KEYWORD, Owner, Routing, RoutingState, for_forward
 from peft_ilora.routing.checkpointing import bind_checkpoints, unbind_checkpoints
-from peft_ilora.routing.checks import OTHER_THREAD, check_fits, checked_embeds
+from peft_ilora.routing.checks import (
+    OTHER_THREAD,
+    check_fits,
+    check_has_values,
+    checked_embeds,
+)
 from peft_ilora.routing.families import codebooks
 from peft_ilora.routing.generation import fitting, watch_generation
 from peft_ilora.routing.images import has_images, image_rows, sees_images
@@ -101,6 +106,7 @@ class RoutingHooks:
         if not configs:
             self.readers.check_readable(routing_embeds)
             return None
+        check_has_values(routing_embeds, self.model)
         return Routing(checked_embeds(routing_embeds, configs), owner)
 
     def with_images(
@@ -116,7 +122,7 @@ class RoutingHooks:
         Raises:
             ValueError: Adapted layers see images, and nobody can tell whose they are.
         """
-        if routing.sole or not has_images(kwargs):
+        if routing.sole or not has_images(self.model, kwargs):
             return routing
         known = list(configs.values())
         if list(map(id, known)) != list(map(id, self.marked)):
@@ -158,7 +164,7 @@ class RoutingHooks:
         rows = inputs[0].shape[0] // codebooks(self.model, kwargs) if inputs else routing.rows
         routing = fitting(routing, rows)
         routing = for_forward(routing, inputs, self.model.training, configs)
-        if args and has_images(kwargs):
+        if args and has_images(self.model, kwargs):
             kwargs = inspect.signature(self.model.forward).bind_partial(*args).arguments | kwargs
         return self.with_images(routing, kwargs, configs)
 

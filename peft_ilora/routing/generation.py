@@ -99,11 +99,11 @@ class RoutedGenerate(Watched):
             routing = prompt_routing(model, args, kwargs, "generate", configs)
         if routing is None:
             return self.own(*args, **kwargs)
-        rows = prompt_rows(model, args, kwargs)
-        check_rows(Routing(routing.embeds, "forward"), routing.batch if rows is None else rows)
         name = family(model)
         if routing.batch > 1 and name in REGROUPING:
             raise regrouping_error(name)
+        rows = prompt_rows(model, args, kwargs)
+        check_rows(Routing(routing.embeds, "forward"), routing.batch if rows is None else rows)
         begun = Routing(
             routing.embeds,
             "generate",

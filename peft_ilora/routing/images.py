@@ -18,7 +18,10 @@ _MEDIA = {
     "input_values": "audio",
 }
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
-_MEASURED = re.compile(r"size|grid|shape|aspect|num_|crop|(image|pixel|feature|audio)\w*_mask")
+_MEASURED = re.compile(
+    r"(image|pixel|feature|audio|video)\w*_(sizes?|mask)|_grid|spatial_shapes|aspect_ratio"
+    r"|num_(crops|patches|tiles|images|frames)"
+)
 """Arguments that let images differ in their number of tokens."""
 _TOWER = re.compile(
     r"vision|visual|image|pixel|audio|speech|video|multi_modal|mm_|qformer|connector|perceiver"
@@ -83,9 +86,13 @@ def image_rows(model: nn.Module, kwargs: dict[str, Any]) -> ImageRows | None:
     return ImageRows(tuple(kinds)) if kinds else None
 
 
-def has_images(kwargs: dict[str, Any]) -> bool:
-    """Whether a call has something that `image_rows` looks at."""
-    return any(kwargs.get(name) is not None for name in _MEDIA)
+def has_images(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a call has images, or the like, that tokens of its text stand for."""
+    config = getattr(model, "config", None)
+    return any(
+        kwargs.get(name) is not None and _token(config, kind) is not None
+        for name, kind in _MEDIA.items()
+    )
 
 
 def sees_images(model: nn.Module, name: str) -> bool:
@@ -103,8 +110,7 @@ def sees_images(model: nn.Module, name: str) -> bool:
 
 def _text(model: nn.Module) -> tuple[str, str]:
     """Return the name of the module that embeds tokens, and of the one around it."""
-    find = getattr(model, "get_input_embeddings", None)
-    embedding = None if find is None else find()
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
     names = (name for name, module in model.named_modules() if module is embedding)
     text = next(names, "").rpartition(".")[0]
     return (text, text.rpartition(".")[0]) if "." in text else (text if text != "model" else "", "")

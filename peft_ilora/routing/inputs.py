@@ -28,6 +28,7 @@ def model_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def prompt_rows(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Return how many rows a call of `generate` begins with; None: it does not tell."""
-    prompts = [kwargs.get("inputs"), *model_inputs(args, kwargs)]
+    # RAG's documents come with scores, one row of them for each question.
+    prompts = [kwargs.get("doc_scores"), kwargs.get("inputs"), *model_inputs(args, kwargs)]
     rows = next((t.shape[0] for t in prompts if isinstance(t, Tensor) and t.dim() > 0), None)
     return None if rows is None else rows // codebooks(model, kwargs)

@@ -470,6 +470,18 @@ def continued(kit: Kit) -> None:
     model(input_ids=kit.ids[:, :1], past_key_values=cache)
 
 
+def context_without_values(kit: Kit) -> None:
+    with kit.model.routing(kit.z.to("meta")):
+        pass
+
+
+def doubled(kit: Kit) -> None:
+    def loop(model: Any, input_ids: Tensor, **settings: Any) -> Tensor:
+        return model(input_ids=torch.cat([input_ids, input_ids])).logits
+
+    kit.model.generate(input_ids=kit.ids, routing_embeds=kit.z, custom_generate=loop)
+
+
 class Gathered(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -507,6 +519,9 @@ misuse(
     "a layer that sees other rows than the batch's",
     gathered,
 )
+misuse("a context on the meta device", context_without_values)
+misuse("`custom_generate` that doubles the batch", doubled)
+misuse("`generate_batch`", lambda kit: kit.model.generate_batch(inputs=kit.ids.tolist()))
 misuse(
     "prompt routing where labels leave no prompt",
     lambda kit: prompted(kit)(input_ids=kit.ids, labels=kit.ids),
