@@ -56,7 +56,9 @@ def parser_for(command: str) -> ArgumentParser:
 
 def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:
     """Read an experiment's YAML and apply command-line overrides."""
-    return _parsed(f"run {name}", yaml_file(EXPERIMENTS, name, "experiment"), overrides)
+    path = yaml_file(EXPERIMENTS, name, "experiment")
+    yaml_fields(path)  # whose errors name the file
+    return _parsed(f"run {name}", path, overrides)
 
 
 def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
@@ -100,7 +102,7 @@ def yaml_fields(path: Path) -> dict[str, Any]:
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must consist of fields with values, not {found!r}")

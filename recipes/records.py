@@ -10,14 +10,15 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from recipes.artifacts import known_sha256, read_json
+from recipes.artifacts import known_sha256, read_json, write_json
 
-RECORD = "record.json"
+RECORD, SEAL = "record.json", "sha256"
+"""A record's file, and the field that holds a checksum over its others."""
 DATA = (".safetensors", ".parquet")
 """Endings of the files that later stages compute with."""
 SHOWN, LONGEST_VALUE = 5, 80
@@ -155,10 +156,24 @@ def required_record(stage: Stage, folder: Path, command: str) -> Record:
     return found
 
 
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, with a checksum over its fields."""
+    fields = asdict(record)
+    write_json(path, fields | {SEAL: _seal(fields)})
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def parsed(path: Path) -> Record | None:
     """The record, or None if it is damaged, altered, or has the fields of another version."""
     try:
-        found = Record(**read_json(path))
+        fields = read_json(path)
+        seal = fields.pop(SEAL, None)
+        found = Record(**fields)
+        if seal not in (None, _seal(fields)):  # earlier versions had none
+            return None
         stage = Stage(found.stage, found.config, found.inputs, found.version)
         sound = found.fingerprint == stage.fingerprint and _sound(found)
     except (ValueError, TypeError, AttributeError):

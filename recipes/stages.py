@@ -15,10 +15,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
-from recipes.artifacts import naming, sha256, write_json
+from recipes.artifacts import naming, sha256
 from recipes.records import (
     RECORD,
     Record,
@@ -28,6 +27,7 @@ from recipes.records import (
     lost_files,
     parsed,
     told,
+    write_record,
 )
 
 UNFINISHED, OLDER = ".unfinished", ".older"
@@ -93,7 +93,7 @@ def _worked(stage: Stage, place: Path, work: Callable[[Path], None]) -> Record:
         versions=installed_versions(),
         seconds=round(time.monotonic() - start, 3),
     )
-    write_json(place / RECORD, asdict(record))
+    write_record(place / RECORD, record)
     return record
 
 

@@ -1,6 +1,6 @@
-"""What can be done wrong, and the exception that answers: the table of docs/errors.md.
+"""What can be done wrong, and the exception that answers: a part of docs/errors.md.
 
-`python tests/plugin/misuses.py` writes the table; `test_misuses.py` holds it against the code.
+`python tests/plugin/misuses.py` writes it; `test_misuses.py` holds it against the code.
 """
 
 import copy
@@ -29,14 +29,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import ROUTING_DIM, adapted, tiny_llama
+from error_page import write_part
 
 from peft_ilora import ILoRAConfig, RoutingCollator, export_lora
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ELSEWHERE = "base_model.model.model.layers.7.self_attn.q_proj.ilora_A.weight"
-PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+PART = "plugin"
 
 
 Run = Callable[[Any], Tensor]
@@ -792,13 +794,11 @@ def row(case: Misuse, error: BaseException | None, folder: Path) -> str:
 
 
 def page(rows: dict[str, list[str]]) -> str:
-    """docs/errors.md."""
+    """The part of docs/errors.md."""
     count = sum(map(len, rows.values()))
     lines = [
-        "# Errors",
-        "",
         f"{count} things that can be done wrong and the exception that answers. Each row is a test "
-        "(`tests/plugin/test_misuses.py`), and the page is written by "
+        "(`tests/plugin/test_misuses.py`), and the part is written by "
         "`python tests/plugin/misuses.py`. The examples' model is a tiny Llama of two layers, the "
         "batch has three rows, `routing_dim` is 8. Nothing is changed by a call that fails.",
     ]
@@ -814,7 +814,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             kit = Kit(Path(folder))
             rows.setdefault(case.area, []).append(row(case, outcome(case, kit), Path(folder)))
-    PAGE.write_text(page(rows), encoding="utf-8")
+    write_part(PART, page(rows))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recipes.__main__ import main
 from recipes.artifacts import read_table
 from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream
@@ -273,3 +274,16 @@ def test_the_next_artist_id_is_as_good_a_guess_as_documented(
     if protocol == "llara":
         seen = np.where(histories >= 0, artist_ids[histories], 0)
         assert (artist_ids[targets] > seen.max(axis=1)).all()
+
+
+def test_the_stages_of_the_shipped_experiment_find_each_others_files(
+    raw: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lastfm` is a dataset and an experiment: its stages are the experiment's."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    small = ["--prepare.max_history", "3", "--prepare.num_candidates", "2", "--evaluate.ks", "[1]"]
+    small += ["--recommender.max_epochs", "1", "--recommender.hidden_size", "4"]
+    assert main(["prepare", "lastfm", "--source", str(raw), *small]) == 0
+    assert Path("runs/lastfm/prepare/interactions.parquet").exists()
+    assert main(["recommender", "lastfm", *small]) == 0
+    assert Path("runs/lastfm/recommenders/sasrec/model.safetensors").exists()

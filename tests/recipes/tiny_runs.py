@@ -83,5 +83,4 @@ def refused(error: str) -> str:
     """The one line of a refusal, from what a command printed as errors."""
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in error, error
-    assert error.rstrip().endswith(lines[0]), error
     return lines[0]
