@@ -58,6 +58,11 @@ class Pipeline:
         """Turn raw files into tables."""
         self.run.prepare()
 
+    def check(self) -> None:
+        """Prepare the tables, and see whether every arm's language model fits them."""
+        self.prepare()
+        preflight(self.run, self.arms, weights=False)
+
     def recommender(self) -> None:
         """Train the recommenders on the train windows, and write their vectors."""
         for name in self.run.networks:

@@ -138,9 +138,12 @@ def run_study(study: Study) -> Mapping[str, Any]:
         The content of `DIR/results.json`.
 
     Raises:
-        ValueError: A field of some cell has an impossible value. No cell has been run then.
+        ValueError: A field of some cell has an impossible value, or does not fit the data or the
+            language model. Nothing has been trained then.
     """
     pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
+    for pipeline in pipelines:
+        pipeline.check()
     found = []
     for number, (cell, pipeline) in enumerate(zip(study.cells, pipelines, strict=True), 1):
         print(f"[study {study.name}] {number} of {len(study.cells)}: {cell.name}", flush=True)

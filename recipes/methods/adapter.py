@@ -1,14 +1,15 @@
 """What all adapters of a language model share: settings, training, prediction."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from peft import LoraConfig, PeftConfig
 
+from recipes.data.splits import SplitName
 from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment, GatedSettings
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
@@ -131,10 +132,11 @@ class AdapterMethod(Method):
         answer = int(store.answers.lengths.max())
         evaluated = evaluated_rows(data.split(config.split), config)
         longest = {}
-        for name, rows, after in (
+        used: list[tuple[SplitName, np.ndarray, int]] = [
             ("train", training_rows(data.split("train"), settings), answer),
             (config.split, evaluated.rows, max(answer, config.max_new_tokens or 0)),
-        ):
+        ]
+        for name, rows, after in used:
             prompts = store.prompts(name, settings.prompt_history, self.user_slot).input_ids
             check_tokens(outline, prompts, store.answers)
             longest[f"{name} split"] = int(prompts.lengths[rows].max()), after
@@ -219,17 +221,8 @@ def check_settings(settings: AdapterSettings) -> None:
             raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
     if not 0 <= settings.lora_dropout < 1:
         raise ValueError(f"adapt.lora_dropout={settings.lora_dropout} must be in [0, 1)")
-    if not 0 < settings.lora_alpha < math.inf:
-        raise ValueError(f"adapt.lora_alpha={settings.lora_alpha} must be positive")
-    rates = ["learning_rate", "weight_decay"]
-    rates += ["gate_learning_rate_scale"] if isinstance(settings, GatedSettings) else []
-    for name in rates:
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(
-                f"adapt.{name}={getattr(settings, name)} must not be negative, and a number"
-            )
-    if not settings.target_modules:
-        raise ValueError("adapt.target_modules=[]: name the modules to adapt")
+    if settings.learning_rate < 0:
+        raise ValueError(f"adapt.learning_rate={settings.learning_rate} must not be negative")
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise ValueError(
             f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "
