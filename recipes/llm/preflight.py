@@ -104,8 +104,7 @@ def check_adapter(outline: Outline, peft: PeftConfig, owner: str) -> None:
     with warnings.catch_warnings(), peft_wrapping():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            trial = replace(peft, init_lora_weights=START_OF_ANY_MODEL)
-            get_peft_model(outline.fresh(), trial)
+            get_peft_model(outline.fresh(), _without_start(peft))
         except Exception as error:  # PEFT stumbles over a wrong value in many ways
             said = " ".join(str(error).split())
             raise ValueError(
@@ -132,8 +131,8 @@ def _check_names(model: PreTrainedModel, peft: PeftConfig, owner: str) -> None:
         missing = [value for value in literal if not any(_is(name, value) for name in names)]
         if missing:
             raise ValueError(
-                f"{SECTION.get(field, field)} of arm {owner} names {', '.join(sorted(missing))}, which "
-                f"{type(model).__name__} does not have; its modules are "
+                f"{SECTION.get(field, field)} of arm {owner} names {', '.join(sorted(missing))}, "
+                f"which {type(model).__name__} does not have; its modules are "
                 f"{', '.join(_linear_names(model))}: name some of these"
             )
     layers = getattr(peft, "layers_to_transform", None)
