@@ -63,6 +63,11 @@ class Pipeline:
         with held(self.run.folder):
             self._prepare()
 
+    def check(self) -> None:
+        """Prepare the tables, and see whether every arm's language model fits them."""
+        self.prepare()
+        preflight(self.run, self.arms, weights=False)
+
     def recommender(self) -> None:
         """Train the recommenders on the train windows, and write their vectors."""
         with held(self.run.folder):

@@ -8,7 +8,7 @@ from recipes.run import Run
 from recipes.scoring.probe import check_language_model
 
 
-def preflight(run: Run, arms: Sequence[Arm]) -> None:
+def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
     """Refuse what would be found out after hours of training.
 
     Arms that are trained and evaluated already are not looked at, so a finished run loads no
@@ -17,6 +17,7 @@ def preflight(run: Run, arms: Sequence[Arm]) -> None:
     Args:
         run: The run, whose stage `prepare` is finished.
         arms: The arms of its experiment.
+        weights: False leaves the language model's weights alone, and looks at everything else.
 
     Raises:
         FileNotFoundError: There is no such language model.
@@ -27,6 +28,8 @@ def preflight(run: Run, arms: Sequence[Arm]) -> None:
     adapters = [arm for arm in arms if arm.method.is_adapter and not is_finished(run, arm)]
     for arm in adapters:
         arm.method.check(run, arm)
+    if not weights:
+        return
     if adapters and not run.has_stand_in:
         check_language_model(run.llm.base, run.llm_path)
     run.is_checked = True

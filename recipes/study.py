@@ -139,11 +139,14 @@ def run_study(study: Study) -> Mapping[str, Any]:
         The content of `DIR/results.json`.
 
     Raises:
-        ValueError: A field of some cell has an impossible value, or another command writes into
-            the study's folder. No cell has been run then.
+        ValueError: A field of some cell has an impossible value, or does not fit the data or the
+            language model, or another command writes into the study's folder. Nothing has been
+            trained then.
     """
     pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
     with held(study.out):
+        for pipeline in pipelines:
+            pipeline.check()
         return _run_cells(study, pipelines)
 
 

@@ -7,8 +7,10 @@ checkpoint lacks, which transformers would draw at random.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from recipes.experiment import Precision
+from recipes.prompting.special_tokens import find_id
 
 REMEDY = "give a Hugging Face causal LM by name or path, or `stand-in`"
 
@@ -54,7 +57,7 @@ def load_outline(name_or_path: str) -> Outline:
     return Outline(name_or_path, tokenizer, model)
 
 
-def empty_model(config: AutoConfig) -> PreTrainedModel:
+def empty_model(config: Any) -> PreTrainedModel:
     """A causal LM on the device `meta`."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -76,13 +79,14 @@ def load_language_model(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with _explained(name_or_path):
         tokenizer = _tokenizer(name_or_path)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        model, report = loaded
         _refuse_other_weights(model, report)
     fit_padding(tokenizer, model)
     return model.requires_grad_(False).eval(), tokenizer
@@ -95,7 +99,7 @@ def fit_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> N
     the place of a pad token that is missing, or that the embeddings were not enlarged for.
     """
     tokenizer.padding_side = "left"
-    pad = tokenizer.pad_token_id
+    pad = find_id(tokenizer, "pad")
     if pad is None or pad >= embedding_rows(model):
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -142,13 +146,10 @@ def _refuse_other_weights(model: PreTrainedModel, report: dict) -> None:
             f"{missing[0]}, which would start at random: take a checkpoint that was saved as a "
             "causal LM"
         )
-    layers = {name for name, module in model.named_modules() if isinstance(module, _Layers)}
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     for key in sorted(report["unexpected_keys"]):
         if any(key.startswith(f"{name}.") for name in layers):
             raise ValueError(
                 f"the checkpoint holds {key}, which its config.json has no layer for: restore the "
                 "config.json that was saved with it"
             )
-
-
-_Layers = torch.nn.ModuleList

@@ -3,12 +3,12 @@
 Every function refuses, with the field to change, what would otherwise be found out after hours.
 """
 
+import copy
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from peft import PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -18,8 +18,10 @@ from recipes.llm.loading import Outline, embedding_rows
 from recipes.prompting.ragged import Ragged
 from recipes.prompting.special_tokens import find_id
 
-START_OF_ANY_MODEL = True
-"""`init_lora_weights` of a trial: other starts need weights, which an outline lacks."""
+NAMING = ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern")
+"""Fields of PEFT's configurations that name modules."""
+SECTION = {"target_modules": "adapt.target_modules"}
+"""What a user knows a field as."""
 
 
 def check_tokens(outline: Outline, prompts: Ragged, answers: Ragged) -> None:
@@ -102,8 +104,7 @@ def check_adapter(outline: Outline, peft: PeftConfig, owner: str) -> None:
     with warnings.catch_warnings(), peft_wrapping():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            trial = replace(peft, init_lora_weights=START_OF_ANY_MODEL)
-            get_peft_model(outline.fresh(), trial)
+            get_peft_model(outline.fresh(), _without_start(peft))
         except Exception as error:  # PEFT stumbles over a wrong value in many ways
             said = " ".join(str(error).split())
             raise ValueError(
@@ -112,24 +113,26 @@ def check_adapter(outline: Outline, peft: PeftConfig, owner: str) -> None:
             ) from error
 
 
+def _without_start(peft: PeftConfig) -> PeftConfig:
+    """The same adapter with PEFT's default start: others read weights, which an outline lacks."""
+    trial = copy.deepcopy(peft)
+    if isinstance(trial, LoraConfig):
+        trial.init_lora_weights = True
+    return trial
+
+
 def _check_names(model: PreTrainedModel, peft: PeftConfig, owner: str) -> None:
     names = [name for name, _ in model.named_modules()]
-    given = {
-        "adapt.target_modules": peft.target_modules,
-        "modules_to_save": peft.modules_to_save,
-        "exclude_modules": peft.exclude_modules,
-        "rank_pattern": list(peft.rank_pattern),
-        "alpha_pattern": list(peft.alpha_pattern),
-    }
-    for field, values in given.items():
+    for field in NAMING:
+        values = getattr(peft, field, None)
         if not values or isinstance(values, str):
             continue  # a pattern, which PEFT refuses itself if it meets nothing
         literal = [value for value in values if value.replace("_", "").replace(".", "").isalnum()]
         missing = [value for value in literal if not any(_is(name, value) for name in names)]
-        if missing and not (field == "adapt.target_modules" and "all-linear" in values):
+        if missing:
             raise ValueError(
-                f"{field} of arm {owner} names {', '.join(sorted(missing))}, which "
-                f"{type(model).__name__} does not have; its modules are "
+                f"{SECTION.get(field, field)} of arm {owner} names {', '.join(sorted(missing))}, "
+                f"which {type(model).__name__} does not have; its modules are "
                 f"{', '.join(_linear_names(model))}: name some of these"
             )
     layers = getattr(peft, "layers_to_transform", None)

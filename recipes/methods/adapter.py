@@ -6,8 +6,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from peft import LoraConfig, PeftConfig
 
+from recipes.data.splits import SplitName
 from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
@@ -131,10 +133,11 @@ class AdapterMethod(Method):
         answer = int(store.answers.lengths.max())
         evaluated = evaluated_rows(data.split(config.split), config)
         longest = {}
-        for name, rows, after in (
+        used: list[tuple[SplitName, np.ndarray, int]] = [
             ("train", training_rows(data.split("train"), settings), answer),
             (config.split, evaluated.rows, max(answer, config.max_new_tokens or 0)),
-        ):
+        ]
+        for name, rows, after in used:
             prompts = store.prompts(name, settings.prompt_history, self.user_slot).input_ids
             check_tokens(outline, prompts, store.answers)
             longest[f"{name} split"] = int(prompts.lengths[rows].max()), after

@@ -88,8 +88,9 @@ def _generated(results: Results) -> str:
     return (
         f"## Generated answers ({_sample(results)})\n\n"
         "The model writes an answer greedily. It is **valid** when, apart from case and white "
-        "space, it is exactly one candidate's title. *Of total* counts an invalid answer as a "
-        "miss; *of valid* leaves it out, which flatters a model that often fails to answer. "
+        "space, it is exactly one candidate's title, as the model's tokenizer writes it. *Of "
+        "total* counts an invalid answer as a miss; *of valid* leaves it out, which flatters a "
+        "model that often fails to answer. "
         "Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
         f"{_interval_note(results)}\n\n"

@@ -98,8 +98,8 @@ def answer_log_probs(
     first = prompt.logits[:, -1:].repeat_interleave(choices, dim=0)
     log_probs = token_log_probs(first, tokens[:, :1])
     if tokens.shape[1] > 1:
-        cache = getattr(prompt, "past_key_values", None)
-        if not _is_repeatable(cache):
+        cache = repeatable_cache(prompt)
+        if cache is None:
             return _pooled(
                 _whole_log_probs(model, inputs, tokens, present), present, length_normalised
             ).view(len(answers), choices)
@@ -123,13 +123,18 @@ def _pooled(log_probs: Tensor, present: Tensor, length_normalised: bool) -> Tens
     return scores / present.sum(dim=1) if length_normalised else scores
 
 
-def _is_repeatable(cache: object) -> bool:
-    """Whether a cache holds keys and values alone, which may be repeated for each candidate.
+def repeatable_cache(outputs: object) -> DynamicCache | None:
+    """A prompt's cache, if it may be repeated for each candidate: it holds keys and values alone.
 
-    The states of recurrent layers, and layers of a model's own, may not.
+    The states of recurrent layers, and layers of a model's own, may not be repeated.
     """
-    known = DynamicLayer, DynamicSlidingWindowLayer
-    return type(cache) is DynamicCache and all(type(layer) in known for layer in cache.layers)
+    cache, known = (
+        getattr(outputs, "past_key_values", None),
+        (DynamicLayer, DynamicSlidingWindowLayer),
+    )
+    if type(cache) is DynamicCache and all(type(layer) in known for layer in cache.layers):
+        return cache
+    return None
 
 
 def _whole_log_probs(

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from recipes.llm.adapted import PromptInputs
 from recipes.scoring.probe import check_language_model
-from recipes.scoring.rank import _is_repeatable, answer_log_probs
+from recipes.scoring.rank import answer_log_probs, repeatable_cache
 
 from .language_models import SMALL, tiny_model
 
@@ -119,7 +119,7 @@ def test_a_family_is_ranked_as_whole_sequences_are(family):
     check_language_model(model, family)
     with torch.no_grad():
         prompt = model(input_ids=torch.tensor(PROMPTS[:1]), use_cache=True)
-    assert _is_repeatable(getattr(prompt, "past_key_values", None)) == (family in CACHED)
+    assert (repeatable_cache(prompt) is not None) == (family in CACHED)
     found = answer_log_probs(model, inputs_of(model), ANSWERS)
     torch.testing.assert_close(found, naive(model), atol=1e-4, rtol=1e-4)
     mean = answer_log_probs(model, inputs_of(model), ANSWERS, length_normalised=True)

@@ -96,7 +96,7 @@ def test_another_study_in_the_same_folder_trains_only_what_it_has_of_its_own(
     done, tmp_path, capsys
 ):
     out = shutil.copytree(done, tmp_path / "out")
-    study = read(tmp_path, out, arms=ARMS, vary={"evaluate.max_new_tokens": [1, 2]})
+    study = read(tmp_path, out, arms=ARMS, vary={"evaluate.max_new_tokens": [2, 3]})
     run_study(study)
     told, found = capsys.readouterr().out, kinds(out)
     assert "[adapt lora seed 0] already done" in told and "[adapt lora seed 0] -> " not in told
