@@ -226,7 +226,7 @@ def _llama_config(
     config: StandInConfig, tokenizer: PreTrainedTokenizerFast, lessons: TrainingCollator
 ) -> LlamaConfig:
     longest = lessons.prompts.input_ids.lengths.max() + lessons.answers.lengths.max()
-    return LlamaConfig(
+    found = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -242,5 +242,6 @@ def _llama_config(
         bos_token_id=required_id(tokenizer, "bos"),
         eos_token_id=required_id(tokenizer, "eos"),
         pad_token_id=required_id(tokenizer, "pad"),
-        **{MARK: True},
     )
+    setattr(found, MARK, True)
+    return found
