@@ -223,6 +223,6 @@ def _new_model(
             bos_token_id=required_id(tokenizer, "bos"),
             eos_token_id=required_id(tokenizer, "eos"),
             pad_token_id=required_id(tokenizer, "pad"),
-            **{MARK: True},
+            **{MARK: True},  # pyright: ignore[reportArgumentType]
         )
     )
