@@ -62,7 +62,7 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         table = pd.concat(tables, ignore_index=True)
         write_table(place / PREDICTIONS, table)
         summary = summarise(table, arms, config.ks, rows.num_candidates, resampling)
-        evaluated = _described(rows, config) | {"ambiguous_rows": _ambiguous_rows(table)}
+        evaluated = {**_described(rows, config), "ambiguous_rows": _ambiguous_rows(table)}
         write_json(place / METRICS, {"evaluated": evaluated, **summary})
         write_json(place / GATES, _gates(parts, rows))
 

@@ -58,7 +58,7 @@ def predictions_table(
         table["valid"] = pd.array([item != NO_ITEM for item in items], dtype="boolean")
         by_substring = _parsed(found.texts, rows, titles, parse_answer_by_substring)
         table["substring_item"] = pd.array(by_substring, dtype="Int64")
-        perfect = _parsed([titles[item] for item in rows.targets], rows, titles, parse_answer)
+        perfect = _parsed([str(titles[item]) for item in rows.targets], rows, titles, parse_answer)
         table["ambiguous"] = pd.array([item == NO_ITEM for item in perfect], dtype="boolean")
     return table
 
