@@ -73,17 +73,3 @@ def parts_of(layer: Any, adapter: str) -> tuple[nn.Module, nn.Module, nn.Module]
         own["lora_B"]._modules[adapter],
         own["lora_dropout"]._modules[adapter],
     )
-
-
-def circumstances(x: Tensor) -> tuple[object, ...]:
-    """Return what must not change between two uses of a tensor for these to be the same: its
-    version, its gradients, and who keeps tensors, as a checkpoint that begins in between does.
-    """
-    keeper = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
-    return x._version, x.requires_grad, torch.is_grad_enabled(), keeper
-
-
-def running_backward() -> int | None:
-    """Return a number for the backward pass that runs in this thread; None: there is none."""
-    task = torch._C._current_graph_task_id()
-    return None if task == -1 else task

@@ -89,9 +89,9 @@ def _check_may_untie(
         for end in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[operator]
             ends.append(end.get_base_layer() if hasattr(end, "get_base_layer") else end)
     if not may_untie or any(module not in ends for module in holders):
+        untying = "" if may_untie else "merge_and_unload(routing_embeds=z), "
         raise ValueError(
             f"{layer.name} shares its base weight with another module, which a merge would change "
-            "too: use merge_and_unload(routing_embeds=z), which unties word embeddings, load the "
-            "base model with tie_word_embeddings=False, or use peft_ilora.export_lora(model, z, "
-            "folder)"
+            f"too: use {untying}peft_ilora.export_lora(model, z, folder), or a base model loaded "
+            "with tie_word_embeddings=False"
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.gating import GateForm
 from peft_ilora.routing.images import ImageRows
+from peft_ilora.routing.keeping import keeping
 
 KEYWORD = "routing_embeds"
 """The keyword of `forward` and `generate`."""
@@ -130,6 +131,9 @@ class Frame:
     """The module whose forward's opening hook has pushed it, so that its closing hook pops it."""
     opened_as: Routing | None = None
     """The routing before `generate` expanded its rows."""
+    opened_by: tuple[object, ...] = field(default_factory=keeping, compare=False)
+    """Who kept tensors when it was opened. Where this has changed, a checkpointed block runs, and
+    will run again without this frame."""
 
 
 class RoutingState(threading.local):

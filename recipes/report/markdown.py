@@ -112,6 +112,7 @@ def _ranked(results: Results) -> str:
             ("hit_ratio", "HitRatio", ks),
             ("ndcg", "NDCG", [k for k in ks if k > 1]),  # NDCG@1 is HitRatio@1
         )
+        if cutoffs
     ]
     mean = "mean" if results["config"]["evaluate"]["length_normalised"] else "sum"
     return (

@@ -143,6 +143,13 @@ def finished(folder, rates=HIT_RATES, **changes):
     return made
 
 
+def test_a_single_cut_off_has_a_table_of_its_own(tmp_path):
+    evaluate = EvaluateConfig(ks=[1], bootstrap_samples=200)
+    finished(tmp_path, evaluate=evaluate).report()
+    page = (tmp_path / "report.md").read_text()
+    assert "| HitRatio@1 |" in page and "NDCG@" not in page
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """(run directory, results, Markdown, what was returned): two methods and two seeds."""
