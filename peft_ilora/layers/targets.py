@@ -22,6 +22,9 @@ _READ_PAST = {
     "zamba2": {"out_proj"},
 }
 """Layers whose weight these models read without calling the layer, always or in a fused kernel."""
+_HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_HEADS = {"classifier", "score", "qa_outputs"}
+"""Names of heads that PEFT adds to `modules_to_save` for these tasks, whether there are any."""
 
 
 def check_in_memory(model: nn.Module) -> None:
@@ -45,7 +48,9 @@ def warn_of_unknown_names(model: nn.Module, config: LoraConfig) -> None:
         listed = getattr(config, option)
         if isinstance(listed, str) or not listed:
             continue
-        unknown = {one for one in listed if not any(f".{n}".endswith(f".{one}") for n in names)}
+        added = _HEADS if option == "modules_to_save" and config.task_type in _HEADED else set()
+        asked = set(listed) - added
+        unknown = {one for one in asked if not any(f".{n}".endswith(f".{one}") for n in names)}
         if unknown and (len(unknown) < len(listed) or option == "modules_to_save"):
             warnings.warn(
                 f"{option}: no module of this {type(model).__name__} is called {sorted(unknown)}, "

@@ -10,7 +10,7 @@ from peft_ilora import ILoRAConfig
 from recipes.about import About
 from recipes.experiment import Experiment, GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan, RoutedBy
-from recipes.methods.adapter import AdapterMethod, refuse_both
+from recipes.methods.adapter import SOURCE, AdapterMethod, refuse_both
 from recipes.methods.method import Arm
 from recipes.methods.settings import positive_int
 from recipes.run import Run
@@ -88,7 +88,7 @@ class ILoRA(AdapterMethod):
             target_modules=settings["target_modules"],
             routing_dim=routing_dim,
             task_type=TaskType.CAUSAL_LM,
-            **options,
+            **{"routing_source": _source(settings)} | options,
         )
 
     def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
@@ -112,3 +112,10 @@ class ILoRA(AdapterMethod):
 
 def _routed_by(settings: Mapping[str, Any]) -> RoutedBy | None:
     return ROUTED_BY[settings["options"].get("gate_input", "routing")]
+
+
+def _source(settings: Mapping[str, Any]) -> str | None:
+    """Where the routing embeddings come from, for the model card."""
+    if _routed_by(settings) != "vector":
+        return None
+    return f"user representations of {settings[SOURCE]}, standardised"

@@ -348,7 +348,6 @@ def test_a_block_that_its_user_checkpoints_gets_the_gradients_of_its_own_masks(
     assert torch.allclose((x.grad * direction).sum(), difference, rtol=1e-5)
 
 
-
 def test_selective_checkpointing_keeps_outputs_that_nothing_writes_to(make_adapted, ids, z) -> None:
     def policy(context, op, *args, **kwargs):
         products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)

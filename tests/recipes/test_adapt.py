@@ -549,7 +549,9 @@ def test_stages_made_anew_make_an_adapter_stale(made, tmp_path):
     again = shutil.copytree(made.run.folder, tmp_path / "again")
     world = replace(made.run.experiment.prepare, candidate_seed=5)
     pipeline(again, prepare=world).prepare()
-    with pytest.raises(ValueError, match=r"with another candidate_seed.*recipes prepare` again"):
+    with pytest.raises(
+        ValueError, match=r"made with candidate_seed=5 \(now 1234\).*prepare` again"
+    ):
         adapt(again)
     other = pipeline(again, prepare=world)  # the recommender does not read candidates
     with pytest.raises(ValueError, match=r"another candidates.parquet.*recipes adapt` again"):

@@ -105,6 +105,7 @@ def test_methods_are_the_short_form_of_arms():
 # ------------------------------------------------------------------ settings of adapters
 
 ILORA_OPTIONS = {
+    "routing_source": "an embedding of the user's country",
     "expert_ranks": [1, 2, 3, 10],
     "gate": "mlp",
     "gate_input": "prompt",
