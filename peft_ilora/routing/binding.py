@@ -260,7 +260,7 @@ class RoutingState(threading.local):
         return mark is not None and not torch.compiler.is_compiling() and mark not in _OPEN.get()
 
     def runs_again(self) -> bool:
-        """Whether a backward pass runs a forward, or a part of one, whose routing may have ended."""
+        """Whether a backward pass runs a forward again, or a part, whose routing may have ended."""
         if torch.compiler.is_compiling() or not self.routed:
             return False
         again = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportAttributeAccessIssue]
