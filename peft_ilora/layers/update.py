@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.errors import merge_error, missing_routing_error, padded_error
+from peft_ilora.errors import lost_routing_error, merge_error, missing_routing_error, padded_error
 from peft_ilora.gating import GateForm
 from peft_ilora.gating.coordinates import Coordinates
 from peft_ilora.gating.form import Modulation
@@ -148,6 +148,8 @@ class GatedUpdate(LoraVariant):
         if routing is None:
             if self.missing_routing == "error":
                 raise missing_routing_error(adapter)
+            if self.state.runs_again():
+                raise lost_routing_error()
             return self.gate.unrouted(like)
         given = self.state.coefficients(self.gate, adapter)
         given = routing.spread(given, leading, self.of_images)

@@ -82,6 +82,15 @@ def check_config(folder: Path) -> None:
         )
 
 
+def is_own(folder: Path) -> bool:
+    """Whether a folder's configuration is one of this method."""
+    try:
+        fields = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and fields.get("peft_type") == NAME
+
+
 def keys_of(path: Path) -> list[str]:
     """Return the names of the tensors in a safetensors file.
 

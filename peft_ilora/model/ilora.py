@@ -90,7 +90,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         first = GATES not in self._modules
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
-            self.routing_state = RoutingState([])
+            self.routing_state = RoutingState([], [])
             self.adapters = Adapters(self, self.routing_state)
         config = self.adapters.config(adapter_name)
         config.check()

@@ -17,7 +17,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from peft_ilora.model.card import README, write_card
-from peft_ilora.model.files import check_config, check_weights
+from peft_ilora.model.files import check_config, check_weights, is_own
 from peft_ilora.model.ilora import ILoRAModel
 from peft_ilora.model.rollback import Snapshot
 from peft_ilora.routing.forward import is_routed
@@ -56,7 +56,8 @@ def _from_pretrained(original: _Method) -> _Method:
         try:
             return original(cls, model, model_id, *args, **kwargs)
         except BaseException:
-            if is_routed(model):
+            # PEFT takes accelerate's hooks off before it looks for the target modules
+            if is_routed(model) or (folder is not None and is_own(folder)):
                 before.restore()
             raise
 

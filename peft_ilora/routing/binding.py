@@ -10,6 +10,7 @@ kept, for statistics. The recomputation of a checkpointed block binds its routin
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,8 @@ Owner = Literal["context", "generate", "forward"]
 Memory = dict[tuple[Hashable, ...], Any]
 """What has been computed in a frame. A key begins with the name of its kind."""
 _T = TypeVar("_T")
+_OPEN: ContextVar[frozenset[object]] = ContextVar("_OPEN", default=frozenset())
+"""Marks of the `model.routing` blocks that the running task is in: tasks share a thread."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class Frame:
     """The module whose forward's opening hook has pushed it, so that its closing hook pops it."""
     opened_as: Routing | None = None
     """The routing before `generate` expanded its rows."""
+    mark: object = None
+    """Of a `model.routing` block, in `_OPEN`."""
     opened_by: tuple[object, ...] = field(default_factory=keeping, compare=False)
     """Who kept tensors when it was opened. Where this has changed, a checkpointed block runs, and
     will run again without this frame."""
@@ -141,10 +146,12 @@ class RoutingState(threading.local):
 
     Args:
         contexts: Threads in which `model.routing` is open, of all threads.
+        routed: Whether a forward has had a routing, in any thread: empty where none has.
     """
 
-    def __init__(self, contexts: list[int]) -> None:  # runs once in each thread
+    def __init__(self, contexts: list[int], routed: list[bool]) -> None:  # once in each thread
         self.contexts = contexts
+        self.routed = routed
         self.stack = [Frame()]
         """The last one is in force; the first one always stays."""
         self.last: Routing | None = None
@@ -152,8 +159,8 @@ class RoutingState(threading.local):
         self.adapter_names: Sequence[str] | None = None
         """The adapter of each row of the mixed batch that is being run, if one is."""
 
-    def __reduce__(self) -> tuple[type["RoutingState"], tuple[list[int]]]:
-        return RoutingState, ([],)  # a copied model starts unbound
+    def __reduce__(self) -> tuple[type["RoutingState"], tuple[list[int], list[bool]]]:
+        return RoutingState, ([], [])  # a copied model starts unbound
 
     @property
     def current(self) -> Routing | None:
@@ -189,9 +196,12 @@ class RoutingState(threading.local):
         return self.remember(("coefficients", gate), evaluate)
 
     def remember(self, key: tuple[Hashable, ...], compute: Callable[[], _T]) -> _T:
-        """Compute something once a frame, with gradients and without."""
-        memory = self.stack[-1].memory
-        if memory is None or torch.compiler.is_compiling():
+        """Compute something once a frame, with gradients and without; in a block that is
+        checkpointed by its user anew, as when it is run again.
+        """
+        frame = self.stack[-1]
+        memory = frame.memory
+        if memory is None or torch.compiler.is_compiling() or frame.opened_by[1:] != keeping()[1:]:
             return compute()
         told = (key, torch.is_grad_enabled())  # a part of a model may run without gradients
         found = memory.get(told)
@@ -229,17 +239,32 @@ class RoutingState(threading.local):
     @contextmanager
     def context(self, routing: Routing) -> Iterator[None]:
         """Bind the routing of a `model.routing` block, and tell other threads of it."""
-        thread = threading.get_ident()
+        thread, mark = threading.get_ident(), object()
         self.contexts.append(thread)
+        _OPEN.set(_OPEN.get() | {mark})
         try:
             with self.bound(routing):
+                self.stack[-1] = replace(self.stack[-1], mark=mark)
                 yield
         finally:
             self.contexts.remove(thread)
+            _OPEN.set(_OPEN.get() - {mark})
 
     def context_elsewhere(self) -> bool:
         """Whether `model.routing` is open in another thread only."""
         return bool(self.contexts) and threading.get_ident() not in self.contexts
+
+    def of_another_task(self) -> bool:
+        """Whether what is in force belongs to a `model.routing` of another task of this thread."""
+        mark = self.stack[-1].mark
+        return mark is not None and not torch.compiler.is_compiling() and mark not in _OPEN.get()
+
+    def runs_again(self) -> bool:
+        """Whether a backward pass runs a forward again, or a part, whose routing may have ended."""
+        if torch.compiler.is_compiling() or not self.routed:
+            return False
+        again = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportAttributeAccessIssue]
+        return again and len(self.stack) == 1
 
     @property
     def generating(self) -> Routing | None:
@@ -271,6 +296,8 @@ class RoutingState(threading.local):
         memory = self.stack[-1].memory if lasting and not torch.is_grad_enabled() else {}
         if routing is not None:
             self.last = routing
+            if not self.routed and not torch.compiler.is_compiling():
+                self.routed.append(True)
         self.stack.append(Frame(routing, self.adapter_names, memory, forward_of=name))
 
     def close_forward(self, name: str = "") -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.errors import missing_routing_error
+from peft_ilora.errors import lost_routing_error, missing_routing_error
 from peft_ilora.routing.binding import KEYWORD, Owner, Routing, RoutingState, for_forward
 from peft_ilora.routing.checkpointing import bind_checkpoints, unbind_checkpoints
 from peft_ilora.routing.checks import (
@@ -92,9 +92,15 @@ class RoutingHooks:
         """Return the routing of a call with this keyword; None where none of `configs` reads one.
 
         Raises:
-            ValueError: A keyword inside `model.routing`, where two routings would compete, or one
-                that the adapters do not read.
+            ValueError: The routing of another task; a keyword inside `model.routing`, where two
+                routings would compete; one that the adapters do not read.
         """
+        if self.state.of_another_task():
+            raise ValueError(
+                "model.routing(...) is open in another task (or asynchronous call) of this thread, "
+                "whose routing this one would get: pass routing_embeds=z to each call, or let no "
+                "other task run inside of the block"
+            )
         current = self.state.current
         if routing_embeds is None:
             return current
@@ -145,6 +151,8 @@ class RoutingHooks:
         for name, config in configs.items():
             if config.missing_routing == "error":
                 raise missing_routing_error(name)
+            if self.state.runs_again():
+                raise lost_routing_error()
         if configs and elsewhere:
             warnings.warn(OTHER_THREAD, RuntimeWarning, stacklevel=2)
 

@@ -191,7 +191,8 @@ class InnerForward:
         inputs = model_inputs(args, kwargs)
         rows = prompt_rows(module, args, kwargs)
         routing = fitting(routing, routing.rows if rows is None else rows)
-        self.state.open_forward(for_forward(routing, inputs, module.training, configs), self.name)
+        routing = for_forward(routing, inputs, module.training, configs)
+        self.state.open_forward(self.hooks.with_images(routing, kwargs, configs), self.name)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Unbind; also after an exception."""

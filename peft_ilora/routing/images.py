@@ -14,19 +14,30 @@ from torch import Tensor, nn
 _MEDIA = {
     "pixel_values": "image",
     "pixel_values_videos": "video",
+    "pixel_values_images": "image",
+    "pixel_values_local": "image",
+    "image_pixel_values": "image",
+    "image_patches": "image",
+    "flattened_patches": "image",
     "input_features": "audio",
+    "audio_input_features": "audio",
     "input_values": "audio",
 }
+_CROPS = "pixel_values_local"
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 _MEASURED = re.compile(
     r"(image|pixel|feature|audio|video)\w*_(sizes?|mask)|_grid|spatial_shapes|aspect_ratio"
-    r"|num_(crops|patches|tiles|images|frames)"
+    r"|num_(\w+_)?(crops|patches|tiles|images|frames)"
 )
 """Arguments that let images differ in their number of tokens."""
 _TOWER = re.compile(
     r"vision|visual|image|pixel|audio|speech|video|multi_modal|mm_|qformer|connector|perceiver"
     r"|resampler|projec"
 )
+_PLACES = "_embeds_position_mask"
+"""Of an argument that marks the tokens of a kind, in place of an id."""
+_INNER = ("thinker", "vlm")
+"""The model that reads the tokens, in one that is built around it."""
 _HEADS = ("lm_head", "score", "classifier")
 
 
@@ -81,7 +92,8 @@ def image_rows(model: nn.Module, kwargs: dict[str, Any]) -> ImageRows | None:
     kinds = []
     for name, kind in _MEDIA.items():
         token = _token(getattr(model, "config", None), kind)
-        if token is not None and isinstance(kwargs.get(name), Tensor):
+        marked = token is not None or f"{kind}{_PLACES}" in kwargs
+        if marked and isinstance(kwargs.get(name), Tensor):
             kinds.append(_rows(name, token, kwargs))
     return ImageRows(tuple(kinds)) if kinds else None
 
@@ -90,7 +102,8 @@ def has_images(model: nn.Module, kwargs: dict[str, Any]) -> bool:
     """Whether a call has images, or the like, that tokens of its text stand for."""
     config = getattr(model, "config", None)
     return any(
-        kwargs.get(name) is not None and _token(config, kind) is not None
+        kwargs.get(name) is not None
+        and (_token(config, kind) is not None or f"{kind}{_PLACES}" in kwargs)
         for name, kind in _MEDIA.items()
     )
 
@@ -103,14 +116,19 @@ def sees_images(model: nn.Module, name: str) -> bool:
         name: The layer's name in it.
     """
     text, around = _text(model)
-    if name.startswith(_HEADS) or (text and name.startswith(f"{text}.")):
+    if (
+        name.rpartition(".")[2] in _HEADS
+        or name.startswith(_HEADS)
+        or (text and name.startswith(f"{text}."))
+    ):
         return False
     return bool(_TOWER.search(name)) or bool(around and name.startswith(f"{around}."))
 
 
 def _text(model: nn.Module) -> tuple[str, str]:
     """Return the name of the module that embeds tokens, and of the one around it."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    reader = next((getattr(model, inner) for inner in _INNER if hasattr(model, inner)), model)
+    embedding = reader.get_input_embeddings()  # type: ignore[operator]
     names = (name for name, module in model.named_modules() if module is embedding)
     text = next(names, "").rpartition(".")[0]
     return (text, text.rpartition(".")[0]) if "." in text else (text if text != "model" else "", "")
@@ -118,20 +136,26 @@ def _text(model: nn.Module) -> tuple[str, str]:
 
 def _token(config: Any, kind: str) -> int | None:
     """Return the id of the tokens that stand for images of a kind."""
-    for holder in (config, getattr(config, f"{kind}_config", None)):
+    parts = (f"{kind}_config", "vision_config", *(f"{inner}_config" for inner in _INNER))
+    for holder in (config, *(getattr(config, part, None) for part in parts)):
         for name in (f"{kind}_token_id", f"{kind}_token_index"):
             if isinstance(getattr(holder, name, None), int):
                 return getattr(holder, name)
     return None
 
 
-def _rows(name: str, token: int, kwargs: dict[str, Any]) -> Images:
+def _rows(name: str, token: int | None, kwargs: dict[str, Any]) -> Images:
     media, ids = kwargs[name], kwargs.get("input_ids")
-    if not isinstance(ids, Tensor):
-        raise _untold(name, media, "the call has no input_ids")
-    tokens = (ids == token).sum(dim=1).tolist()
+    places = kwargs.get(f"{_MEDIA[name]}{_PLACES}")
+    if not isinstance(places, Tensor):
+        if not isinstance(ids, Tensor):
+            raise _untold(name, media, "the call has no input_ids")
+        places = ids == token
+    tokens = places.bool().sum(dim=1).tolist()
     grid = kwargs.get(_GRIDS.get(name, ""))
-    if isinstance(grid, Tensor):
+    if name == _CROPS:
+        found = _of_crops(_rows("pixel_values", token, kwargs), kwargs.get("num_local_patches"))
+    elif isinstance(grid, Tensor):
         found = _of_patches(tokens, grid, len(media))
     else:
         found = _of_images(tokens, media, any(map(_MEASURED.search, kwargs)))
@@ -153,6 +177,14 @@ def _of_images(tokens: list[int], media: Tensor, measured: bool) -> Images | Non
         return None
     rows = [row for row, count in enumerate(tokens) for _ in range(count // each)]
     return Images(tuple(rows), parts)
+
+
+def _of_crops(images: Images, counts: Any) -> Images | None:
+    """Crops of all images in one sequence, so many of each."""
+    if counts is None or len(counts) != len(images.row_of):
+        return None
+    pairs = zip(images.row_of, map(int, counts), strict=True)
+    return Images(tuple(row for row, count in pairs for _ in range(count)), (1,))
 
 
 def _of_patches(tokens: list[int], grid: Tensor, patches: int) -> Images | None:

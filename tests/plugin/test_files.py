@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -271,3 +272,17 @@ def test_a_plain_lora_is_saved_and_loaded_as_ever(make_llama, ids, tmp_path) -> 
         model.save_pretrained(tmp_path / str(safe), safe_serialization=safe)
         again = PeftModel.from_pretrained(make_llama(), tmp_path / str(safe)).eval()
         assert torch.equal(again(input_ids=ids).logits, expected)
+
+
+def test_a_failed_load_keeps_the_hooks_of_a_dispatched_base(
+    make_llama, make_adapted, tmp_path
+) -> None:
+    make_adapted().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace("down_proj", "dwon").replace("_proj", "_porj"))
+    base = accelerate.dispatch_model(make_llama(), {"": "cpu"}, force_hooks=True)
+    before = {name: dict(vars(module)) for name, module in base.named_modules()}
+    with pytest.raises(ValueError, match="Target modules"):
+        PeftModel.from_pretrained(base, tmp_path)
+    assert "_hf_hook" in vars(base)
+    assert before == {name: vars(module) for name, module in base.named_modules()}
