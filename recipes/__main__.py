@@ -18,7 +18,7 @@ from recipes.experiment_files import (
     parser_for,
     shipped,
 )
-from recipes.failures import USER_ERRORS, one_line
+from recipes.failures import USER_ERRORS, lacks_memory, one_line
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
 COMMANDS = ("run", *STAGES, "study", "bench")
@@ -146,7 +146,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if asked else 2
     try:
         run_command(arguments[0], arguments[1], arguments[2:])
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, USER_ERRORS) or lacks_memory(error)):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -240,6 +240,10 @@ class Run:
         """The frozen language model, loaded once for all adapters and their evaluation."""
         return LanguageModel(self.llm_path, self.experiment.adapt.precision)
 
+    def release_llm(self) -> bool:
+        """Free the language model, which is loaded again when it is used; whether there was one."""
+        return vars(self).pop("llm", None) is not None
+
     @cached_property
     def outline(self) -> Outline:
         """The language model without weights, known before it is loaded or trained."""

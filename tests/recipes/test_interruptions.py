@@ -104,6 +104,18 @@ def test_the_yaml_of_a_report_repeats_nothing(
     assert not redone(capsys.readouterr().out)
 
 
+def test_a_run_is_not_kept_in_the_folder_of_its_language_model(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run would change the model's content, and so find nothing done."""
+    llm, before = tmp_path / "llm", found(runs.folder)
+    shutil.copytree(runs.folder / "adapt" / "stand-in", llm)
+    for out in (llm, llm / "runs" / "first", tmp_path / "run" / ".." / "llm" / "run"):
+        assert runs("run", "--llm", llm, out=out) == 2
+        assert f"lies in the folder of adapt.llm='{llm}'" in refused(capsys.readouterr().err)
+    assert found(runs.folder) == before and not (llm / "prepare").exists()
+
+
 # ---------------------------------------------------------------- full disks
 
 
