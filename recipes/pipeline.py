@@ -174,7 +174,8 @@ def check(experiment: Experiment) -> None:
 
 def _check_out(experiment: Experiment) -> None:
     """Refuse an empty `out`, which would be the working directory, and one in the language model's
-    folder, whose content each run would change."""
+    folder, whose content each run would change.
+    """
     name, out = experiment.adapt.llm, experiment.out
     if not out.strip():
         raise ValueError(f"out={out!r} is empty: name a folder, or `.` for this one")

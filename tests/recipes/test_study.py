@@ -225,7 +225,8 @@ def test_a_study_that_cannot_be_read_is_refused(tmp_path, fields, error, message
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1", "[" * 3000, "", "[1]", "base: a\nbase: b", "base: tiny\nadapt: {rank: 4, rank: 8}"]
+    "text",
+    ["a: [1", "[" * 3000, "", "[1]", "base: a\nbase: b", "base: tiny\nadapt: {rank: 4, rank: 8}"],
 )
 @pytest.mark.parametrize("place", ["small.yaml", "tiny.yaml"])
 def test_a_file_without_fields_is_refused_as_study_and_as_base(text, place, tmp_path):
