@@ -143,6 +143,19 @@ def test_a_file_in_the_place_of_the_runs_folder_is_one_message(tmp_path, capsys)
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize("text", ["adapt: 3", "adapt: []", "prepare: {synthetic: 3}"])
+def test_a_section_that_is_a_value_is_refused_by_name_and_not_dropped(
+    text, tmp_path, capsys
+) -> None:
+    whole, over = tmp_path / "whole.yaml", tmp_path / "over.yaml"
+    over.write_text(text)
+    for given in ([str(over)], ["demo", "--config", str(over)]):
+        assert main(["run", *given, "--out", str(tmp_path / "run")]) == 2
+        assert "must be a section of fields with values" in capsys.readouterr().err
+    whole.write_text("adapt:\nname: of defaults")  # an empty section
+    assert parse_experiment(str(whole), []).adapt.max_steps == 600
+
+
 LACKS = {
     "NumPy": MemoryError("Unable to allocate 7.28 TiB for an array"),
     "PyTorch, of a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),

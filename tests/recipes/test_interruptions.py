@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from recipes.__main__ import main
 from recipes.artifacts import read_json
@@ -114,6 +115,22 @@ def test_a_run_is_not_kept_in_the_folder_of_its_language_model(
         assert runs("run", "--llm", llm, out=out) == 2
         assert f"lies in the folder of adapt.llm='{llm}'" in refused(capsys.readouterr().err)
     assert found(runs.folder) == before and not (llm / "prepare").exists()
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise RuntimeError("it requires wandb: run `pip install wandb`")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", missing)
+    runs = Runs(tmp_path)
+    for name, cause in (("nothing", "nothing is not supported"), ("wandb", "pip install wandb")):
+        assert runs("run", "--adapt.report_to", f"[{name}]") == 2
+        said = capsys.readouterr()
+        line = refused(said.err)
+        assert f"adapt.report_to names '{name}'" in line and cause in line
+        assert redone(said.out) in (["prepare"], [])
 
 
 # ---------------------------------------------------------------- full disks
