@@ -16,7 +16,7 @@ from recipes.stages import run_stage
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
 SUMMARY_FIELDS = ("ks", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
-VERSION = 2
+VERSION = 1
 """Version of this stage, see `Record`."""
 
 
