@@ -136,6 +136,15 @@ def test_a_mistake_is_the_exit_status_of_the_process() -> None:
     assert done.stderr.startswith("error: EXPERIMENT='nothing'") and done.stderr.count("\n") == 1
 
 
+def test_a_terminal_that_cannot_show_a_character_stops_nothing() -> None:
+    line = ["run", "Müller → x"]
+    done = subprocess.run(
+        command(*line), capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 2
+    assert b"error: EXPERIMENT='M?ller ? x' is neither" in done.stderr
+
+
 def test_a_file_in_the_place_of_the_runs_folder_is_one_message(tmp_path, capsys) -> None:
     place = tmp_path / "file"
     place.write_text("")
