@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import get_type_hints
 
@@ -18,7 +19,7 @@ from recipes.experiment_files import (
     parser_for,
     shipped,
 )
-from recipes.failures import USER_ERRORS, one_line
+from recipes.failures import USER_ERRORS, lacks_memory, one_line
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
 COMMANDS = ("run", *STAGES, "study", "bench")
@@ -146,7 +147,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if asked else 2
     try:
         run_command(arguments[0], arguments[1], arguments[2:])
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, USER_ERRORS) or lacks_memory(error)):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -155,5 +158,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def program() -> int:
+    """`main` on a terminal, where a character that it cannot show becomes a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program())

@@ -23,7 +23,7 @@ from recipes.arms import comparison
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
-from recipes.llm.stand_in import check_stand_in
+from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
 from recipes.preflight import preflight
@@ -63,10 +63,19 @@ class Pipeline:
         with held(self.run.folder):
             self._prepare()
 
-    def check(self) -> None:
-        """Prepare the tables, and see whether every arm's language model fits them."""
+    def check(self, tried: set[tuple[str, str]]) -> None:
+        """Prepare the tables, and see whether rows and every arm's language model fit them.
+
+        Args:
+            tried: Path and precision of language models that were loaded and tried already; this
+                run's is added, and not kept in memory.
+        """
         self.prepare()
-        preflight(self.run, self.arms, weights=False)
+        self._check_rows()
+        model = self.run.llm_path, self.run.experiment.adapt.precision
+        preflight(self.run, self.arms, weights=model not in tried)
+        if self.run.release_llm():
+            tried.add(model)
 
     def recommender(self) -> None:
         """Train the recommenders on the train windows, and write their vectors."""
@@ -152,6 +161,7 @@ def check(experiment: Experiment) -> None:
     preparing.check_config(experiment.prepare)
     evaluating.check_config(experiment.evaluate, experiment.prepare.num_candidates)
     check_stand_in(experiment.adapt.stand_in)
+    _check_out(experiment)
     longest = experiment.prepare.max_history
     for name in ("recommender", "adapt", "evaluate"):
         wanted = getattr(experiment, name).min_history
@@ -160,3 +170,19 @@ def check(experiment: Experiment) -> None:
                 f"{name}.min_history={wanted} leaves no row: a history has at most "
                 f"prepare.max_history={longest} items"
             )
+
+
+def _check_out(experiment: Experiment) -> None:
+    """Refuse an empty `out`, which would be the working directory, and one in the language model's
+    folder, whose content each run would change.
+    """
+    name, out = experiment.adapt.llm, experiment.out
+    if not out.strip():
+        raise ValueError(f"out={out!r} is empty: name a folder, or `.` for this one")
+    model = Path(name)
+    inside = Path(out).resolve().is_relative_to(model.resolve())
+    if name != STAND_IN and inside and model.is_dir():
+        raise ValueError(
+            f"out={out!r} lies in the folder of adapt.llm={name!r}, whose content every run would "
+            "change: choose another --out"
+        )

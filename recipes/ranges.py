@@ -35,6 +35,8 @@ class Range:
         return f"in {left}{self.low}, {self.high}{right}"
 
 
+LARGEST = 2**31 - 1
+"""Of whole numbers without an upper limit: what every library below can count."""
 Count = Annotated[int, Range(1)]
 Number = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
@@ -85,6 +87,8 @@ def _hold(value: Any, kind: Any, found: Range, name: str) -> None:
     number = isinstance(value, int if kind is int else (int, float))
     if isinstance(value, bool) or not number:
         raise ValueError(f"{shown} must be a {'whole ' if kind is int else ''}number, {found}")
+    if kind is int and found.high == math.inf and value > LARGEST:
+        raise ValueError(f"{shown} must be at most {LARGEST}")
     if value not in found:
         raise ValueError(f"{shown} must be {found}")
 

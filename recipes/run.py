@@ -237,8 +237,27 @@ class Run:
 
     @cached_property
     def llm(self) -> LanguageModel:
-        """The frozen language model, loaded once for all adapters and their evaluation."""
-        return LanguageModel(self.llm_path, self.experiment.adapt.precision)
+        """The frozen language model, loaded once for all adapters and their evaluation.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+            ValueError: It cannot be used, or its folder has changed since it was first read.
+        """
+        assert self.llm_content  # first, so that records name what is loaded now
+        return LanguageModel(self.llm_path, self.experiment.adapt.precision, self._check_llm)
+
+    def _check_llm(self) -> None:
+        path = Path(self.llm_path)
+        own = not self.has_stand_in and path.is_dir()
+        if own and self.checksums.of_folder(path) != self.llm_content:
+            raise ValueError(
+                f"adapt.llm={self.llm_path!r} has changed while it was in use: run the command "
+                "again, once nothing writes into that folder"
+            )
+
+    def release_llm(self) -> bool:
+        """Free the language model, which is loaded again when it is used; whether there was one."""
+        return vars(self).pop("llm", None) is not None
 
     @cached_property
     def outline(self) -> Outline:

@@ -145,8 +145,9 @@ def run_study(study: Study) -> Mapping[str, Any]:
     """
     pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
     with held(study.out):
+        tried: set[tuple[str, str]] = set()
         for pipeline in pipelines:
-            pipeline.check()
+            pipeline.check(tried)
         return _run_cells(study, pipelines)
 
 

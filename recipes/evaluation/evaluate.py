@@ -123,6 +123,8 @@ def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]
 
 def _ambiguous_rows(table: pd.DataFrame) -> int:
     """The number of rows whose target no generated answer can name."""
+    if "ambiguous" not in table:  # parts of an earlier version, of methods that write nothing
+        return 0
     return int(table.loc[table["ambiguous"].fillna(False), "row"].nunique())
 
 

@@ -1,7 +1,7 @@
 """A causal language model and its tokenizer, given by Hugging Face name or local path."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.experiment import Precision
 from recipes.llm.loading import load_language_model
@@ -21,12 +21,22 @@ class LanguageModel:
     Args:
         name_or_path: See `load_language_model`.
         precision: See `load_language_model`.
+        check: Called after every load; refuses files that are not those of the first one.
     """
 
-    def __init__(self, name_or_path: str, precision: Precision) -> None:
+    def __init__(
+        self, name_or_path: str, precision: Precision, check: Callable[[], None] | None = None
+    ) -> None:
         self.name_or_path = name_or_path
         self.precision: Precision = precision
-        self._base, self.tokenizer = load_language_model(name_or_path, precision)
+        self._check = check
+        self._base, self.tokenizer = self._load()
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        found = load_language_model(self.name_or_path, self.precision)
+        if self._check is not None:
+            self._check()
+        return found
 
     @property
     def base(self) -> PreTrainedModel:
@@ -56,7 +66,7 @@ class LanguageModel:
             yield
         finally:
             if _changes_the_base(model.active_peft_config):
-                self._base, _ = load_language_model(self.name_or_path, self.precision)
+                self._base, _ = self._load()
             else:
                 if isinstance(model.base_model, BaseTuner):
                     model.base_model.unload()

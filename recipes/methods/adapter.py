@@ -21,6 +21,7 @@ from recipes.llm.preflight import (
     check_tokens,
 )
 from recipes.llm.train_adapter import train_adapter, training_rows
+from recipes.llm.training import check_trackers
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
@@ -121,7 +122,8 @@ class AdapterMethod(Method):
         return False
 
     def check(self, run: Run, arm: Arm) -> None:
-        """Refuse an adapter, or prompts, that do not fit the language model."""
+        """Refuse trackers that are not there, and what does not fit the language model."""
+        check_trackers(run.experiment.adapt.report_to)
         outline, settings = run.outline, self.settings_of(arm)
         width = run.networks[arm.settings[SOURCE]].config.hidden_size
         if self.reads_prompt(arm.settings):

@@ -1,5 +1,6 @@
 """Nothing is lost and nothing mixes: kills, mistakes, full disks, two commands at once."""
 
+import json
 import resource
 import shutil
 import subprocess
@@ -7,13 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from recipes.__main__ import main
 from recipes.artifacts import read_json
+from recipes.checksums import Checksums
 from recipes.locking import held
+from recipes.run import Run
 
 from .tiny_runs import TINY, Runs, digests, found, redone, refused
 
@@ -104,6 +110,34 @@ def test_the_yaml_of_a_report_repeats_nothing(
     assert not redone(capsys.readouterr().out)
 
 
+def test_a_run_is_not_kept_in_the_folder_of_its_language_model(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run would change the model's content, and so find nothing done."""
+    llm, before = tmp_path / "llm", found(runs.folder)
+    shutil.copytree(runs.folder / "adapt" / "stand-in", llm)
+    for out in (llm, llm / "runs" / "first", tmp_path / "run" / ".." / "llm" / "run"):
+        assert runs("run", "--llm", llm, out=out) == 2
+        assert f"lies in the folder of adapt.llm='{llm}'" in refused(capsys.readouterr().err)
+    assert found(runs.folder) == before and not (llm / "prepare").exists()
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise RuntimeError("it requires wandb: run `pip install wandb`")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", missing)
+    runs = Runs(tmp_path)
+    for name, cause in (("nothing", "nothing is not supported"), ("wandb", "pip install wandb")):
+        assert runs("run", "--adapt.report_to", f"[{name}]") == 2
+        said = capsys.readouterr()
+        line = refused(said.err)
+        assert f"adapt.report_to names '{name}'" in line and cause in line
+        assert redone(said.out) in (["prepare"], [])
+
+
 # ---------------------------------------------------------------- full disks
 
 
@@ -191,6 +225,41 @@ def test_a_stand_in_is_told_as_one_whatever_its_folder_is_called(
         assert results["llm"]["stand_in"] and results["llm"]["name"] == str(folder)
         assert "**The language model is a stand-in**" in results["caveats"][0]
         assert "a toy made on the spot" in (runs.folder / "summary.txt").read_text()
+
+
+def shifted(folder: Path) -> None:
+    """Writes other weights into a model's folder."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_model_that_changes_during_a_run_is_recorded_as_it_was_loaded_or_refused(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One kind of start overwrites the model, which is then loaded again."""
+    for arm, status in (({}, 0), ({"init_lora_weights": "olora"}, 2)):
+        llm = tmp_path / f"llm-{status}"
+        shutil.copytree(runs.folder / "adapt" / "stand-in", llm)
+        before, train = Checksums(tmp_path / "memory").of_folder(llm), Run.train_network
+
+        def train_and_change(run: Run, name: str, llm: Path = llm, train: Any = train) -> Any:
+            shifted(llm)
+            return train(run, name)
+
+        line = ["--llm", llm, "--arms", json.dumps([{"method": "lora", **arm}])]
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "train_network", train_and_change)
+            assert runs("run", *line) == status
+        if status == 2:
+            assert "has changed while it was in use" in refused(capsys.readouterr().err)
+            assert not list(runs.folder.glob("adapt/lora,*/record.json"))
+            continue
+        record = read_json(runs.folder / "adapt" / "lora-seed0" / "record.json")
+        assert record["inputs"]["language model"] == before
+        capsys.readouterr()
+        assert runs("report", *line) == 2
+        assert "was made with another language model" in refused(capsys.readouterr().err)
 
 
 def test_figures_of_the_validation_users_and_of_unequal_trainings_bear_a_caveat(

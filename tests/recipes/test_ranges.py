@@ -48,6 +48,7 @@ WRONG = {
     "dropout=1.0 must be in [0, 1)": {"dropout": 1.0},
     "dropout=nan must be in [0, 1)": {"dropout": math.nan},
     "dropout=False must be a number, in [0, 1)": {"dropout": False},
+    "count=2147483648 must be at most 2147483647": {"count": 2**31},
     "limit=1 must be at least 2": {"limit": 1},
     "ks=[] must name at least 1": {"ks": []},
     "ks, which holds 0, must be at least 1": {"ks": [1, 0]},
