@@ -71,8 +71,12 @@ def read(folder: Path, protocol: str) -> tuple[dict[int, list[int]], list[str]]:
     dataset = MovieLens()
     files = dataset.raw_files(folder)
     found = dataset.read(PrepareConfig(dataset="movielens", protocol=protocol), files)
-    rows = assign_splits(found.table, found.ranking).groupby("user_id", sort=False)
-    return {int(user): own["item_id"].tolist() for user, own in rows}, found.titles
+    ordered = assign_splits(found.table, found.ranking)
+    users, items = ordered["user_id"].tolist(), ordered["item_id"].tolist()
+    sequences: dict[int, list[int]] = {user: [] for user in users}
+    for user, item in zip(users, items, strict=True):
+        sequences[user].append(item)
+    return sequences, found.titles
 
 
 def test_ratings_of_three_or_better_are_ordered_by_time(raw: Path) -> None:

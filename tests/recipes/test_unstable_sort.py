@@ -36,25 +36,25 @@ def test_keys_that_would_change_over_to_a_heap_sort_are_refused() -> None:
 
 def killer(size: int) -> np.ndarray:
     """Keys on which the median of three is always among the smallest."""
-    values, gas, solid, candidate = [None] * size, size, 0, [0]
+    gas = size  # larger than every value that has been given
+    values = [gas] * size
+    given = candidate = 0
 
     class Key:
         def __init__(self, index: int) -> None:
             self.index = index
 
         def __lt__(self, other: "Key") -> bool:
-            nonlocal solid
+            nonlocal given, candidate
             one, two = self.index, other.index
-            if values[one] is None and values[two] is None:
-                frozen = one if one == candidate[0] else two
-                values[frozen], solid = solid, solid + 1
-            if values[one] is None:
-                candidate[0] = one
-            elif values[two] is None:
-                candidate[0] = two
-            return (gas if values[one] is None else values[one]) < (
-                gas if values[two] is None else values[two]
-            )
+            if values[one] == values[two] == gas:
+                values[one if one == candidate else two] = given
+                given += 1
+            if values[one] == gas:
+                candidate = one
+            elif values[two] == gas:
+                candidate = two
+            return values[one] < values[two]
 
     np.argsort(np.array([Key(i) for i in range(size)], object), kind="quicksort")
-    return np.array([gas if value is None else value for value in values])
+    return np.array(values)
