@@ -71,7 +71,16 @@ class RecommenderConfig:
     """Number of layers; in SASRec, of self-attention blocks."""
 
     num_heads: int = 1
-    """Attention heads of each block."""
+    """Attention heads of each block; only SASRec has any."""
+
+    state_size: int = 128
+    """Width of GRU4Rec's hidden state."""
+
+    horizontal_filters: int = 16
+    """Caser's horizontal filters of each height from 1 to the longest history."""
+
+    vertical_filters: int = 4
+    """Caser's vertical filters."""
 
     dropout: float = 0.2
     """Dropout probability."""

@@ -1,6 +1,7 @@
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recipes.datasets import steam_reviews
@@ -49,7 +50,7 @@ def read(folder: Path) -> Interactions:
 def test_half_of_the_users_and_games_are_drawn_and_ordered_by_date(raw: Path) -> None:
     found = read(raw)
     table = found.table
-    assert table["user_id"].nunique() == 4 and table["item_id"].nunique() == 5
+    assert len(set(table["user_id"])) == 4 and len(set(table["item_id"])) == 5
     assert len(table) == 20 and len(found.titles) == 5
     assert 8 not in set(table["user_id"])  # "seldom" has one review
     numbers = [9 if title == "Said so" else int(title[-1]) for title in found.titles]
@@ -58,7 +59,7 @@ def test_half_of_the_users_and_games_are_drawn_and_ordered_by_date(raw: Path) ->
     months = [[numbers[item] % 3 for item in own] for own in items]
     assert months == [sorted(own) for own in months]
     times = ordered["timestamp"].to_numpy().reshape(4, 5)
-    assert (times[:, 1:] >= times[:, :-1]).all()
+    assert np.all(np.diff(times, axis=1) >= 0)
     assert ordered["position"].tolist() == [*range(5)] * 4
 
 
