@@ -8,11 +8,15 @@ from torch import Tensor
 
 from peft_ilora.routing.binding import KEYWORD
 
+_ANSWERS = ("chosen_ids", "rejected_ids", "reference_ids")
+
 
 class RoutingCollator:
     """Takes the routing off every row, lets another collator do the rest, adds the routing again.
 
-    Picklable where the inner collator is, so it works in a dataloader's workers.
+    Where it makes several rows of each, as of pairs (`chosen_ids`, `rejected_ids`), all of them
+    have the pair's routing. Picklable where the inner collator is, so it works in a dataloader's
+    workers.
 
     Args:
         inner: Any data collator: rows to a batch.
@@ -37,13 +41,15 @@ class RoutingCollator:
 
         Returns:
             What `inner` makes of the rows without their routing, with `routing_embeds`: float32
-            [batch, routing_dim], or int64 [batch] where the rows hold ints.
+            [batch, routing_dim], or int64 [batch] where the rows hold ints. One for each row of
+            the `input_ids` that `inner` makes.
 
         Raises:
             TypeError: A row is no mapping, its routing is not numeric, or `inner` returns no
                 mapping.
             ValueError: The routing is missing from a row, is empty, not finite, or of another shape
-                than the others'; or `inner` packs several rows into one.
+                than the others'; `inner` packs several rows into one, or makes several of each in
+                an order that cannot be told.
         """
         routing = stacked([self._routing(row, i) for i, row in enumerate(features)], self.key)
         batch = self.inner([_without(row, self.key) for row in features])
@@ -54,13 +60,36 @@ class RoutingCollator:
             )
         ids = batch.get("input_ids")
         if isinstance(ids, Tensor) and ids.shape[0] != len(features):
-            raise ValueError(
-                f"inner={self.inner!r} made {ids.shape[0]} rows of input_ids of {len(features)} "
-                "rows, but each row has a routing of its own: do not join rows "
-                "(packing=False, padding_free=False, no DataCollatorWithFlattening)"
-            )
+            routing = self._of_answers(routing, features, batch)
         batch[KEYWORD] = routing
         return batch
+
+    def _of_answers(
+        self, routing: Tensor, features: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]
+    ) -> Tensor:
+        """Return the routing of a batch that holds several answers to each row, one after another
+        as TRL's preference trainers have them: all that were chosen, then all rejected ones.
+        """
+        rows, count = len(batch["input_ids"]), len(features)
+        if rows < count or not any("chosen" in name for name in features[0]):
+            raise ValueError(
+                f"inner={self.inner!r} made {rows} rows of input_ids of {count} rows, but each row "
+                "has a routing of its own: do not join rows "
+                "(packing=False, padding_free=False, no DataCollatorWithFlattening)"
+            )
+        answers = _ANSWERS[: rows // count]
+        if rows != len(answers) * count or not all(
+            _holds(batch, part * count + i, row, answer)
+            for part, answer in enumerate(answers)
+            for i, row in enumerate(features)
+        ):
+            raise ValueError(
+                f"inner={self.inner!r} made {rows} rows of input_ids of {count} pairs, and their "
+                "order cannot be told, but both rows of a pair need its routing: use TRL's "
+                "DataCollatorForPreference (first all prompt_ids + chosen_ids, then all prompt_ids "
+                f"+ rejected_ids), or a collator that adds {KEYWORD!r} for every row itself"
+            )
+        return torch.cat([routing] * len(answers))
 
     def _routing(self, row: Mapping[str, Any], index: int) -> Any:
         if not isinstance(row, Mapping):
@@ -117,6 +146,17 @@ def stacked(values: Sequence[Any], key: str) -> Tensor:
                 "row, or give it a finite vector"
             )
     return embeds
+
+
+def _holds(batch: Mapping[str, Any], index: int, row: Mapping[str, Any], answer: str) -> bool:
+    """Whether one row of a batch is a prompt and its answer, perhaps cut off at one end."""
+    if answer not in row:
+        return False
+    full = [*row.get("prompt_ids", ()), *row[answer]]
+    mask = batch.get("attention_mask")
+    ids = batch["input_ids"][index]
+    found = (ids if mask is None else ids[mask[index].bool()]).tolist()
+    return 0 < len(found) <= len(full) and found in (full[: len(found)], full[-len(found) :])
 
 
 def _numeric(value: Any, key: str, index: int) -> Tensor:

@@ -2,8 +2,11 @@
 
 import copy
 import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
@@ -36,7 +39,16 @@ _REFUSED = {
     "corda_config": "CorDA subtracts an ungated update from the base weight",
     "lora_ga_config": "LoRA-GA subtracts an ungated update from the base weight",
 }
-_INITS = (True, False, "gaussian")
+_RANKS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+_INITS = ((bool, True), (bool, False), (str, "gaussian"))
+_FLAGS = ("fan_in_fan_out", "use_rslora", "ensure_weight_tying", "inference_mode")
+_NAMES = {
+    "target_modules": "a str (a pattern) or a list of names",
+    "exclude_modules": "a str (a pattern) or a list of names",
+    "modules_to_save": "a list of names",
+    "layers_pattern": "a str or a list of names",
+}
+_BIASES = ("none", "all", "lora_only")
 _FIELDS_OF_THEIR_OWN = {
     "top_k": "; top-k selection is a field of its own: top_k=2",
     "noisy": "; noise is a field of its own: noise_std=1.0",
@@ -122,6 +134,13 @@ class ILoRAConfig(LoraConfig):
         default="error",
         metadata={"help": "A forward without routing: `error` raises, `uniform` mixes evenly."},
     )
+    routing_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "What routing_embeds are and where they come from, in words; the model card of "
+            "a saved adapter says it."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,11 +163,35 @@ class ILoRAConfig(LoraConfig):
         self._check_choice("missing_routing", MissingRouting)
         if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout={self.lora_dropout!r} must be a number in [0, 1)")
-        if not _is_number(self.lora_alpha):
-            raise ValueError(f"lora_alpha={self.lora_alpha!r} must be a number")
+        self._check_alpha("lora_alpha", self.lora_alpha)
         self._check_gate()
         self._check_ranks()
+        self._check_loras_fields()
         self._refuse_options()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuse a file's fields that this version does not know, unless they are empty.
+
+        PEFT would ignore them with a warning, and the adapter would be another.
+
+        Raises:
+            ValueError: There are such fields.
+        """
+        known = {spec.name for spec in fields(cls)}
+        unknown = {name: value for name, value in kwargs.items() if name not in known and value}
+        unknown = {name: value for name, value in unknown.items() if value != "none"}
+        if unknown:
+            raise ValueError(
+                f"the configuration has fields that this version does not know: {unknown}. It was "
+                "written by a newer one, or a name is misspelt: upgrade peft-ilora (and peft)"
+            )
+        return super().check_kwargs(**kwargs)
+
+    @staticmethod
+    def _check_alpha(name: str, value: object) -> None:
+        if not _is_number(value) or not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} must be a positive number")
 
     @staticmethod
     def _check_positive_int(name: str, value: object) -> None:
@@ -211,6 +254,61 @@ class ILoRAConfig(LoraConfig):
                 "expert_ranks and rank_pattern cannot be combined: both set the ranks of a layer"
             )
 
+    def _check_loras_fields(self) -> None:
+        """Check what PEFT reads late, or not at all."""
+        if self.routing_source is not None and not isinstance(self.routing_source, str):
+            raise ValueError(f"routing_source={self.routing_source!r} must be a str, or None")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        for name, wanted in _NAMES.items():
+            value = getattr(self, name)
+            listed = value if isinstance(value, (list, tuple, set)) else None
+            if isinstance(value, str) and "str" in wanted:
+                listed = [value]
+            if value is not None and (
+                listed is None or not all(isinstance(one, str) and one for one in listed)
+            ):
+                raise ValueError(f"{name}={value!r} must be {wanted}")
+        if self.bias not in _BIASES:
+            allowed = ", ".join(map(repr, _BIASES))
+            raise ValueError(f"bias={self.bias!r} must be one of {allowed}")
+        for name in ("target_modules", "exclude_modules"):
+            self._check_pattern(name, getattr(self, name))
+        self._check_tokens()
+        layers = self.layers_to_transform
+        for index in layers if isinstance(layers, (list, tuple)) else [layers]:
+            if layers is not None and (type(index) is not int or index < 0):
+                raise ValueError(
+                    f"layers_to_transform={layers!r} must be a layer's index or a list of them"
+                )
+        if not isinstance(self.alpha_pattern or {}, dict):
+            raise ValueError(
+                f"alpha_pattern={self.alpha_pattern!r} must be a dict of positive numbers"
+            )
+        for pattern, alpha in (self.alpha_pattern or {}).items():
+            self._check_alpha(f"alpha_pattern[{pattern!r}]", alpha)
+
+    @staticmethod
+    def _check_pattern(name: str, value: object) -> None:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{name}={value!r} is no regular expression: {error}") from error
+
+    def _check_tokens(self) -> None:
+        tokens = self.trainable_token_indices
+        lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
+        for indices in lists if tokens is not None else ():
+            if not isinstance(indices, (list, tuple)) or not all(
+                type(index) is int and index >= 0 for index in indices
+            ):
+                raise ValueError(
+                    f"trainable_token_indices={tokens!r} must be a list of token ids, or a dict of "
+                    "such lists by module name"
+                )
+
     def _refuse_options(self) -> None:
         for name, reason in _REFUSED.items():
             if getattr(self, name, None):
@@ -218,11 +316,11 @@ class ILoRAConfig(LoraConfig):
                     f"{name}={getattr(self, name)!r} cannot be used with iLoRA: {reason}. "
                     "Leave it at its default."
                 )
-        if self.init_lora_weights not in _INITS:
+        if (type(self.init_lora_weights), self.init_lora_weights) not in _INITS:
             raise ValueError(
                 f"init_lora_weights={self.init_lora_weights!r} cannot be used with iLoRA: it "
                 "starts from an update B A that is not zero, which the gate would change. "
-                f"Use one of {', '.join(map(repr, _INITS))}."
+                f"Use one of {', '.join(repr(init) for _, init in _INITS)}."
             )
 
     @property
@@ -254,24 +352,49 @@ class ILoRAConfig(LoraConfig):
         """Return the plain LoRA that this adapter is for one instance, its gate folded into B.
 
         Returns:
-            A LoraConfig with `r = total_rank` and an alpha of the same scaling.
+            A LoraConfig with `r = total_rank` and an alpha of the same scaling. Tied adapters have
+            become two, because PEFT's may come apart when they are loaded.
         """
         inherited = {
             spec.name: copy.deepcopy(getattr(self, spec.name))
             for spec in fields(LoraConfig)
             if spec.init and spec.name != "peft_type"
         }
-        inherited["r"] = self.total_rank
-        inherited["lora_alpha"] = self.alpha_for_total_rank(self.lora_alpha)
-        inherited["rank_pattern"] = {
-            name: self.num_experts * rank for name, rank in (self.rank_pattern or {}).items()
-        }
-        inherited["alpha_pattern"] = {
-            name: self.alpha_for_total_rank(alpha)
-            for name, alpha in (self.alpha_pattern or {}).items()
-        }
+        inherited |= self._total_ranks() | {"ensure_weight_tying": False}
+        for name in getattr(self, "target_modules_to_tie", None) or ():
+            inherited["target_modules"] = _with_module(inherited["target_modules"], name)
         return LoraConfig(**inherited)
 
+    @contextmanager
+    def of_total_rank(self) -> Iterator[None]:
+        """Let this configuration have the ranks and alphas of `to_lora_config` for the block.
 
-def _is_number(value: object) -> bool:
+        PEFT makes a layer from it, and may write onto it what it will read later.
+        """
+        before = dict(vars(self))
+        vars(self).update(self._total_ranks())
+        try:
+            yield
+        finally:
+            vars(self).update({name: before[name] for name in _RANKS})
+
+    def _total_ranks(self) -> dict[str, object]:
+        patterns = self.rank_pattern or {}, self.alpha_pattern or {}
+        alphas = {name: self.alpha_for_total_rank(alpha) for name, alpha in patterns[1].items()}
+        return {
+            "r": self.total_rank,
+            "lora_alpha": self.alpha_for_total_rank(self.lora_alpha),
+            "rank_pattern": {name: self.num_experts * rank for name, rank in patterns[0].items()},
+            "alpha_pattern": alphas,
+        }
+
+
+def _with_module(target_modules: str | Iterable[str] | None, name: str) -> str | set[str]:
+    """Target one more module, by its full name."""
+    if isinstance(target_modules, str):
+        return rf"(?:{target_modules}|^{re.escape(name)}$)"
+    return {*(target_modules or ()), name}
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -41,3 +41,13 @@ def sharded_error(what: str) -> RuntimeError:
         "in one process; for routing_losses() under FSDP2 wrap the gates on their own "
         "(fsdp_transformer_layer_cls_to_wrap: <the model's layer class>,Gate)"
     )
+
+
+def lost_routing_error() -> ValueError:
+    """Return the error of a checkpointed block that is run again after its routing has ended."""
+    return ValueError(
+        "the backward pass runs a checkpointed block again without its routing, so it would mix "
+        "evenly (missing_routing='uniform') and give other gradients: use "
+        "model.gradient_checkpointing_enable(), which remembers the routing, or put "
+        "`with model.routing(z):` around both passes"
+    )

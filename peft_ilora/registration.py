@@ -12,10 +12,10 @@ from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
 from peft_ilora.config import NAME, ILoRAConfig
+from peft_ilora.model import peft_model
 from peft_ilora.model.ilora import ILoRAModel
+from peft_ilora.saving import PREFIX
 
-PREFIX = "ilora_"
-"""Prefix of saved keys."""
 SUPPORTED = ((0, 21), (0, 22))
 """PEFT releases whose seams this package knows: from the first, below the second."""
 
@@ -66,6 +66,7 @@ def register(config_cls: type[ILoRAConfig], model_cls: type[ILoRAModel]) -> None
         # A parameter in memory is named as LoRA's, `lora_A`, so the class has LoRA's prefix. What
         # is saved has a prefix of its own (`peft_ilora/saving.py`), by which PEFT finds it.
         PEFT_TYPE_TO_PREFIX_MAPPING[peft_type()] = PREFIX
+        peft_model.install()
     elif registered.__qualname__ != config_cls.__qualname__:
         raise ImportError(
             f"PEFT type {NAME} is already registered by {registered.__module__}; "

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from peft_ilora.collator import RoutingCollator
 from peft_ilora.routing.binding import KEYWORD
 
@@ -26,6 +28,14 @@ class RoutingColumns:
         super().__init__(*args, **kwargs)
         if not isinstance(self.data_collator, RoutingCollator):
             self.data_collator = RoutingCollator(self.data_collator, self.routing_column)
+
+    def concatenated_forward(self, model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the pairs of TRL's CPO and ORPO trainers, which concatenate them by themselves."""
+        routing = torch.cat([batch[KEYWORD]] * 2)  # all chosen rows, then all rejected ones
+        with self.accelerator.unwrap_model(model).routing(routing):
+            return super().concatenated_forward(  # pyright: ignore[reportAttributeAccessIssue]
+                model, batch, *args, **kwargs
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         # transformers' Trainer asks this for the columns to keep; TRL's trainers override it.

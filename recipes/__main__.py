@@ -5,10 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import get_type_hints
-
-from jsonargparse import ArgumentError
 
 from recipes.bench import BENCHMARKS
 from recipes.experiment import PrepareConfig
@@ -20,16 +19,12 @@ from recipes.experiment_files import (
     parser_for,
     shipped,
 )
+from recipes.failures import USER_ERRORS, lacks_memory, one_line
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
 COMMANDS = ("run", *STAGES, "study", "bench")
 """Commands that take a name; `list` takes none."""
 HELP = ("--help", "-h")
-USER_ERRORS = (
-    *(ArgumentError, ValueError),
-    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError),
-)
-"""What becomes one line; a traceback of anything else is a fault of this package."""
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
 
 commands
@@ -45,7 +40,7 @@ commands
   bench        NAME: measure speed and memory ({benchmarks})
 
 EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes the name of a
-dataset; its --out is then the folder of the tables.
+dataset that is not an experiment's too; its --out is then the folder of the tables.
 
 `python -m recipes run EXPERIMENT --help` lists every field. Short forms: {short}.
 """
@@ -79,6 +74,7 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
     from recipes.checksums import MEMORY, Checksums
     from recipes.data.prepare import prepare
     from recipes.datasets import DATASETS
+    from recipes.locking import held
 
     parser = parser_for(f"prepare {name}")
     parser.add_argument("--out", default=f"data/{name}", help="folder of the tables")
@@ -87,7 +83,8 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
     fields = vars(parser.instantiate(parser.parse_args(list(overrides))))
     folder = Path(fields.pop("out"))
     config = replace(PrepareConfig(**fields), dataset=name)
-    prepare(config, folder, Checksums(folder.with_name(f"{folder.name}-{MEMORY}")))
+    with held(folder):
+        prepare(config, folder, Checksums(folder.with_name(f"{folder.name}-{MEMORY}")))
 
 
 def run_study(name: str, overrides: Sequence[str]) -> None:
@@ -122,14 +119,14 @@ def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
         run_benchmark(name, overrides)
     elif command == "study":
         run_study(name, overrides)
-    elif command == "prepare" and is_dataset(name):
+    elif command == "prepare" and name not in shipped(EXPERIMENTS) and is_dataset(name):
         prepare_dataset(name, overrides)
     else:
         run_stages(command, name, overrides)
 
 
 def is_dataset(name: str) -> bool:
-    """Whether `name` is a dataset. An experiment of the same name may set its fields otherwise."""
+    """Whether `name` is a dataset."""
     from recipes.datasets import DATASETS
 
     return name in DATASETS
@@ -150,8 +147,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if asked else 2
     try:
         run_command(arguments[0], arguments[1], arguments[2:])
-    except USER_ERRORS as error:
-        print(f"error: {getattr(error, 'message', error)}", file=sys.stderr)
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, USER_ERRORS) or lacks_memory(error)):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command resumes", file=sys.stderr)
@@ -159,5 +158,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def program() -> int:
+    """`main` on a terminal, where a character that it cannot show becomes a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program())

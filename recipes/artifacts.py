@@ -1,12 +1,16 @@
 """Files that are written whole or not at all: JSON, Parquet, safetensors."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +18,77 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+SETTLED_NS = 2_000_000_000
+"""A file that has not changed for so long (ns) bears another time when it changes again."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    Raises:
+        OSError: The file cannot be written; the error names `path`.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an OSError that names `path` and the cause.
+
+    The libraries below say neither: an OSError of a write has no file name, and safetensors and
+    torch raise errors of their own.
+    """
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = error.filename is not None and not Path(error.filename).name.startswith(".")
+        if error.errno is None or named:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except (SafetensorError, RuntimeError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is not None:
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            raise OSError(errno.EIO, "cannot be written, is the disk full?", str(path)) from error
+        raise
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn a failure to read a file's content into a ValueError that names the file and its kind.
+
+    Raises:
+        ValueError: The file is cut off, empty, or of another kind.
+    """
+    try:
+        yield
+    except (ValueError, EOFError, SafetensorError, pa.ArrowException) as error:
+        raise _no(kind, path, error) from error
+    except OSError as error:  # pyarrow's, for a content that it cannot read
+        if error.errno is not None:
+            raise
+        raise _no(kind, path, error) from error
+
+
+def _no(kind: str, path: Path, error: Exception) -> ValueError:
+    why = " ".join(str(error).split())
+    return ValueError(f"{path} is damaged, or no {kind}: {why}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,7 +102,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "JSON"):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -73,7 +133,8 @@ def write_parts(path: Path, parts: Iterable[pa.Table]) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path)
+    with reading(path, "Parquet table"):
+        return pd.read_parquet(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -82,9 +143,36 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path)
+    with reading(path, "safetensors file"):
+        return load_file(path)
 
 
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What the system says of a file's content: it changes whenever the content does.
+
+    The time of change is among it, which no program can set, unlike the time of modification.
+
+    Returns:
+        Size, times of modification and change in ns, and inode. None if the file has changed a
+        moment ago: the next change might then bear the same time.
+    """
+    found = path.stat()
+    settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS
+    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    return state if settled else None
+
+
+def known_sha256(path: Path) -> str:
+    """SHA-256 of a file, which this process computes once for each state of the file."""
+    state = state_of(path)
+    return sha256(path) if state is None else _sha256_of_state(path, state)
+
+
+@lru_cache(maxsize=2**16)
+def _sha256_of_state(path: Path, state: tuple[int, ...]) -> str:
+    return sha256(path)

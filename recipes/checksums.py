@@ -1,14 +1,15 @@
 """Checksums of a run's external inputs: raw files, and a language model's folder.
 
-A checksum is stored with the file's size and modification time and is reused while both are the
-same, so large files are read once.
+A checksum is stored with the file's state (`state_of`) and is reused while this is the same, so
+large files are read once. Another file in its place is noticed whatever its size and times.
 """
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from recipes.artifacts import read_json, sha256, write_json
+from recipes.artifacts import read_json, sha256, state_of, write_json
 
 MEMORY = "checksums.json"
 """Name of the file in which a run's folder keeps the checksums."""
@@ -29,13 +30,14 @@ class Checksums:
         known, changed = self._known(), False
         found = {}
         for name, path in files.items():
-            state = path.stat()
-            key = str(path.resolve())
-            entry = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
-            if known.get(key, {}) | entry != known.get(key):
-                known[key] = entry | {"sha256": sha256(path)}
+            state, key = state_of(path), str(path.resolve())
+            if state is not None and known.get(key, {}).get("state") == list(state):
+                found[name] = known[key]["sha256"]
+                continue
+            found[name] = sha256(path)
+            if state is not None:
+                known[key] = {"state": list(state), "sha256": found[name]}
                 changed = True
-            found[name] = known[key]["sha256"]
         if changed:
             write_json(self.memory, known)
         return found
@@ -45,21 +47,30 @@ class Checksums:
         files = {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
+            if path.is_file() and not _hidden(path.relative_to(folder))
         }
         digest = hashlib.sha256()
         for name, checksum in self.of_files(files).items():
             digest.update(f"{name} {checksum}\n".encode())
         return digest.hexdigest()
 
-    def _known(self) -> dict[str, dict[str, int | str]]:
+    def _known(self) -> dict[str, dict[str, Any]]:
         try:
             found = read_json(self.memory)
         except (FileNotFoundError, ValueError):
             return {}
         if not isinstance(found, dict):
             return {}
-        names = {"size", "mtime_ns", "sha256"}
-        return {
-            key: one for key, one in found.items() if isinstance(one, dict) and names <= one.keys()
-        }
+        return {key: one for key, one in found.items() if _sound(one)}
+
+
+def _sound(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("state"), list)
+        and isinstance(entry.get("sha256"), str)
+    )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

@@ -5,7 +5,9 @@ can be overridden on the command line (`--adapt.max_steps 100`). Fields are docu
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from recipes.ranges import Count, Decay, Dropout, Number, Range, Rate, Seed
 
 Precision = Literal["fp32", "bf16"]
 
@@ -14,13 +16,13 @@ Precision = Literal["fp32", "bf16"]
 class SyntheticConfig:
     """The generated world of the `synthetic` dataset (`recipes/datasets/synthetic.py`)."""
 
-    num_users: int = 1500
+    num_users: Annotated[int, Range(10)] = 1500
     """Number of users; they are split 8:1:1 into train, validation and test."""
 
-    num_kinds: int = 4
+    num_kinds: Annotated[int, Range(1, 4)] = 4
     """Number of kinds of users; each follows a preference rule that conflicts with the others'."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the users' kinds and sequences. Items and rules are always the same."""
 
 
@@ -38,18 +40,18 @@ class PrepareConfig:
     source: str | None = None
     """Folder with the official raw files; None downloads them, checks them and caches them."""
 
-    train_share: float = 1.0
+    train_share: Annotated[float, Range(0, 1, open="low")] = 1.0
     """Share of the train users to keep, in (0, 1]. The users kept at a smaller share are a subset
     of those kept at a larger one."""
 
-    max_history: int = 10
+    max_history: Count = 10
     """Maximum number of items in a history; the newest are kept, oldest first (paper: 10)."""
 
-    num_candidates: int = 20
+    num_candidates: Annotated[int, Range(2)] = 20
     """Size of a row's candidate set: the target and `num_candidates - 1` uniform negatives
     (paper: 20)."""
 
-    candidate_seed: int = 1234
+    candidate_seed: Seed = 1234
     """Random seed with which the candidates are drawn, once."""
 
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -64,47 +66,47 @@ class RecommenderConfig:
     """The recommender whose vectors fill prompt slots and route adapters, unless an arm names
     another."""
 
-    hidden_size: int = 64
+    hidden_size: Count = 64
     """Width d of item embeddings and user representations (paper: 64)."""
 
-    num_layers: int = 2
+    num_layers: Count = 2
     """Number of layers; in SASRec, of self-attention blocks."""
 
-    num_heads: int = 1
+    num_heads: Count = 1
     """Attention heads of each block; only SASRec has any."""
 
-    state_size: int = 128
+    state_size: Count = 128
     """Width of GRU4Rec's hidden state."""
 
-    horizontal_filters: int = 16
+    horizontal_filters: Count = 16
     """Caser's horizontal filters of each height from 1 to the longest history."""
 
-    vertical_filters: int = 4
+    vertical_filters: Count = 4
     """Caser's vertical filters."""
 
-    dropout: float = 0.2
+    dropout: Dropout = 0.2
     """Dropout probability."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Adam's learning rate (paper: 1e-3)."""
 
-    weight_decay: float = 0.0
+    weight_decay: Decay = 0.0
     """Adam's L2 coefficient (paper: grid 1e-3 .. 1e-7)."""
 
-    batch_size: int = 256
+    batch_size: Count = 256
     """Windows in a batch (paper: 256)."""
 
-    max_epochs: int = 30
+    max_epochs: Count = 30
     """Maximum number of epochs."""
 
-    patience: int = 3
+    patience: Count = 3
     """Training stops after this many epochs without a better validation NDCG@10 on the full
     catalogue."""
 
-    min_history: int = 3
+    min_history: Number = 3
     """Minimum history length of the windows used for training and validation (reference: 3)."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of initialisation, shuffling and dropout."""
 
 
@@ -112,32 +114,32 @@ class RecommenderConfig:
 class StandInConfig:
     """The small Llama that stands in for a real LLM; the run trains it itself."""
 
-    hidden_size: int = 128
+    hidden_size: Count = 128
     """Hidden width of the model."""
 
-    num_layers: int = 2
+    num_layers: Count = 2
     """Number of decoder layers."""
 
-    num_heads: int = 4
+    num_heads: Count = 4
     """Attention heads of each layer."""
 
-    intermediate_size: int = 256
+    intermediate_size: Count = 256
     """Width of the MLP."""
 
-    vocab_size: int = 8000
-    """Maximum size of the BPE vocabulary."""
+    vocab_size: Annotated[int, Range(260)] = 8000
+    """Maximum size of the BPE vocabulary; 256 bytes and 4 special tokens are always in it."""
 
-    max_steps: int = 500
+    max_steps: Count = 500
     """Optimiser steps of training on the prompt format. The answers are random candidates, so no
     preference is learned."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Prompts in a batch."""
 
-    learning_rate: float = 2e-3
+    learning_rate: Rate = 2e-3
     """Peak learning rate (AdamW with warm-up, then cosine decay)."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of initialisation, training prompts and shuffling."""
 
 
@@ -145,19 +147,19 @@ class StandInConfig:
 class AdapterSettings:
     """Training settings of every adapter. An arm may set its own values."""
 
-    prompt_history: int = 10
+    prompt_history: Count = 10
     """How many of the newest history items the prompt shows. The recommender reads all of them."""
 
-    rank: int = 16
+    rank: Count = 16
     """Total rank: `r` in LoRA, `num_experts * r` in iLoRA (paper: 16)."""
 
-    lora_alpha: float = 32
+    lora_alpha: Rate = 32
     """LoRA's alpha. Under a uniform gate iLoRA has the same scaling (reference: 32)."""
 
-    lora_dropout: float = 0.1
+    lora_dropout: Dropout = 0.1
     """Dropout before the low-rank product (reference: 0.1)."""
 
-    target_modules: list[str] = field(
+    target_modules: Annotated[list[str], Range(1)] = field(
         default_factory=lambda: [
             "q_proj",
             "k_proj",
@@ -168,28 +170,29 @@ class AdapterSettings:
             "down_proj",
         ]
     )
-    """Names of the modules to adapt (reference: these seven)."""
+    """Names of the modules to adapt (reference: these seven of Llama). A name that the language
+    model does not have is refused: other families name theirs otherwise."""
 
-    max_steps: int = 600
+    max_steps: Count = 600
     """Number of optimiser steps."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Prompts in an optimiser step."""
 
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Micro-batches into which the prompts of an optimiser step are divided."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Peak learning rate of adapter and projector (5 % warm-up, then cosine decay)."""
 
-    weight_decay: float = 1e-5
+    weight_decay: Decay = 1e-5
     """Weight decay of projector and gate (reference: 1e-5); the adapter has none."""
 
     curriculum: bool = True
     """LLaRA's curriculum: the batch of step t of T has the hybrid prompt with probability t/T,
     else the text-only one. False: every batch is hybrid."""
 
-    min_history: int = 3
+    min_history: Number = 3
     """Minimum history length of the train windows (reference: 3)."""
 
 
@@ -197,10 +200,10 @@ class AdapterSettings:
 class GatedSettings(AdapterSettings):
     """Further training settings of an adapter with a gate."""
 
-    num_experts: int = 4
+    num_experts: Count = 4
     """Number of iLoRA's experts K, each of rank `rank / num_experts` (paper: 4)."""
 
-    gate_learning_rate_scale: float = 0.3
+    gate_learning_rate_scale: Decay = 0.3
     """The gate's learning rate as a multiple of `learning_rate` (reference: 0.3)."""
 
 
@@ -220,10 +223,10 @@ class AdaptConfig(GatedSettings):
     """Precision of the language model's weights and of training. The adapter's weights are
     float32."""
 
-    save_steps: int = 200
+    save_steps: Count = 200
     """Optimiser steps between checkpoints, from which an interrupted run resumes."""
 
-    logging_steps: int = 20
+    logging_steps: Count = 20
     """Optimiser steps between logged losses."""
 
     report_to: list[str] = field(default_factory=list)
@@ -244,32 +247,33 @@ class EvaluateConfig:
     """`last`: each user's last window, as in the paper; `all`: every window, with intervals
     clustered by user."""
 
-    min_history: int = 3
+    min_history: Number = 3
     """Minimum history length of the evaluated rows (reference: 3)."""
 
-    max_users: int | None = None
+    max_users: Annotated[int, Range(2)] | None = None
     """Evaluate only this many users, the first of the split; None evaluates all. The report says
     so."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
 
-    max_new_tokens: int = 24
-    """Maximum number of generated tokens (reference: 64)."""
+    max_new_tokens: Count | None = None
+    """Maximum number of generated tokens (reference: 64); None takes as many as the longest title
+    has. A number under which the longest title does not fit is refused."""
 
     length_normalised: bool = False
     """Rank candidates by the mean log-probability of the title's tokens; False: by the sum."""
 
-    ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
+    ks: Annotated[list[Count], Range(1)] = field(default_factory=lambda: [1, 3, 5, 10])
     """Cut-offs K of HitRatio@K and NDCG@K."""
 
-    bootstrap_samples: int = 2000
+    bootstrap_samples: Annotated[int, Range(100)] = 2000
     """Number of bootstrap resamples of users behind each interval."""
 
-    confidence: float = 0.95
+    confidence: Annotated[float, Range(0, 1, open="both")] = 0.95
     """Confidence level of the intervals."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the bootstrap."""
 
 
@@ -283,7 +287,7 @@ class Experiment:
     out: str = "runs/experiment"
     """Folder of the run."""
 
-    seeds: int = 1
+    seeds: Annotated[int, Range(1, 2**32 - 1)] = 1
     """Number of training seeds: adapters are trained with seeds 0 .. seeds-1. All seeds share the
     earlier stages."""
 

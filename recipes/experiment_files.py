@@ -6,6 +6,7 @@ Every field can be overridden on the command line.
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -72,6 +73,8 @@ def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
     parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
     parser.add_class_arguments(Experiment)
     spelled = _spelled_out(overrides)
+    for file in (path, *_config_files(spelled)):
+        _refuse_no_sections(yaml_fields(file), Experiment)  # errors of the first name the file
     parsed = vars(parser.instantiate(parser.parse_args(["--config", str(path), *spelled])))
     parsed.pop("config")
     experiment = Experiment(**parsed)
@@ -80,6 +83,17 @@ def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
     if "--adapt.methods" in flags and experiment.arms is not None:
         raise ValueError("--methods has no effect beside `arms`: give --arms, or leave it out")
     return experiment
+
+
+def _refuse_no_sections(fields: Mapping[str, Any], section: type, prefix: str = "") -> None:
+    """Refuse a section that is a value, such as `adapt: 3` (ValueError); the parser drops it."""
+    for name, hint in get_type_hints(section).items():
+        value = fields.get(name)
+        if value is None or not is_dataclass(hint):
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{prefix}{name}={value!r} must be a section of fields with values")
+        _refuse_no_sections(value, hint, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _refuse_missing(section: Any, prefix: str = "") -> None:
@@ -92,19 +106,39 @@ def _refuse_missing(section: Any, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{field} has no value")
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a field that stands twice in a section, of which YAML would silently drop one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                mark = node.value[place][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"{name} stands twice", problem_mark=mark)
+        return node
+
+
 def yaml_fields(path: Path) -> dict[str, Any]:
     """The fields of a YAML file.
 
     Raises:
-        ValueError: The file is no YAML, or does not consist of named fields.
+        ValueError: The file is no YAML, does not consist of named fields, or has one twice.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        found = yaml.load(path.read_text(encoding="utf-8"), _Once)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must consist of fields with values, not {found!r}")
     return found
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    """The files that `--config` names."""
+    named = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    named += [one.partition("=")[2] for one in arguments if one.startswith("--config=")]
+    return [Path(one) for one in named if Path(one).is_file()]
 
 
 def _spelled_out(arguments: Sequence[str]) -> list[str]:

@@ -23,10 +23,15 @@ from recipes.arms import comparison
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
+from recipes.llm.stand_in import STAND_IN, check_stand_in
+from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
-from recipes.records import run_stage
+from recipes.preflight import preflight
+from recipes.ranges import check_ranges
 from recipes.report.report import SUMMARY, report
 from recipes.run import Run
+from recipes.scoring.rows import evaluated_rows
+from recipes.stages import run_stage
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,77 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Turn raw files into tables."""
-        self.run.prepare()
+        with held(self.run.folder):
+            self._prepare()
+
+    def check(self, tried: set[tuple[str, str]]) -> None:
+        """Prepare the tables, and see whether rows and every arm's language model fit them.
+
+        Args:
+            tried: Path and precision of language models that were loaded and tried already; this
+                run's is added, and not kept in memory.
+        """
+        self.prepare()
+        self._check_rows()
+        model = self.run.llm_path, self.run.experiment.adapt.precision
+        preflight(self.run, self.arms, weights=model not in tried)
+        if self.run.release_llm():
+            tried.add(model)
 
     def recommender(self) -> None:
         """Train the recommenders on the train windows, and write their vectors."""
-        for name in self.run.networks:
-            self.run.train_network(name)
+        with held(self.run.folder):
+            self._recommender()
 
     def adapt(self) -> None:
         """Train one adapter for each arm and seed: all arms of a seed, then the next seed."""
+        with held(self.run.folder):
+            self._check_rows()
+            self._adapt()
+
+    def evaluate(self) -> None:
+        """Predict with every arm, and compute metrics."""
+        with held(self.run.folder):
+            preflight(self.run, self.arms)
+            evaluating.evaluate(self.run, self.arms)
+
+    def report(self) -> Mapping[str, Any]:
+        """Write the report and print its summary; returns the content of `results.json`."""
+        with held(self.run.folder):
+            return self._report()
+
+    def run_all(self) -> Mapping[str, Any]:
+        """Run every stage in order; returns the content of `results.json`."""
+        with held(self.run.folder):
+            self._prepare()
+            self._check_rows()
+            preflight(self.run, self.arms)
+            self._recommender()
+            self._adapt()
+            evaluating.evaluate(self.run, self.arms)
+            return self._report()
+
+    def _prepare(self) -> None:
+        self.run.prepare()
+
+    def _check_rows(self) -> None:
+        """Refuse settings that leave no rows of these data, before anything is trained."""
+        data, config = self.run.data, self.run.experiment.evaluate
+        evaluated_rows(data.split(config.split), config)
+        longest = data.split("train").history_lengths.max()
+        for arm in self.arms:
+            if arm.settings.get("min_history", 0) > longest:
+                raise ValueError(
+                    f"{arm.name}: min_history={arm.settings['min_history']} leaves no training "
+                    f"window: the longest history has {longest} items"
+                )
+
+    def _recommender(self) -> None:
+        for name in self.run.networks:
+            self.run.train_network(name)
+
+    def _adapt(self) -> None:
+        preflight(self.run, self.arms)
         experiment = self.run.experiment
         if any(arm.method.is_adapter for arm in self.arms):
             self.run.make_stand_in()
@@ -76,25 +143,12 @@ class Pipeline:
         stage = arm.method.stage(self.run, arm, seed)
         if stage is not None:
             folder = arm_folder(self.run, arm, seed)
-            run_stage(stage, folder, lambda: arm.method.train(self.run, arm, seed, folder))
+            run_stage(stage, folder, lambda place: arm.method.train(self.run, arm, seed, place))
 
-    def evaluate(self) -> None:
-        """Predict with every arm, and compute metrics."""
-        evaluating.evaluate(self.run, self.arms)
-
-    def report(self) -> Mapping[str, Any]:
-        """Write the report and print its summary; returns the content of `results.json`."""
+    def _report(self) -> Mapping[str, Any]:
         results = report(self.run, self.arms)
         print((self.run.folder / SUMMARY).read_text(encoding="utf-8"))
         return results
-
-    def run_all(self) -> Mapping[str, Any]:
-        """Run every stage in order; returns the content of `results.json`."""
-        self.prepare()
-        self.recommender()
-        self.adapt()
-        self.evaluate()
-        return self.report()
 
 
 def check(experiment: Experiment) -> None:
@@ -103,16 +157,32 @@ def check(experiment: Experiment) -> None:
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    adapt = experiment.adapt
-    at_least_one = {
-        "seeds": experiment.seeds,
-        "adapt.save_steps": adapt.save_steps,
-        "adapt.logging_steps": adapt.logging_steps,
-        "adapt.stand_in.max_steps": adapt.stand_in.max_steps,
-        "adapt.stand_in.batch_size": adapt.stand_in.batch_size,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    check_ranges(experiment)
     preparing.check_config(experiment.prepare)
     evaluating.check_config(experiment.evaluate, experiment.prepare.num_candidates)
+    check_stand_in(experiment.adapt.stand_in)
+    _check_out(experiment)
+    longest = experiment.prepare.max_history
+    for name in ("recommender", "adapt", "evaluate"):
+        wanted = getattr(experiment, name).min_history
+        if wanted > longest:
+            raise ValueError(
+                f"{name}.min_history={wanted} leaves no row: a history has at most "
+                f"prepare.max_history={longest} items"
+            )
+
+
+def _check_out(experiment: Experiment) -> None:
+    """Refuse an empty `out`, which would be the working directory, and one in the language model's
+    folder, whose content each run would change.
+    """
+    name, out = experiment.adapt.llm, experiment.out
+    if not out.strip():
+        raise ValueError(f"out={out!r} is empty: name a folder, or `.` for this one")
+    model = Path(name)
+    inside = Path(out).resolve().is_relative_to(model.resolve())
+    if name != STAND_IN and inside and model.is_dir():
+        raise ValueError(
+            f"out={out!r} lies in the folder of adapt.llm={name!r}, whose content every run would "
+            "change: choose another --out"
+        )

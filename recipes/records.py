@@ -1,26 +1,28 @@
-"""Stages that run once: the record by which a stage resumes.
+"""The record of a finished stage: by what it was made, and what it holds.
 
-A stage writes its files into its own folder and, last, `record.json`. The record carries the
-stage's settings and version, the fingerprints of what it read, and the SHA-256 of every file it
-wrote. A stage whose record matches what is asked for is not run again; any other is, and its record
-is kept beside the new one under a name that holds its fingerprint.
+A stage's folder holds its files and `record.json`. The record carries the stage's settings and
+version, what it read, and the SHA-256 of every file it wrote. A stage whose record matches what is
+asked for is not run again (`stages.py`), and a later stage reads only what a matching record
+describes: a file that was edited by hand or has been damaged is noticed by its content.
 """
 
 import hashlib
 import json
 import platform
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from recipes.artifacts import read_json, sha256, write_json
+from recipes.artifacts import known_sha256, read_json, write_json
 
-RECORD = "record.json"
-OLDER = "older-record-"
-"""Prefix of the file name of a record that has been replaced."""
+RECORD, SEAL = "record.json", "sha256"
+"""A record's file, and the field that holds a checksum over its others."""
+DATA = (".safetensors", ".parquet")
+"""Endings of the files that later stages compute with."""
+SHOWN, LONGEST_VALUE = 5, 80
+"""Names of files in a message, and characters of a setting's value, at most."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -55,12 +57,23 @@ class Record:
     """Version of the stage's code; raised when the same settings begin to give other results."""
     config: dict[str, Any]
     inputs: dict[str, str]
-    """What the stage read, by name: fingerprints of stages and checksums of files."""
+    """What the stage read, by name: SHA-256 of stages' contents and of files."""
     files: dict[str, str]
     """SHA-256 of each file written, by its path inside the stage's folder."""
     versions: dict[str, str]
     seconds: float
     """Wall-clock time of the run that finished the stage."""
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over what was asked for and the tensors and tables that came of it.
+
+        Later stages name it as their input, because a training that is repeated on another machine
+        need not give the same weights. Logs and configurations do not count: they hold paths.
+        """
+        data = {name: one for name, one in self.files.items() if Path(name).suffix in DATA}
+        text = json.dumps([self.fingerprint, data], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ class Stage:
     """Name in messages, such as `adapt ilora seed 0`; part of the fingerprint."""
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """What the stage reads, by name: fingerprints of stages and checksums of files."""
+    """What the stage reads, by name: SHA-256 of stages' contents and of files."""
     version: int = 1
     """Version of the stage's code, see `Record`."""
 
@@ -79,18 +92,18 @@ class Stage:
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the stage's result."""
         parts = [self.name, self.version, self.settings, dict(self.inputs)]
-        text = json.dumps(_canonical(parts), sort_keys=True)
+        text = json.dumps(canonical(parts), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Give equal settings one spelling, so that 32 and 32.0, or a tuple and a list, hash alike."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
-        return {str(key): _canonical(one) for key, one in value.items()}
+        return {str(key): canonical(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_canonical(one) for one in value]
+        return [canonical(one) for one in value]
     return value
 
 
@@ -110,7 +123,7 @@ def read_record(folder: Path, command: str) -> Record:
         raise FileNotFoundError(
             f"{path} is missing: run `python -m recipes {command}` first (or `run`, which does all)"
         )
-    found = _parsed(path)
+    found = parsed(path)
     if found is None:
         raise ValueError(
             f"{path} was written by another version of peft-ilora, or is damaged: run "
@@ -129,98 +142,99 @@ def required_record(stage: Stage, folder: Path, command: str) -> Record:
 
     Raises:
         FileNotFoundError: The stage has not been run.
-        ValueError: The stage was run with other settings or on other data.
+        ValueError: The stage was run with other settings or on other data, or its files are not
+            those that it has written.
     """
     found = read_record(folder, command)
     if found.fingerprint != stage.fingerprint:
         raise ValueError(
-            f"{folder} {_reason(stage, found)}: run `python -m recipes {command}` again, or give "
-            "the settings it was made with"
+            f"{folder} {difference(stage, found)}: run `python -m recipes {command}` again, or "
+            "give the settings it was made with"
         )
+    if lost := lost_files(folder, found):
+        raise ValueError(f"{folder} {told(lost)}: run `python -m recipes {command}` again")
     return found
 
 
-def run_stage(stage: Stage, folder: Path, work: Callable[[], None]) -> Record:
-    """Run `work`, which fills `folder`, unless its record says that this has been done.
-
-    Args:
-        stage: The requested stage: settings, inputs and version.
-        folder: The stage's folder; created if missing.
-        work: Writes the stage's files.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECORD
-    if path.exists():
-        found = _parsed(path)
-        if found is not None and found.fingerprint == stage.fingerprint and _intact(folder, found):
-            print(f"[{stage.name}] already done: {folder}", flush=True)
-            return found
-        _set_aside(stage, path, found)
-    print(f"[{stage.name}] -> {folder}", flush=True)
-    start = time.monotonic()
-    work()
-    record = Record(
-        stage=stage.name,
-        fingerprint=stage.fingerprint,
-        version=stage.version,
-        config=dict(stage.settings),
-        inputs=dict(stage.inputs),
-        files={name: sha256(folder / name) for name in _files(folder)},
-        versions=installed_versions(),
-        seconds=round(time.monotonic() - start, 3),
-    )
-    write_json(path, asdict(record))
-    return record
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, with a checksum over its fields."""
+    fields = asdict(record)
+    write_json(path, fields | {SEAL: _seal(fields)})
 
 
-def _parsed(path: Path) -> Record | None:
-    """The record, or None if it is damaged or has the fields of another version."""
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def parsed(path: Path) -> Record | None:
+    """The record, or None if it is damaged, altered, or has the fields of another version."""
     try:
-        found = Record(**read_json(path))
-    except (ValueError, TypeError):
+        fields = read_json(path)
+        seal = fields.pop(SEAL, None)
+        found = Record(**fields)
+        if seal not in (None, _seal(fields)):  # earlier versions had none
+            return None
+        stage = Stage(found.stage, found.config, found.inputs, found.version)
+        sound = found.fingerprint == stage.fingerprint and _sound(found)
+    except (ValueError, TypeError, AttributeError):
         return None
-    tables, texts = (found.config, found.inputs, found.files), (found.stage, found.fingerprint)
-    sound = all(isinstance(one, dict) for one in tables) and all(isinstance(t, str) for t in texts)
     return found if sound else None
 
 
-def _set_aside(stage: Stage, path: Path, found: Record | None) -> None:
-    """Rename an outdated record to keep it, and print why the stage runs again."""
-    known = hashlib.sha256(path.read_bytes()).hexdigest() if found is None else found.fingerprint
-    older = path.with_name(f"{OLDER}{known[:12]}.json")
-    path.replace(older)
-    print(f"[{stage.name}] {_reason(stage, found)}; its record is kept as {older.name}", flush=True)
+def _sound(found: Record) -> bool:
+    """Whether the fields have the types that they should have."""
+    texts = [*found.inputs.values(), *found.files.values(), *found.versions.values()]
+    seconds = found.seconds
+    return (
+        isinstance(found.config, dict)
+        and all(isinstance(one, str) for one in [found.stage, *texts])
+        and isinstance(seconds, (int, float))
+        and not isinstance(seconds, bool)
+    )
 
 
-def _reason(stage: Stage, found: Record | None) -> str:
-    if found is None:
-        return "was recorded by another version of peft-ilora"
-    if found.fingerprint == stage.fingerprint:
-        return "has lost or changed files"
+def difference(stage: Stage, found: Record) -> str:
+    """In what the requested stage differs from the one that was run, with both values."""
     if found.version != stage.version:
         return f"was made by version {found.version} of the stage, now {stage.version}"
-    before, now = _canonical(found.config), _canonical(stage.settings)
-    names = sorted(before.keys() | now.keys())
-    changed = [name for name in names if before.get(name) != now.get(name)]
+    before, now = _flat(canonical(found.config)), _flat(canonical(stage.settings))
+    changed = [
+        f"{name}={_short(before.get(name))} (now {_short(now.get(name))})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
     changed += sorted(
-        name
+        f"another {name}"
         for name in found.inputs.keys() | stage.inputs.keys()
         if found.inputs.get(name) != stage.inputs.get(name)
     )
-    if not changed:
-        return "was made by another stage"
-    return f"was made with another {', '.join(changed)}"
+    return f"was made with {', '.join(changed)}" if changed else "was made by another stage"
 
 
-def _files(folder: Path) -> list[str]:
-    # Hidden files are skipped: a killed run may have left a temporary file of `written_whole`.
-    found = (path for path in folder.rglob("[!.]*") if path.is_file())
-    names = sorted(path.relative_to(folder).as_posix() for path in found)
-    return [name for name in names if name != RECORD and not name.startswith(OLDER)]
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return found
 
 
-def _intact(folder: Path, record: Record) -> bool:
-    return all(
-        (folder / name).exists() and sha256(folder / name) == digest
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}.."
+
+
+def lost_files(folder: Path, record: Record) -> list[str]:
+    """Files that are missing from a stage's folder, or have another content than it has written."""
+    return [
+        name
         for name, digest in record.files.items()
-    )
+        if not (folder / name).is_file() or known_sha256(folder / name) != digest
+    ]
+
+
+def told(lost: list[str]) -> str:
+    """Lost files in words; of many, the first few."""
+    more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+    return f"has lost or changed files ({', '.join(lost[:SHOWN])}{more})"

@@ -18,14 +18,16 @@ from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
 from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, RecommenderConfig
-from recipes.llm.checkpoints import checkpoint_folder
+from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
-from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_stage
+from recipes.llm.loading import Outline, load_outline
+from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_outline, stand_in_stage
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.train import recommender_stage, train_recommender
 from recipes.recommenders.vectors import Vectors
-from recipes.records import Record, Stage, read_record, required_record, run_stage
+from recipes.records import Record, Stage, canonical, read_record, required_record
+from recipes.stages import run_stage
 
 CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
 """Settings of `prepare` that do not affect the windows."""
@@ -57,6 +59,8 @@ class Run:
         self.folder = Path(experiment.out)
         self.shared = shared
         self.checksums = Checksums((shared or self.folder) / MEMORY)
+        self.is_checked = False
+        """Whether `preflight` has looked at the arms."""
         self._vectors: dict[str, Vectors] = {}
 
     def place(self, name: str, key: Any) -> Path:
@@ -70,7 +74,7 @@ class Run:
         """
         if self.shared is None:
             return self.folder / name
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(canonical(key), sort_keys=True).encode()).hexdigest()
         return self.shared / f"{name}-{digest[:12]}"
 
     # ---------------------------------------------------------------- prepared data
@@ -133,14 +137,13 @@ class Run:
     def train_network(self, name: str) -> Record:
         """Train a recommender, unless it has been trained already."""
         network, stage = self.networks[name], self.network_stage(name)
-        folder = self.network_folder(name)
 
-        def work() -> None:
+        def work(place: Path) -> None:
             train_recommender(
-                network.recommender, network.config, self.data, folder, stage.fingerprint
+                network.recommender, network.config, self.data, place, stage.fingerprint
             )
 
-        return run_stage(stage, folder, work)
+        return run_stage(stage, self.network_folder(name), work)
 
     def network_record(self, name: str) -> Record:
         """The record of a trained recommender.
@@ -186,23 +189,21 @@ class Run:
         """Train the stand-in, if the run uses one and it has not been trained already."""
         if not self.has_stand_in:
             return
-        folder, stage = self.stand_in_folder, self._stand_in
         adapt = self.experiment.adapt
-        checkpoints = checkpoint_folder(folder, stage.fingerprint)
 
-        def work() -> None:
+        def work(place: Path) -> None:
             make_stand_in(
                 adapt.stand_in,
                 self.data.titles,
                 prompt_history=adapt.prompt_history,
                 num_candidates=self.experiment.prepare.num_candidates,
-                folder=folder,
-                checkpoints=checkpoints,
+                folder=place,
+                checkpoints=place / CHECKPOINTS,
                 logging_steps=adapt.logging_steps,
                 save_steps=adapt.save_steps,
             )
 
-        run_stage(stage, folder, work)
+        run_stage(self._stand_in, self.stand_in_folder, work)
 
     @property
     def llm_path(self) -> str:
@@ -214,13 +215,14 @@ class Run:
         """Identifies the language model's content, whatever its name.
 
         Returns:
-            The stand-in's fingerprint, the commit of a hub repository, or the checksum of a folder.
+            The checksum of the stand-in's files, the commit of a hub repository, or the checksum of
+            a folder.
 
         Raises:
             FileNotFoundError: There is no such model.
         """
         if self.has_stand_in:
-            return required_record(self._stand_in, self.stand_in_folder, "adapt").fingerprint
+            return required_record(self._stand_in, self.stand_in_folder, "adapt").content
         path = Path(self.llm_path)
         if path.is_dir():
             return self.checksums.of_folder(path)
@@ -235,14 +237,55 @@ class Run:
 
     @cached_property
     def llm(self) -> LanguageModel:
-        """The frozen language model, loaded once for all adapters and their evaluation."""
-        return LanguageModel(self.llm_path, self.experiment.adapt.precision)
+        """The frozen language model, loaded once for all adapters and their evaluation.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+            ValueError: It cannot be used, or its folder has changed since it was first read.
+        """
+        assert self.llm_content  # first, so that records name what is loaded now
+        return LanguageModel(self.llm_path, self.experiment.adapt.precision, self._check_llm)
+
+    def _check_llm(self) -> None:
+        path = Path(self.llm_path)
+        own = not self.has_stand_in and path.is_dir()
+        if own and self.checksums.of_folder(path) != self.llm_content:
+            raise ValueError(
+                f"adapt.llm={self.llm_path!r} has changed while it was in use: run the command "
+                "again, once nothing writes into that folder"
+            )
+
+    def release_llm(self) -> bool:
+        """Free the language model, which is loaded again when it is used; whether there was one."""
+        return vars(self).pop("llm", None) is not None
+
+    @cached_property
+    def outline(self) -> Outline:
+        """The language model without weights, known before it is loaded or trained."""
+        if not self.has_stand_in:
+            return load_outline(self.llm_path)
+        adapt = self.experiment.adapt
+        return stand_in_outline(
+            adapt.stand_in,
+            self.data.titles,
+            prompt_history=adapt.prompt_history,
+            num_candidates=self.experiment.prepare.num_candidates,
+        )
 
     @cached_property
     def prompts(self) -> PromptStore:
         """Prompts and answers under the language model's tokenizer."""
-        cache = (self.shared or self.folder) / "tokens"
-        return PromptStore(self.llm.tokenizer, self.data, cache)
+        return PromptStore(self.llm.tokenizer, self.data, self.token_folder)
+
+    @cached_property
+    def outlined_prompts(self) -> PromptStore:
+        """The same before the language model is loaded or trained."""
+        return PromptStore(self.outline.tokenizer, self.data, self.token_folder)
+
+    @property
+    def token_folder(self) -> Path:
+        """Folder of token ids, see `tokenised`."""
+        return (self.shared or self.folder) / "tokens"
 
     @property
     def llm_key(self) -> list[Any]:

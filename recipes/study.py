@@ -30,6 +30,7 @@ from recipes.experiment_files import (
     yaml_fields,
     yaml_file,
 )
+from recipes.locking import held
 from recipes.methods.method import folder_name, shown
 from recipes.pipeline import Pipeline
 from recipes.report.plots import save
@@ -138,9 +139,19 @@ def run_study(study: Study) -> Mapping[str, Any]:
         The content of `DIR/results.json`.
 
     Raises:
-        ValueError: A field of some cell has an impossible value. No cell has been run then.
+        ValueError: A field of some cell has an impossible value, or does not fit the data or the
+            language model, or another command writes into the study's folder. Nothing has been
+            trained then.
     """
     pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
+    with held(study.out):
+        tried: set[tuple[str, str]] = set()
+        for pipeline in pipelines:
+            pipeline.check(tried)
+        return _run_cells(study, pipelines)
+
+
+def _run_cells(study: Study, pipelines: Sequence[Pipeline]) -> Mapping[str, Any]:
     found = []
     for number, (cell, pipeline) in enumerate(zip(study.cells, pipelines, strict=True), 1):
         print(f"[study {study.name}] {number} of {len(study.cells)}: {cell.name}", flush=True)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
+from peft_ilora.layers.tying import Transposed
+
 
 def is_plain(x: Tensor, lora_a: nn.Module, lora_b: nn.Module, dropout: nn.Module) -> bool:
     """Whether nothing else wants to see the parts of an update.
@@ -60,8 +62,7 @@ def bias_of(linear: nn.Module) -> Tensor | None:
 
 def known_dtype(lora_a: nn.Module) -> torch.dtype | None:
     """Return the dtype of A's weight; None where a wrapper, such as FSDP's, hides the weight."""
-    weight = lora_a._parameters["weight"] if isinstance(lora_a, nn.Linear) else None
-    return None if weight is None else weight.dtype
+    return lora_a.weight.dtype if isinstance(lora_a, (nn.Linear, Transposed)) else None
 
 
 def parts_of(layer: Any, adapter: str) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -72,17 +73,3 @@ def parts_of(layer: Any, adapter: str) -> tuple[nn.Module, nn.Module, nn.Module]
         own["lora_B"]._modules[adapter],
         own["lora_dropout"]._modules[adapter],
     )
-
-
-def circumstances(x: Tensor) -> tuple[object, ...]:
-    """Return what must not change between two uses of a tensor for these to be the same: its
-    version, its gradients, and who keeps tensors, as a checkpoint that begins in between does.
-    """
-    keeper = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
-    return x._version, x.requires_grad, torch.is_grad_enabled(), keeper
-
-
-def running_backward() -> int | None:
-    """Return a number for the backward pass that runs in this thread; None: there is none."""
-    task = torch._C._current_graph_task_id()
-    return None if task == -1 else task

@@ -5,15 +5,14 @@ the others theirs in the memory of the forward. Whether the input is the same is
 is called, so the names only say where it pays to look.
 """
 
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
-from peft_ilora.fast.probes import circumstances, running_backward
 from peft_ilora.routing.binding import Memory, RoutingState
+from peft_ilora.routing.keeping import keeping
 
 SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -45,51 +44,33 @@ class Offer:
     """Rank coordinates that were computed ahead, until their layer takes them."""
 
     x: Tensor
-    circumstances: tuple[object, ...]
+    as_it_is: tuple[object, ...]
+    """The input's version, and who kept tensors: both must be the same when it is taken."""
     hidden: Tensor
 
 
 def offer(memory: Memory, layer: LoraLayer, adapter: str, x: Tensor, hidden: Tensor) -> None:
     """Leave a layer its rank coordinates, [..., rank], of an input, [..., in]."""
-    memory["offer", layer, adapter] = Offer(x, circumstances(x), hidden)
+    memory["offer", layer, adapter] = Offer(x, (x._version, *keeping()), hidden)
 
 
 def take(memory: Memory, layer: LoraLayer, adapter: str, x: Tensor) -> Tensor | None:
     """Return a layer's rank coordinates, where they have been computed from this very input."""
     found = memory.pop(("offer", layer, adapter), None)
-    if found is None or found.x is not x or found.circumstances != circumstances(x):
+    if found is None or found.x is not x or found.as_it_is != (x._version, *keeping()):
         return None
     return found.hidden
-
-
-class _Recomputation(threading.local):
-    """What a thread's running backward pass recomputes, of models that checkpoint by themselves."""
-
-    def __init__(self) -> None:  # runs once in each thread
-        self.backward: int | None = None
-        self.memory: Memory = {}
-
-
-_recomputation = _Recomputation()
 
 
 def shared_memory(state: RoutingState) -> Memory | None:
     """Return where layers may leave something for others; None: nothing is shared.
 
-    Nothing is shared in mixed batches, whose rows PEFT copies, and where no frame with a memory
-    (of a forward, of `generate` or of a checkpointed block) would end an offer. A block that the
-    model itself recomputes in the backward pass shares as it did in the model's forward, because
-    masks must be the same; a block that was run, and checkpointed, outside of a forward did not
-    share, and is not covered.
+    Nothing is shared in mixed batches, whose rows PEFT copies; where no frame with a memory (of a
+    forward, of `generate` or of a checkpointed block) would end an offer; nor inside a block that
+    the model or its user checkpoints by itself, because it is recomputed without the frame, and the
+    masks of both runs must be the same.
     """
     frame = state.stack[-1]
-    if frame.adapter_names is not None:
+    if frame.adapter_names is not None or frame.memory is None or frame.opened_by != keeping():
         return None
-    if frame.memory is not None:
-        return frame.memory
-    backward = running_backward()
-    if backward is None:
-        return None
-    if _recomputation.backward != backward:
-        _recomputation.backward, _recomputation.memory = backward, {}
-    return _recomputation.memory
+    return frame.memory

@@ -26,7 +26,12 @@ class Mixture(GateForm):
         """Weigh all experts alike: [num_experts], in float32 at least."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         count = self.num_experts
-        return torch.full((count,), 1 / count, dtype=dtype, device=like.device)
+        weights = torch.full((count,), 1 / count, dtype=dtype, device=like.device)
+        if self.training and torch.is_grad_enabled():
+            for parameter in self.parameters():  # DDP waits for a gradient, of zeros
+                if parameter.requires_grad and not hasattr(parameter, "device_mesh"):
+                    weights = weights + 0 * parameter.flatten()[:1].sum().to(weights)
+        return weights
 
     def modulation(
         self, coefficients: Tensor, coordinates: Coordinates, scaling: float, like: Tensor
@@ -96,8 +101,10 @@ class Gate(Mixture):
             logits = logits / self.temperature
         if self.top_k is not None:
             kept = logits.topk(self.top_k, dim=-1).indices
-            dropped = torch.ones_like(logits, dtype=torch.bool).scatter(-1, kept, False)
-            logits = logits.masked_fill(dropped, -torch.inf)
+            experts = torch.arange(self.num_experts, device=logits.device)
+            # No scatter: torch.jit.trace would keep its source as a constant, of this batch.
+            chosen = (kept.unsqueeze(-1) == experts).any(dim=-2)
+            logits = logits.masked_fill(~chosen, -torch.inf)
         return torch.softmax(logits, dim=-1)
 
     def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:

@@ -44,6 +44,8 @@ def as_plain_lora(
     """
     with ExitStack() as folds:
         for layer in layers:
+            if layer.update.merged_elsewhere:
+                continue
             chosen = coefficients[layer.adapter, layer.name]
             folds.enter_context(layer.update.folded(layer.layer, layer.adapter, chosen))
             del layer.layer.lora_variant[layer.adapter]

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from peft_ilora.errors import merge_error
 from peft_ilora.instance.fold import as_plain_lora, coefficients_of
+from peft_ilora.instance.sharing import prepare_base_weights
 from peft_ilora.layers.adapters import AdaptedLayer, Adapters
+from peft_ilora.layers.tying import is_tied
 from peft_ilora.routing.checks import checked_embeds
 from peft_ilora.routing.forward import RoutingHooks
 
@@ -50,6 +52,7 @@ class Merging(LoraModel):
         layers, coefficients = self._instance(self._unmerged(names), routing_embeds)
         if safe_merge:
             _check_finite(layers, coefficients)
+        prepare_base_weights(self.model, layers, coefficients, may_untie=True)
         with as_plain_lora(layers, coefficients):
             merged = super().merge_and_unload(progressbar, safe_merge, names)
         self.routing_hooks.remove()
@@ -80,6 +83,7 @@ class Merging(LoraModel):
             _check_unmerge(layer)
         if safe_merge:
             _check_finite(layers, coefficients)
+        prepare_base_weights(self.model, layers, coefficients, may_untie=False)
         for layer in layers:
             layer.update.merged_coefficients = coefficients[layer.adapter, layer.name]
         self.adapters.may_be_merged = True
@@ -123,7 +127,8 @@ class Merging(LoraModel):
 
         Returns:
             Its configuration, and B of each layer, [out, total rank, ...], by its name in the
-            model: `...q_proj.lora_B.weight`.
+            model: `...q_proj.lora_B.weight`; also A, [total rank, in], of a layer that reads the
+            input embedding's adapter (`ensure_weight_tying`) and so has none of its own.
         """
         name = self.adapters.known(adapter_name)
         layers, coefficients = self._instance([name], routing_embeds)
@@ -132,6 +137,8 @@ class Merging(LoraModel):
             embedding = name in layer.layer.lora_embedding_B
             key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
             folded[key] = layer.folded_b(coefficients[name, layer.name])
+            if is_tied(layer.layer, name):
+                folded[f"{layer.name}.lora_A.weight"] = layer.layer.lora_A[name].weight
         return self.adapters.config(name).to_lora_config(), folded
 
     def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:

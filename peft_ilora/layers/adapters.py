@@ -73,9 +73,18 @@ class Adapters:
         return name
 
     def config(self, adapter_name: str) -> ILoRAConfig:
-        """Return an adapter's configuration."""
+        """Return an adapter's configuration.
+
+        Raises:
+            TypeError: Another method has been put over it.
+        """
         config = self.tuner.peft_config[adapter_name]
-        assert isinstance(config, ILoRAConfig)
+        if not isinstance(config, ILoRAConfig):
+            raise TypeError(
+                f"adapter {adapter_name!r} has a {type(config).__name__}, so another PEFT method "
+                "has taken over the layers of an iLoRA adapter: call unload() on the iLoRA's "
+                "PeftModel before the base model is wrapped again"
+            )
         return config
 
     def layers(self, adapter_name: str) -> list[AdaptedLayer]:

@@ -1,5 +1,8 @@
 """Checks of a target before anything is replaced: which modules the gated update covers."""
 
+import warnings
+
+from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
@@ -19,6 +22,9 @@ _READ_PAST = {
     "zamba2": {"out_proj"},
 }
 """Layers whose weight these models read without calling the layer, always or in a fused kernel."""
+_HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_HEADS = {"classifier", "score", "qa_outputs"}
+"""Names of heads that PEFT adds to `modules_to_save` for these tasks, whether there are any."""
 
 
 def check_in_memory(model: nn.Module) -> None:
@@ -32,6 +38,33 @@ def check_in_memory(model: nn.Module) -> None:
             "the base model is partly offloaded to the disk, where a new adapter would have no "
             "values: load the model into memory, add the adapter, then call "
             "accelerate.dispatch_model on the base model"
+        )
+
+
+def warn_of_unknown_names(model: nn.Module, config: LoraConfig) -> None:
+    """Name the entries of lists that no module has, of which PEFT says nothing beside others."""
+    names = [name.removesuffix(".base_layer") for name, _ in model.named_modules()]
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
+        listed = getattr(config, option)
+        if isinstance(listed, str) or not listed:
+            continue
+        added = _HEADS if option == "modules_to_save" and config.task_type in _HEADED else set()
+        asked = set(listed) - added
+        unknown = {one for one in asked if not any(f".{n}".endswith(f".{one}") for n in names)}
+        if unknown and (len(unknown) < len(listed) or option == "modules_to_save"):
+            warnings.warn(
+                f"{option}: no module of this {type(model).__name__} is called {sorted(unknown)}, "
+                f"so of {sorted(listed)} these have no effect",
+                stacklevel=2,
+            )
+    indices = config.layers_to_transform
+    numbers = {part for name in names for part in name.split(".")}
+    absent = [i for i in indices if str(i) not in numbers] if isinstance(indices, list) else []
+    if absent:
+        warnings.warn(
+            f"layers_to_transform: this {type(model).__name__} has no layers {absent}, so of "
+            f"{indices} these have no effect",
+            stacklevel=2,
         )
 
 

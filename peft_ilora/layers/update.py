@@ -14,11 +14,13 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.errors import merge_error, missing_routing_error, padded_error
+from peft_ilora.errors import lost_routing_error, merge_error, missing_routing_error, padded_error
 from peft_ilora.gating import GateForm
 from peft_ilora.gating.coordinates import Coordinates
 from peft_ilora.gating.form import Modulation
+from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
+from peft_ilora.routing.checks import layer_rows_error
 
 
 class GatedUpdate(LoraVariant):
@@ -47,10 +49,14 @@ class GatedUpdate(LoraVariant):
         self.by_token = config.gate_input == "token"
         self.missing_routing = config.missing_routing
         self.name = name
+        self.of_images = False
+        """Whether its rows are images, as far as the model has been asked."""
         self.token_coefficients: Tensor | None = None
         """[..., coefficients] of the last forward, where tokens are routed."""
         self.merged_coefficients: Tensor | None = None
         """[coefficients] that the adapter is merged with."""
+        self.merged_elsewhere = False
+        """Whether another layer, with the same base weight, does this one's merging."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"token_coefficients": None}  # a copy has seen no forward
@@ -125,7 +131,7 @@ class GatedUpdate(LoraVariant):
             given = self.token_coefficients = self.gate(x, noise)
             return self.gate.modulation(given, self.coordinates, scaling, like)
         rows = leading[0] if leading else 0
-        layout = (rows, len(leading), like.dtype, like.device)
+        layout = (rows, len(leading), like.dtype, like.device, self.of_images)
         kind = ("modulation", self.gate, self.coordinates, scaling, *layout)
 
         def compute() -> Modulation:
@@ -142,16 +148,13 @@ class GatedUpdate(LoraVariant):
         if routing is None:
             if self.missing_routing == "error":
                 raise missing_routing_error(adapter)
+            if self.state.runs_again():
+                raise lost_routing_error()
             return self.gate.unrouted(like)
-        times = routing.repeats(leading)
-        if times is None:
-            raise ValueError(
-                f"routing_embeds has {routing.batch} rows but {self.name} got an input of shape "
-                f"{tuple(x.shape)}, which is neither that batch nor a flattening of it: give one "
-                "routing row for each input row, or leave this module out by exclude_modules"
-            )
         given = self.state.coefficients(self.gate, adapter)
-        given = given if times == 1 else given.repeat_interleave(times, dim=0)
+        given = routing.spread(given, leading, self.of_images)
+        if given is None:
+            raise layer_rows_error(routing, self.name, tuple(x.shape))
         return given.view(given.shape[0], *[1] * (len(leading) - 1), given.shape[1])
 
     # ---------------------------------------------------------------- merging
@@ -168,6 +171,8 @@ class GatedUpdate(LoraVariant):
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> Tensor:
         """Return the base weight with the adapter as it is for `merged_coefficients`."""
+        if self.merged_elsewhere:
+            return orig_weight
         delta = self._merged_delta(module, active_adapter)
         return orig_weight + delta.to(orig_weight.dtype)
 
@@ -175,12 +180,15 @@ class GatedUpdate(LoraVariant):
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> None:
         """Merge as `merge_safe` does, in place."""
-        orig_weight.data += self._merged_delta(module, active_adapter).to(orig_weight.dtype)
+        if not self.merged_elsewhere:
+            orig_weight.data += self._merged_delta(module, active_adapter).to(orig_weight.dtype)
 
     def unmerge(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> Tensor:
         """Return the base weight without the adapter."""
+        if self.merged_elsewhere:
+            return orig_weight.data
         return orig_weight.data - self._merged_delta(module, active_adapter).to(orig_weight.dtype)
 
     def _merged_delta(self, module: LoraLayer, adapter: str) -> Tensor:
@@ -210,13 +218,19 @@ class GatedUpdate(LoraVariant):
             adapter: Name of the adapter.
             coefficients: [coefficients] of the instance.
         """
-        b = up_projection(module, adapter)
-        before = b.data
-        b.data = self.gate.fold(before, coefficients, self.coordinates)
+        b = self.gate.fold(up_projection(module, adapter).data, coefficients, self.coordinates)
+        if adapter in module.lora_embedding_B:
+            name, own = "lora_embedding_B", module.lora_embedding_B
+            held: nn.Module = nn.ParameterDict({**own, adapter: b})
+        else:
+            name, own = "lora_B", module.lora_B
+            held = nn.ModuleDict({**own, adapter: _Held(b)})
+            current(module.lora_A[adapter])
+        setattr(module, name, held)
         try:
             yield
         finally:
-            b.data = before
+            setattr(module, name, own)
 
 
 class GatedLinear(GatedUpdate):
@@ -239,10 +253,18 @@ class GatedLinear(GatedUpdate):
                 raise padded_error(self.name, found, self.rank)
 
 
-def up_projection(module: LoraLayer, adapter: str) -> nn.Parameter:
+class _Held(nn.Module):
+    """Stands in for B: it holds a weight, which may be none that B could be given."""
+
+    bias = None
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def up_projection(module: LoraLayer, adapter: str) -> Tensor:
     """Return B of a layer's adapter, [out, rank, ...]."""
     if adapter in module.lora_embedding_B:
-        return module.lora_embedding_B[adapter]
-    weight = module.lora_B[adapter].weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
+        return current(module.lora_embedding_B, adapter)
+    return current(module.lora_B[adapter])

@@ -5,14 +5,15 @@ lifecycle is managed here.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 from peft_ilora.layers.adapters import Adapters
-from peft_ilora.saving import check_loaded_keys, checkpoint_key
+from peft_ilora.layers.computed import current, is_computed
+from peft_ilora.saving import check_loaded_keys, check_loaded_tensors, checkpoint_key
 
 
 class GateLifecycle(LoraModel):
@@ -86,6 +87,7 @@ class GateLifecycle(LoraModel):
         if any("._fsdp_wrapped_module" in name for name, _ in model.named_modules()):
             # FSDP1 renames wrapped modules, by which PEFT selects, but not the state dict's keys
             found |= {k: v for k, v in state_dict.items() if checkpoint_key(k, adapter_name)}
+        found = _with_weights(model, adapter_name, found)
         empty = [k for k, v in found.items() if checkpoint_key(k, adapter_name) and not v.numel()]
         if empty:
             warnings.warn(
@@ -109,6 +111,39 @@ class GateLifecycle(LoraModel):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        keys = (checkpoint_key(key, adapter_name) for key in model.state_dict())
+        for module, key, name in _computed(model, adapter_name):
+            raise ValueError(
+                f"{key} is computed (a {type(module).__name__}, pruned, normed or parametrised), "
+                f"so no saved {name!r} can be loaded into it: make it plain by prune.remove, "
+                "remove_weight_norm or remove_parametrizations of torch.nn.utils"
+            )
+        own = model.state_dict()
+        keys = (checkpoint_key(key, adapter_name) for key in own)
         check_loaded_keys((key for key in keys if key is not None), state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_loaded_tensors(found, own)
+        return found
+
+
+def _computed(model: nn.Module, adapter_name: str) -> Iterator[tuple[nn.Module, str, str]]:
+    """Find an adapter's computed weights: their module, their key in the model and their name."""
+    for path, module in model.named_modules():
+        for name in ("weight", "bias", adapter_name):  # an embedding's matrices have its name
+            key = f"{path}.{name}"
+            if checkpoint_key(key, adapter_name) and is_computed(module, name):
+                yield module, key, name
+
+
+def _with_weights(
+    model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Put computed weights in the place of what they are computed from, which only a model with
+    the same pruning or parametrisation could load.
+    """
+    found = dict(state_dict)
+    for module, key, name in _computed(model, adapter_name):
+        path = key.removesuffix(name)
+        sources = (f"{key}_", f"{path}parametrizations.{name}.")
+        found = {k: v for k, v in found.items() if not k.startswith(sources)}
+        found[key] = current(module, name).detach().clone()
+    return found

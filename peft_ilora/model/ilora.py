@@ -10,9 +10,11 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
     _check_lora_target_modules_mamba,
     _maybe_include_all_linear_layers,
 )
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
@@ -21,14 +23,16 @@ from peft_ilora.gating.coordinates import coordinates
 from peft_ilora.instance.merging import Merging
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.kinds import UPDATES, own_layer, routed_layer
-from peft_ilora.layers.targets import check_in_memory, check_target
+from peft_ilora.layers.targets import check_in_memory, check_target, warn_of_unknown_names
+from peft_ilora.layers.tying import tie
 from peft_ilora.layers.update import up_projection
 from peft_ilora.model.gates import GateLifecycle
 from peft_ilora.model.inspection import Inspection
 from peft_ilora.model.mixing import MixedBatches
+from peft_ilora.model.rollback import Snapshot
 from peft_ilora.routing.binding import Routing, RoutingState
 from peft_ilora.routing.checkpointing import bind_checkpoints
-from peft_ilora.routing.checks import checked_embeds
+from peft_ilora.routing.checks import check_has_values, checked_embeds
 from peft_ilora.routing.forward import RoutingHooks, is_routed
 from peft_ilora.routing.prompt import check_prompt_width, prompt_embeds
 from peft_ilora.saving import GATES
@@ -70,6 +74,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
                 f"this {type(model).__name__} carries an iLoRA adapter already: call unload() on "
                 "the PeftModel that wraps it, or add_adapter(...) for a second one"
             )
+        _refuse_other_adapters(model)
         super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
 
     def inject_adapter(
@@ -81,10 +86,11 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Add an adapter: its gate, its layers, and once for the model the routing hooks."""
+        before = Snapshot(self, self.peft_config[adapter_name])
         first = GATES not in self._modules
         if first:  # BaseTuner.__init__ injects before a subclass could set anything up
             self.add_module(GATES, nn.ModuleDict())
-            self.routing_state = RoutingState()
+            self.routing_state = RoutingState([], [])
             self.adapters = Adapters(self, self.routing_state)
         config = self.adapters.config(adapter_name)
         config.check()
@@ -97,10 +103,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
         except BaseException:
-            if adapter_name in self.adapters.gates:
-                del self.adapters.gates[adapter_name]
-            if first:
-                _take_layers_off(model)
+            before.restore()
             raise
         for name, requires_grad in others.items():
             self.adapters.gates[name].requires_grad_(requires_grad)
@@ -122,12 +125,19 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
             check_prompt_width(model, peft_config.routing_dim)
         # PEFT names what "all-linear" stands for only later.
         named = _maybe_include_all_linear_layers(copy.copy(peft_config), model)
+        assert isinstance(named, LoraConfig)
+        warn_of_unknown_names(model, named)
         for name, module in model.named_modules():
             if self._check_target_module_exists(named, name):
                 if not isinstance(module, LoraLayer):
                     leaf = name.rpartition(".")[-1]
                     _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
                 check_target(name, model, peft_config)
+
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        # PEFT names the layer inside of one that an earlier adapter has replaced
+        names = super()._get_module_names_tied_with_embedding()
+        return [name.removesuffix(".base_layer") for name in names]
 
     def _create_and_replace(
         self,
@@ -141,16 +151,19 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         parameter_name: str | None = None,
     ) -> None:
         # The layer itself is a plain LoRA of the total rank; the variant puts the gate in.
-        super()._create_and_replace(
-            lora_config.to_lora_config(),
-            adapter_name,
-            target,
-            target_name,
-            parent,
-            current_key,
-            parameter_name=parameter_name,
-        )
+        with lora_config.of_total_rank():
+            super()._create_and_replace(
+                lora_config,
+                adapter_name,
+                target,
+                target_name,
+                parent,
+                current_key,
+                parameter_name=parameter_name,
+            )
         layer = routed_layer(getattr(parent, target_name), current_key)
+        if self._check_tied_module_exists(lora_config, current_key):
+            tie(layer, self.model.get_input_embeddings(), adapter_name, current_key)
         if lora_config.gate_scope == "shared":
             gate = self.adapters.shared_gate(adapter_name)
         else:
@@ -188,7 +201,8 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         Raises:
             RuntimeError: Inside another `routing` block, where two routings would compete.
             TypeError: Not a tensor of that dtype.
-            ValueError: Wrong shape, NaN or infinity, no such expert; no adapter would read it.
+            ValueError: Wrong shape, NaN or infinity, no such expert, no values (meta device); no
+                adapter would read it.
         """
         self.routing_state.drop_aborted_forward()
         if self.routing_state.current is not None:
@@ -198,9 +212,10 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         self.adapters.check_readable(routing_embeds)
         configs = {name: self.adapters.config(name) for name in self.active_adapters}
         readers = {name: config for name, config in configs.items() if config.gate_input != "token"}
+        check_has_values(routing_embeds, self.model)
         embeds = checked_embeds(routing_embeds, readers)
         bind_checkpoints(self.model, self.routing_state, self.adapters)
-        with self.routing_state.bound(Routing(embeds, "context")):
+        with self.routing_state.context(Routing(embeds, "context")):
             yield
 
     def prompt_embeds(
@@ -241,14 +256,17 @@ def _add_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> GateF
     return gate
 
 
+def _refuse_other_adapters(model: nn.Module) -> None:
+    """Refuse a base model that carries another adapter, whose layers would be taken over."""
+    for name, module in model.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            raise ValueError(
+                f"this {type(model).__name__} carries another PEFT adapter already ({name!r} is a "
+                f"{type(module).__module__.removeprefix('peft.')}.{type(module).__name__}): call "
+                "merge_and_unload() or unload() on the PeftModel that wraps it first"
+            )
+
+
 def _trains(gate: nn.Module) -> bool:
     """Whether a gate receives gradients."""
     return any(parameter.requires_grad for parameter in gate.parameters())
-
-
-def _take_layers_off(model: nn.Module) -> None:
-    """Undo a first injection that failed halfway, as at a back end that only PEFT could name."""
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
-    for name, layer in layers:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.get_base_layer())

@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 from peft.tuners.lora import LoraModel
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
 
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.kinds import MIXING
@@ -17,6 +19,15 @@ class MixedBatches(LoraModel):
 
     adapters: Adapters
     routing_state: RoutingState
+
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter; layers that cannot mix batches refuse to, also when called by name."""
+        super().inject_adapter(*args, **kwargs)
+        for layer in self.model.modules():
+            if isinstance(layer, LoraLayer) and type(layer).__name__ not in MIXING:
+                assert isinstance(layer, nn.Module)
+                if _refuse_mixing not in layer._forward_pre_hooks.values():
+                    layer.register_forward_pre_hook(_refuse_mixing, with_kwargs=True)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -36,11 +47,7 @@ class MixedBatches(LoraModel):
             for layer in self.adapters.layers(name):
                 kind = type(layer.layer).__name__
                 if kind not in MIXING:
-                    raise ValueError(
-                        f"adapter_names: adapter {name!r} adapts {layer.name}, a {kind}, and PEFT "
-                        "mixes batches in such layers past the gate: call set_adapter between "
-                        "forwards, or adapt linear layers only"
-                    )
+                    raise _mixing_error(name, f"{layer.name}, a {kind}")
 
     def _remove_mixing_hooks(self) -> None:
         for module in self.modules():
@@ -48,3 +55,19 @@ class MixedBatches(LoraModel):
                 if isinstance(hook, partial) and "adapter_names" in hook.keywords:
                     del module._forward_pre_hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _refuse_mixing(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Guard a layer that is called by itself, where no tuner has looked at `adapter_names`."""
+    variants = layer.lora_variant
+    assert isinstance(variants, dict)
+    for name in kwargs.get("adapter_names") or ():
+        if name in variants:
+            raise _mixing_error(name, f"this {type(layer).__name__}")
+
+
+def _mixing_error(adapter_name: str, what: str) -> ValueError:
+    return ValueError(
+        f"adapter_names: adapter {adapter_name!r} adapts {what}, and PEFT mixes batches in such "
+        "layers past the gate: call set_adapter between forwards, or adapt linear layers only"
+    )

@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.routing.binding import Routing
+from peft_ilora.routing.families import REGROUPING
 
 
 def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tensor:
@@ -39,6 +40,21 @@ def checked_embeds(routing_embeds: Any, configs: dict[str, ILoRAConfig]) -> Tens
     else:
         _check_vectors(routing_embeds, configs)
     return routing_embeds
+
+
+def check_has_values(routing_embeds: Any, model: nn.Module) -> None:
+    """Refuse a routing on the meta device for a model that is not there itself.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if isinstance(routing_embeds, Tensor) and routing_embeds.is_meta:
+        like = next(model.parameters(), None)
+        if like is None or not like.is_meta:
+            raise ValueError(
+                "routing_embeds is on the meta device, where tensors have no values: build it on a "
+                "real device, the model's for instance"
+            )
 
 
 def check_fits(embeds: Tensor, configs: dict[str, ILoRAConfig]) -> None:
@@ -76,12 +92,69 @@ def check_rows(routing: Routing, rows: int) -> None:
     Raises:
         ValueError: They do not match.
     """
-    expands = routing.owner == "generate" and rows % routing.batch == 0
-    if rows != routing.batch and not expands:
+    if rows == routing.rows:
+        return
+    if routing.owner == "generate":
         raise ValueError(
-            f"routing_embeds has {routing.batch} rows but the model's input has {rows}: "
-            "give one routing row for each input row"
+            f"generate began with {routing.batch} rows of routing_embeds and has made "
+            f"{routing.rows} rows of them, but runs a forward of {rows}: {_OTHER_ROWS}"
         )
+    raise ValueError(
+        f"routing_embeds has {routing.batch} rows but the model's input has {rows}: "
+        "give one routing row for each input row"
+    )
+
+
+_OTHER_ROWS = (
+    "it drops, doubles or regroups rows in a way that cannot be followed. Generate one row at a "
+    "time; or, where the loop is your own (custom_generate), leave routing_embeds out of generate "
+    "and pass it to each forward, for instance routing_embeds=torch.cat([z, z]) for [rows, rows]"
+)
+OTHER_THREAD = (
+    "a forward mixes evenly (missing_routing='uniform') while model.routing(...) is open in "
+    "another thread, which this thread does not see: pass routing_embeds=z to the call that the "
+    "thread makes, or open model.routing(z) in it"
+)
+
+
+def inner_rows_error(module: str, routing: Routing, rows: int) -> ValueError:
+    """Return the error of an inner model's `generate` that begins with other rows."""
+    return ValueError(
+        f"the model hands generate on to its {module} with {rows} rows, where there are "
+        f"{routing.rows} of {routing.batch} rows of routing_embeds: {_OTHER_ROWS}"
+    )
+
+
+def regrouping_error(family: str) -> ValueError:
+    """Return the error of a family whose `generate` regroups rows."""
+    return ValueError(
+        f"routing_embeds has several rows, but generate of {family!r} {REGROUPING[family]}, so it "
+        "cannot be told whose each row is: generate one row at a time"
+    )
+
+
+def layer_rows_error(routing: Routing, layer: str, shape: tuple[int, ...]) -> ValueError:
+    """Return the error of a layer that sees other rows than the forward's."""
+    where = f"routing_embeds has {routing.batch} rows but {layer} got an input of shape {shape}"
+    if routing.owner == "generate":
+        return ValueError(
+            f"{where} inside of generate, whose rows it has not, or past the model's forward: "
+            "generate one row at a time, or leave this module out by exclude_modules"
+        )
+    return ValueError(
+        f"{where}, which is neither that batch nor a flattening of it: give one routing row for "
+        "each input row, run one row at a time, or leave this module out by exclude_modules"
+    )
+
+
+def continuous_batching_error(name: str) -> ValueError:
+    """Return the error of continuous batching where requests need a routing."""
+    return ValueError(
+        f"{name} joins the tokens of all requests in one row and runs them in another thread, "
+        "where no request can have its row of routing_embeds: call model.generate(..., "
+        "routing_embeds=z) on a padded batch, or merge one instance first "
+        "(merge_adapter(routing_embeds=z))"
+    )
 
 
 def _is_hard(configs: dict[str, ILoRAConfig]) -> bool:

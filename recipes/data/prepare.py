@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
-from recipes.data.candidates import CandidateStream, check_draw
+from recipes.data.candidates import CandidateStream
 from recipes.data.sequences import (
     GivenWindows,
     Windows,
-    check_max_history,
     given_windows,
     sliding_windows,
 )
@@ -25,7 +24,9 @@ from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
 from recipes.experiment import PrepareConfig
-from recipes.records import Record, Stage, run_stage
+from recipes.ranges import check_ranges
+from recipes.records import Record, Stage
+from recipes.stages import run_stage
 
 VERSION = 1
 """Version of this stage, see `Record`. Raise it also when a dataset is read differently."""
@@ -59,9 +60,9 @@ def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record
     files = dataset.raw_files(source)
     found = checksums.of_files(files)
 
-    def work() -> None:
+    def work(place: Path) -> None:
         read = dataset.read(config, files)
-        _write(config, folder, read, found)
+        _write(config, place, read, found)
 
     return run_stage(prepare_stage(config, found), folder, work)
 
@@ -85,11 +86,8 @@ def check_config(config: PrepareConfig) -> None:
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
+    check_ranges(config, "prepare.")
     DATASETS[config.dataset].check(config)
-    check_draw(config.num_candidates, config.candidate_seed)
-    check_max_history(config.max_history)
-    if not 0 < config.train_share <= 1:
-        raise ValueError(f"prepare.train_share={config.train_share}: choose a share in (0, 1]")
 
 
 def _write(
@@ -104,7 +102,6 @@ def _write(
         write_parts(folder / "interactions.parquet", _interactions(interactions))
     else:
         windows = given_windows(_kept_windows(read, config), config.max_history)
-        (folder / "interactions.parquet").unlink(missing_ok=True)  # another dataset's
     recurring = _recurring(windows)
     items = pd.DataFrame({"item_id": np.arange(len(read.titles)), "title": read.titles})
     write_table(folder / "items.parquet", items)

@@ -36,6 +36,9 @@ TAGGINGS = "user_taggedartists.dat"
 OFFICIAL_ROWS = {ARTISTS: 17_632, TAGGINGS: 186_479}
 """Rows without the header; another number means a truncated or altered file."""
 
+ORDER = ("userID", "artistID", "tagID")
+"""Columns by which the rows of `user_taggedartists.dat` ascend."""
+
 READ_AT_ONCE = 2**20
 """Number of rows parsed at once."""
 
@@ -70,10 +73,14 @@ class LastFM(Dataset):
             titles are the artists' names without surrounding white space.
 
         Raises:
-            ValueError: A file is not the official one, or is truncated.
+            ValueError: A file is not the official one, or is truncated; or the protocol is `llara`
+                and the rows are not in the order of the official file.
         """
         artists = _read_artists(files[ARTISTS])
         taggings = _read_taggings(files[TAGGINGS])
+        if config.protocol == "llara":
+            _refuse_other_order(files[TAGGINGS], taggings)
+        del taggings["tagID"]
         pairs = _filtered(_pairs(taggings), artists)
         del taggings
         item_ids, artist_ids = pd.factorize(pairs.pop("artistID").to_numpy())
@@ -109,9 +116,9 @@ def _read_artists(path: Path) -> pd.Series:
 
 
 def _read_taggings(path: Path) -> pd.DataFrame:
-    """Columns userID, artistID, timestamp (int64, ms): one row for each tag, in file order."""
-    columns: tuple[Hashable, ...] = ("userID", "artistID", "day", "month", "year")
-    read: dict[str, list[np.ndarray]] = {"userID": [], "artistID": [], "timestamp": []}
+    """Columns userID, artistID, tagID, timestamp (int64, ms): a row for each tag, in file order."""
+    columns: tuple[Hashable, ...] = (*ORDER, "day", "month", "year")
+    read: dict[str, list[np.ndarray]] = {name: [] for name in (*ORDER, "timestamp")}
     for table in _read_table(path, dict.fromkeys(columns, "int64")):
         if not table["year"].between(1900, 2100).all():
             raise _altered(path, "a year outside 1900 .. 2100")
@@ -123,6 +130,23 @@ def _read_taggings(path: Path) -> pd.DataFrame:
     # One column at a time, so that memory holds at most one column twice.
     joined = {name: np.concatenate(read.pop(name)) for name in list(read)}
     return pd.DataFrame(joined, copy=False)
+
+
+def _refuse_other_order(path: Path, taggings: pd.DataFrame) -> None:
+    """Refuse rows that do not ascend by `ORDER`, as the official file's do (ValueError)."""
+    tied = np.ones(len(taggings) - 1, dtype=np.bool_)
+    for name in ORDER:
+        values = taggings[name].to_numpy()
+        behind = np.flatnonzero(tied & (values[1:] < values[:-1]))
+        if len(behind):
+            line = int(behind[0]) + 3  # after the header, counted from 1
+            raise ValueError(
+                f"{path}, line {line}: {name} {values[behind[0] + 1]} follows "
+                f"{values[behind[0]]}, but the rows of the official file ascend by "
+                f"{', '.join(ORDER)}, and prepare.protocol='llara' is their order: unzip "
+                f"{LASTFM_URL} again, or choose prepare.protocol=chronological"
+            )
+        tied &= values[1:] == values[:-1]
 
 
 def _timestamps(table: pd.DataFrame) -> np.ndarray | None:

@@ -30,6 +30,7 @@ import pandas as pd
 
 from recipes.datasets.dataset import Dataset, Interactions
 from recipes.experiment import PrepareConfig, SyntheticConfig
+from recipes.ranges import check_ranges
 
 FIRST_WORDS = ("amber", "crimson", "silver", "violet")
 SECOND_WORDS = ("falcon", "harbor", "lantern", "meadow")
@@ -68,7 +69,7 @@ def successors(kinds: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 def user_kinds(config: SyntheticConfig) -> np.ndarray:
     """The kind of each user, which a recommender has to infer: int64 [num_users], by user id."""
-    _check(config)
+    check_ranges(config, "prepare.synthetic.")
     order = np.random.default_rng([config.seed, 0]).permutation(config.num_users)
     return order % config.num_kinds
 
@@ -79,11 +80,6 @@ class Synthetic(Dataset):
     name = "synthetic"
     summary = "a made-up world whose users follow contradicting rules; needs no files"
     protocols = ("chronological", "llara")
-
-    def check(self, config: PrepareConfig) -> None:
-        """Refuse impossible numbers of users and kinds, and unknown protocols (ValueError)."""
-        super().check(config)
-        _check(config.synthetic)
 
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
         """Generate the interactions.
@@ -109,13 +105,6 @@ class Synthetic(Dataset):
     def ceilings(self, config: PrepareConfig) -> dict[str, float]:
         """Attainable HitRatio@1; see the function `ceilings`."""
         return asdict(ceilings(config.synthetic.num_kinds, config.num_candidates))
-
-
-def _check(config: SyntheticConfig) -> None:
-    if not 1 <= config.num_kinds <= len(STEPS):
-        raise ValueError(f"num_kinds={config.num_kinds}: choose 1 to {len(STEPS)}, one rule a kind")
-    if config.num_users < 10:
-        raise ValueError(f"num_users={config.num_users}: the 8:1:1 split needs at least 10 users")
 
 
 def _profiles(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:

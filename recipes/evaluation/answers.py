@@ -6,8 +6,9 @@ from collections.abc import Sequence
 def parse_answer(text: str, candidate_titles: Sequence[str]) -> int | None:
     """Index of the candidate that an answer names, or None if it is invalid.
 
-    Our rule: apart from case and runs of white space, the answer must equal a candidate's title. An
-    answer that is the title of two candidates is ambiguous and therefore invalid.
+    Our rule: apart from case and runs of white space, the answer must equal a candidate's title, as
+    the language model's tokenizer writes it (`recipes/prompting/written.py`). An answer that is the
+    title of two candidates is ambiguous and therefore invalid.
     """
     answer = _normalised(text)
     named = [index for index, title in enumerate(candidate_titles) if _normalised(title) == answer]

@@ -6,6 +6,7 @@ first missing part. Metrics and intervals are computed from the parts, without r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,23 @@ import pandas as pd
 
 from recipes.artifacts import read_table, read_tensors, write_json, write_table
 from recipes.evaluation.gates import gate_summary
-from recipes.evaluation.parts import GATE_WEIGHTS, PREDICTIONS, Part, planned_parts, predict_part
+from recipes.evaluation.parts import (
+    GATE_WEIGHTS,
+    PREDICTIONS,
+    Part,
+    part_record,
+    planned_parts,
+    predict_part,
+)
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import summarise
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm
-from recipes.records import Record, Stage, required_record, run_stage
+from recipes.ranges import check_ranges
+from recipes.records import Record, Stage, required_record
 from recipes.run import Run
 from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
+from recipes.stages import run_stage
 
 METRICS, GATES = "metrics.json", "gates.json"
 VERSION = 1
@@ -47,13 +57,14 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
     for part in parts:
         predict_part(part, run, rows, config)
 
-    def work() -> None:
+    def work(place: Path) -> None:
         tables = [read_table(part.folder / PREDICTIONS) for part in parts]
         table = pd.concat(tables, ignore_index=True)
-        write_table(folder / PREDICTIONS, table)
+        write_table(place / PREDICTIONS, table)
         summary = summarise(table, arms, config.ks, rows.num_candidates, resampling)
-        write_json(folder / METRICS, {"evaluated": _described(rows, config), **summary})
-        write_json(folder / GATES, _gates(parts, rows))
+        evaluated = {**_described(rows, config), "ambiguous_rows": _ambiguous_rows(table)}
+        write_json(place / METRICS, {"evaluated": evaluated, **summary})
+        write_json(place / GATES, _gates(parts, rows))
 
     return run_stage(_stage(run, arms, parts), folder, work)
 
@@ -71,7 +82,7 @@ def evaluated_record(run: Run, arms: Sequence[Arm]) -> Record:
 
 def _stage(run: Run, arms: Sequence[Arm], parts: Sequence[Part]) -> Stage:
     settings = asdict(run.experiment.evaluate) | {"arms": [arm.name for arm in arms]}
-    inputs = {part.name: part.stage.fingerprint for part in parts}
+    inputs = {part.name: part_record(part).content for part in parts}
     return Stage("evaluate", settings, inputs, VERSION)
 
 
@@ -88,9 +99,9 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    for name in ("batch_size", "max_new_tokens"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"evaluate.{name}={getattr(config, name)} must be at least 1")
+    check_ranges(config, "evaluate.")
+    if len(set(config.ks)) < len(config.ks):
+        raise ValueError(f"evaluate.ks={config.ks} names a cut-off twice: leave one out")
     if num_candidates is not None:
         check_cutoffs(config.ks, num_candidates)
     return Resampling(
@@ -108,6 +119,13 @@ def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]
         "num_users": len(np.unique(rows.user_ids)),
         "num_candidates": rows.num_candidates,
     }
+
+
+def _ambiguous_rows(table: pd.DataFrame) -> int:
+    """The number of rows whose target no generated answer can name."""
+    if "ambiguous" not in table:  # parts of an earlier version, of methods that write nothing
+        return 0
+    return int(table.loc[table["ambiguous"].fillna(False), "row"].nunique())
 
 
 def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:

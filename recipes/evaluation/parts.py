@@ -8,9 +8,10 @@ from recipes.artifacts import write_table, write_tensors
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm, trained_name
-from recipes.records import Record, Stage, run_stage
+from recipes.records import Record, Stage, required_record
 from recipes.run import Run
 from recipes.scoring.rows import EvaluatedRows
+from recipes.stages import run_stage
 
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
 SUMMARY_FIELDS = ("ks", "bootstrap_samples", "confidence", "seed")
@@ -50,6 +51,16 @@ def planned_parts(run: Run, arms: Sequence[Arm]) -> list[Part]:
     return found
 
 
+def is_finished(run: Run, arm: Arm) -> bool:
+    """Whether nothing is left to train or to predict for an arm."""
+    try:
+        for part in planned_parts(run, [arm]):
+            required_record(part.stage, part.folder, "evaluate")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def _part(run: Run, arm: Arm, seed: int) -> Part:
     config = asdict(run.experiment.evaluate)
     settings = {name: value for name, value in config.items() if name not in SUMMARY_FIELDS}
@@ -65,11 +76,21 @@ def _part(run: Run, arm: Arm, seed: int) -> Part:
 def predict_part(part: Part, run: Run, rows: EvaluatedRows, config: EvaluateConfig) -> Record:
     """Predict a part, unless it is finished already; returns its record."""
 
-    def work() -> None:
+    def work(place: Path) -> None:
         found = part.arm.method.predict(run, part.arm, part.seed, rows, config)
         table = predictions_table(part.arm.name, part.seed, rows, found, run.data.titles)
-        write_table(part.folder / PREDICTIONS, table)
+        write_table(place / PREDICTIONS, table)
         if found.gates is not None:
-            write_tensors(part.folder / GATE_WEIGHTS, {"weights": found.gates})
+            write_tensors(place / GATE_WEIGHTS, {"weights": found.gates})
 
     return run_stage(part.stage, part.folder, work)
+
+
+def part_record(part: Part) -> Record:
+    """The record of a finished part.
+
+    Raises:
+        FileNotFoundError: The part has not been predicted.
+        ValueError: It was predicted with other settings, or its files have changed.
+    """
+    return required_record(part.stage, part.folder, "evaluate")

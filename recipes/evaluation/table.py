@@ -1,7 +1,8 @@
 """The table of predictions, with one line for each arm, seed and evaluated row.
 
 `scores` are in the order of the row's candidates in `prepare/candidates.parquet`. The columns about
-generated text are null for methods that only score.
+generated text are null for methods that only score. `ambiguous` rows are those whose target has the
+title of another candidate, as the language model writes it, so that no answer is right there.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,17 +45,21 @@ def predictions_table(
             "predicted_item": pd.array([None] * count, dtype="Int64"),
             "valid": pd.array([None] * count, dtype="boolean"),
             "substring_item": pd.array([None] * count, dtype="Int64"),
+            "ambiguous": pd.array([None] * count, dtype="boolean"),
             "rank": rank_of_target(found.scores, rows.target_index),
             "scores": list(np.asarray(found.scores, dtype=np.float64)),
         }
     )
     if found.texts is not None:
+        titles = titles if found.titles is None else found.titles
         items = _parsed(found.texts, rows, titles, parse_answer)
         table["output"] = pd.array(found.texts, dtype="str")
         table["predicted_item"] = pd.array(items, dtype="Int64")
         table["valid"] = pd.array([item != NO_ITEM for item in items], dtype="boolean")
         by_substring = _parsed(found.texts, rows, titles, parse_answer_by_substring)
         table["substring_item"] = pd.array(by_substring, dtype="Int64")
+        perfect = _parsed([str(titles[item]) for item in rows.targets], rows, titles, parse_answer)
+        table["ambiguous"] = pd.array([item == NO_ITEM for item in perfect], dtype="boolean")
     return table
 
 

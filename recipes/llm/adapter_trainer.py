@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.curriculum import hybrid_steps
+from recipes.llm.divergence import check_loss, check_weights
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.length_groups import LengthGroups
 from recipes.llm.training import Samples
@@ -63,7 +64,27 @@ class AdapterTrainer(Trainer):
         # global_step counts finished steps, so all micro-batches of a step are of the same kind.
         hybrid = bool(self.hybrid_steps[self.state.global_step])
         inputs = {**inputs, "hybrid": hybrid}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        check_loss(found[0] if isinstance(found, tuple) else found, self.what, self.rate)
+        return found
+
+    @property
+    def what(self) -> str:
+        """What is trained, for messages."""
+        return f"the training of {self.plan.label}"
+
+    @property
+    def rate(self) -> str:
+        """The field of the learning rate and its value, for messages."""
+        return f"adapt.learning_rate={self.plan.settings.learning_rate:g}"
+
+    @torch.no_grad()
+    def check_result(self) -> None:
+        """Refuse what has diverged in the last step, whose loss nobody has seen (ValueError)."""
+        check_weights(self.hybrid_model, self.what, self.rate)
+        batch = self._prepare_inputs(self.collator(range(min(2, len(self.collator.rows)))))
+        loss = self.hybrid_model.eval()(**batch, hybrid=True)["loss"]
+        check_loss(loss, self.what, self.rate)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one parameter group each for adapter, projector and gate."""

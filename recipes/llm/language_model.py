@@ -1,7 +1,7 @@
 """A causal language model and its tokenizer, given by Hugging Face name or local path."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,14 +9,10 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.experiment import Precision
+from recipes.llm.loading import load_language_model
 
 
 class LanguageModel:
@@ -25,12 +21,22 @@ class LanguageModel:
     Args:
         name_or_path: See `load_language_model`.
         precision: See `load_language_model`.
+        check: Called after every load; refuses files that are not those of the first one.
     """
 
-    def __init__(self, name_or_path: str, precision: Precision) -> None:
+    def __init__(
+        self, name_or_path: str, precision: Precision, check: Callable[[], None] | None = None
+    ) -> None:
         self.name_or_path = name_or_path
         self.precision: Precision = precision
-        self._base, self.tokenizer = load_language_model(name_or_path, precision)
+        self._check = check
+        self._base, self.tokenizer = self._load()
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        found = load_language_model(self.name_or_path, self.precision)
+        if self._check is not None:
+            self._check()
+        return found
 
     @property
     def base(self) -> PreTrainedModel:
@@ -60,7 +66,7 @@ class LanguageModel:
             yield
         finally:
             if _changes_the_base(model.active_peft_config):
-                self._base, _ = load_language_model(self.name_or_path, self.precision)
+                self._base, _ = self._load()
             else:
                 if isinstance(model.base_model, BaseTuner):
                     model.base_model.unload()
@@ -76,36 +82,6 @@ def _changes_the_base(peft: PeftConfig) -> bool:
         or getattr(peft, "bias", "none") != "none"
         or any(getattr(peft, name, None) for name in trained)
     )
-
-
-def load_language_model(
-    name_or_path: str, precision: Precision
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a frozen language model and its tokenizer. Code from its repository is never run.
-
-    Args:
-        name_or_path: Repository on the Hugging Face hub, or a folder that `save_pretrained` wrote.
-        precision: `bf16` loads the weights as bfloat16; adapters stay in float32.
-
-    Raises:
-        FileNotFoundError: There is no such model.
-    """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"adapt.llm={name_or_path!r} could not be loaded: give a Hugging Face causal LM by "
-            f"name or path, or `stand-in`. {error}"
-        ) from error
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        # Any token may serve as padding, since the attention mask and the labels hide it.
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.requires_grad_(False).eval(), tokenizer
 
 
 @torch.no_grad()

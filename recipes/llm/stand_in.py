@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
-from recipes.artifacts import write_json
+from recipes.artifacts import read_json, write_json
 from recipes.data.padding import PADDING
 from recipes.experiment import StandInConfig
+from recipes.llm.divergence import check_loss, check_weights
+from recipes.llm.loading import Outline, empty_model
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.llm.training import Samples, answer_loss, train_resumably, training_arguments
 from recipes.prompting.collator import TrainingCollator
@@ -37,6 +39,8 @@ from recipes.records import Stage
 STAND_IN = "stand-in"
 """Value of `adapt.llm` that selects the stand-in, and name of its folder."""
 DESCRIPTION = "stand_in.json"
+MARK = "peft_ilora_stand_in"
+"""Field of a stand-in's `config.json`."""
 VERSION = 1
 """Version of this stage, see `Record`."""
 
@@ -56,8 +60,34 @@ def stand_in_stage(
     return Stage(STAND_IN, asdict(config) | sizes, {"items.parquet": titles}, VERSION)
 
 
+def check_stand_in(config: StandInConfig) -> None:
+    """Refuse sizes that a Llama cannot have (ValueError)."""
+    width, heads = config.hidden_size, config.num_heads
+    if width % (2 * heads):
+        raise ValueError(
+            f"adapt.stand_in.hidden_size={width} must be a multiple of twice "
+            f"adapt.stand_in.num_heads={heads}: a head's width is even"
+        )
+
+
+def stand_in_description(folder: Path) -> dict[str, Any] | None:
+    """What `stand_in.json` says of the stand-in in a folder; None if it holds another model.
+
+    A stand-in is recognised whatever its folder is called, also by its `config.json` alone.
+    """
+    path = folder / DESCRIPTION
+    if path.is_file() and isinstance(found := read_json(path), dict):
+        return found
+    path = folder / "config.json"
+    found = read_json(path) if path.is_file() else None
+    return {} if isinstance(found, dict) and found.get(MARK) else None
+
+
 class FormatTrainer(Trainer):
     """Trains all weights of the model on the answers."""
+
+    rate: str
+    """The field of the learning rate and its value, for messages."""
 
     def compute_loss(
         self,
@@ -68,7 +98,9 @@ class FormatTrainer(Trainer):
     ) -> Tensor:
         """Mean cross entropy of the batch's answer tokens; slots hold their placeholder token."""
         ids = {"input_ids": inputs["input_ids"]}
-        return answer_loss(model, ids, inputs["attention_mask"], inputs["labels"])
+        loss = answer_loss(model, ids, inputs["attention_mask"], inputs["labels"])
+        check_loss(loss, "the training of the stand-in", self.rate)
+        return loss
 
 
 def make_stand_in(
@@ -101,7 +133,7 @@ def make_stand_in(
         config, titles, tokenizer, prompt_history=prompt_history, num_candidates=num_candidates
     )
     torch.manual_seed(config.seed)
-    model = _new_model(config, tokenizer, lessons)
+    model = LlamaForCausalLM(_llama_config(config, tokenizer, lessons))
     trainer = FormatTrainer(
         model=model,
         args=training_arguments(
@@ -116,7 +148,9 @@ def make_stand_in(
         data_collator=lessons,  # type: ignore[arg-type]  # it takes sample numbers, not dicts
         train_dataset=Samples(len(lessons.rows)),
     )
+    trainer.rate = f"adapt.stand_in.learning_rate={config.learning_rate:g}"
     losses = train_resumably(trainer, "stand-in")
+    check_weights(model, "the training of the stand-in", trainer.rate)
     model.cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / "loss.json", losses)
@@ -131,6 +165,17 @@ def make_stand_in(
         },
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def stand_in_outline(
+    config: StandInConfig, titles: Sequence[str], *, prompt_history: int, num_candidates: int
+) -> Outline:
+    """The stand-in as it will be; the arguments are those of `make_stand_in`."""
+    tokenizer = new_tokenizer(titles, config.vocab_size)
+    lessons = make_lessons(
+        config, titles, tokenizer, prompt_history=prompt_history, num_candidates=num_candidates
+    )
+    return Outline(STAND_IN, tokenizer, empty_model(_llama_config(config, tokenizer, lessons)))
 
 
 def make_lessons(
@@ -177,26 +222,26 @@ def _rows_with_repeats(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return (ordered[:, 1:] == ordered[:, :-1]).any(axis=1).nonzero()[0]
 
 
-def _new_model(
+def _llama_config(
     config: StandInConfig, tokenizer: PreTrainedTokenizerFast, lessons: TrainingCollator
-) -> LlamaForCausalLM:
+) -> LlamaConfig:
     longest = lessons.prompts.input_ids.lengths.max() + lessons.answers.lengths.max()
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_heads,
-            max_position_embeddings=2 * int(longest),
-            # Llama's 0.02 suits a width of thousands; at this width the model would learn to copy
-            # much later.
-            initializer_range=config.hidden_size**-0.5,
-            # With tied embeddings one vector reads and writes a token, which makes copying easier.
-            tie_word_embeddings=True,
-            bos_token_id=required_id(tokenizer, "bos"),
-            eos_token_id=required_id(tokenizer, "eos"),
-            pad_token_id=required_id(tokenizer, "pad"),
-        )
+    found = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=2 * int(longest),
+        # Llama's 0.02 suits a width of thousands; at this width the model would learn to copy
+        # much later.
+        initializer_range=config.hidden_size**-0.5,
+        # With tied embeddings one vector reads and writes a token, which makes copying easier.
+        tie_word_embeddings=True,
+        bos_token_id=required_id(tokenizer, "bos"),
+        eos_token_id=required_id(tokenizer, "eos"),
+        pad_token_id=required_id(tokenizer, "pad"),
     )
+    setattr(found, MARK, True)
+    return found

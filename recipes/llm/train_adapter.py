@@ -10,12 +10,14 @@ parameters.json           numbers of trained parameters: adapter, gate, projecto
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from recipes.artifacts import write_json, write_tensors
-from recipes.experiment import AdaptConfig
+from recipes.data.tables import Split
+from recipes.experiment import AdaptConfig, AdapterSettings
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import AdapterTrainer
 from recipes.llm.hybrid_model import PROJECTOR, HybridModel
@@ -55,10 +57,9 @@ def train_adapter(
             the end.
 
     Raises:
-        ValueError: No window is long enough to train on, or a prompt is too long for the model.
+        ValueError: No window is long enough to train on, or the training has diverged.
     """
     collator = training_collator(plan, store, vectors)
-    check_lengths(collator, llm.base, plan, llm.name_or_path)
     settings = plan.settings
     # Made before the adapter, so that all adapters of a seed start from the same projector.
     projector = new_projector(vectors.items, token_embeddings(llm.base), plan.seed)
@@ -83,6 +84,7 @@ def train_adapter(
             ),
         )
         losses = train_resumably(trainer, plan.label)
+        trainer.check_result()
         _save(hybrid.cpu(), vectors, losses, folder)
     shutil.rmtree(checkpoints)
 
@@ -94,12 +96,7 @@ def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -
         ValueError: `min_history` leaves no window.
     """
     split = store.data.split("train")
-    rows = (split.history_lengths >= plan.settings.min_history).nonzero()[0]
-    if len(rows) == 0:
-        raise ValueError(
-            f"adapt.min_history={plan.settings.min_history} leaves no training window: the longest "
-            f"history has {split.history_lengths.max()} items"
-        )
+    rows = training_rows(split, plan.settings)
     return TrainingCollator(
         prompts=store.prompts("train", plan.settings.prompt_history, plan.user_slot),
         answers=store.answers,
@@ -110,18 +107,19 @@ def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -
     )
 
 
-def check_lengths(
-    collator: TrainingCollator, base: PreTrainedModel, plan: AdapterPlan, llm: str
-) -> None:
-    """Refuse prompts that, with their answers, have more tokens than positions (ValueError)."""
-    longest = collator.prompts.input_ids.lengths.max() + collator.answers.lengths.max()
-    limit = getattr(base.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
+def training_rows(split: Split, settings: AdapterSettings) -> NDArray[np.int64]:
+    """The rows of the train split on which an adapter is trained.
+
+    Raises:
+        ValueError: `min_history` leaves no window.
+    """
+    rows = (split.history_lengths >= settings.min_history).nonzero()[0]
+    if len(rows) == 0:
         raise ValueError(
-            f"the longest prompt and answer take {longest} tokens, but adapt.llm={llm!r} "
-            f"has {limit} positions: lower adapt.prompt_history={plan.settings.prompt_history} or "
-            "prepare.num_candidates"
+            f"adapt.min_history={settings.min_history} leaves no training window: the longest "
+            f"history has {split.history_lengths.max()} items"
         )
+    return rows
 
 
 def _save(

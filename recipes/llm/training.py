@@ -1,6 +1,7 @@
 """What adapter and stand-in training share: Trainer arguments, loss, progress bar, resuming."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from recipes.experiment import Precision
-from recipes.llm.checkpoints import last_complete_checkpoint
+from recipes.llm.checkpoints import Sealing, last_complete_checkpoint
 from recipes.prompting.collator import IGNORED
 
 WARM_UP = 0.05
@@ -71,6 +73,25 @@ def training_arguments(
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse experiment trackers that the Trainer does not know, or that are not installed.
+
+    Raises:
+        ValueError: A tracker cannot be used.
+    """
+    for name in names:
+        if name in ("all", "none"):
+            continue
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (ValueError, RuntimeError, ImportError, AssertionError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"adapt.report_to names {name!r}, which cannot be used: {said}"
+            ) from error
 
 
 def answer_loss(
@@ -147,6 +168,7 @@ def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
     """
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossOnBar(label))
+    trainer.add_callback(Sealing())
     found = last_complete_checkpoint(Path(str(trainer.args.output_dir)))
     if found is None:
         trainer.train()

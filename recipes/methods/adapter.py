@@ -6,28 +6,36 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from peft import LoraConfig, PeftConfig
 
-from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment, GatedSettings
+from recipes.data.splits import SplitName
+from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
-from recipes.llm.checkpoints import checkpoint_folder
-from recipes.llm.train_adapter import train_adapter
+from recipes.llm.checkpoints import CHECKPOINTS
+from recipes.llm.preflight import (
+    check_adapter,
+    check_new_tokens,
+    check_positions,
+    check_tokens,
+)
+from recipes.llm.train_adapter import train_adapter, training_rows
+from recipes.llm.training import check_trackers
 from recipes.methods.method import Arm, Method, arm_folder
+from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
+from recipes.prompting.written import written_titles
+from recipes.ranges import check_ranges
 from recipes.records import Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, llm_predictions
-from recipes.scoring.rows import EvaluatedRows
+from recipes.scoring.rows import EvaluatedRows, evaluated_rows
 
 SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
 SHARED = ("precision", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
-
-
-BIASES = ("none", "all", "lora_only")
-"""Values of PEFT's `bias`."""
 
 
 class AdapterMethod(Method):
@@ -44,6 +52,9 @@ class AdapterMethod(Method):
         | {"revision", "runtime_config", "peft_version"}
     )
     """Fields of `Peft` that an arm cannot set."""
+    user_slot: ClassVar[bool] = False
+    """Whether the prompt shows the user representation in a slot of its own."""
+    version = 2
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
@@ -62,8 +73,11 @@ class AdapterMethod(Method):
         settings = asdict(config) | {SOURCE: source}
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
-        check_options(f"method {self.name}", chosen)
-        self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        check_options(f"method {self.name}", self.Peft, chosen)
+        try:
+            self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"method {self.name}: {error}") from error
         return settings
 
     def with_total_rank(
@@ -100,6 +114,41 @@ class AdapterMethod(Method):
             seed=seed,
             settings=self.settings_of(arm),
             peft=self.peft_config(arm.settings, width),
+            user_slot=self.user_slot,
+        )
+
+    def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the adapter is routed by the prompt, and not by the recommender's vectors."""
+        return False
+
+    def check(self, run: Run, arm: Arm) -> None:
+        """Refuse trackers that are not there, and what does not fit the language model."""
+        check_trackers(run.experiment.adapt.report_to)
+        outline, settings = run.outline, self.settings_of(arm)
+        width = run.networks[arm.settings[SOURCE]].config.hidden_size
+        if self.reads_prompt(arm.settings):
+            width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
+        check_adapter(outline, self.peft_config(arm.settings, width), arm.name)
+        config, store, data = run.experiment.evaluate, run.outlined_prompts, run.data
+        written_titles(outline.tokenizer, store.answer_ids)
+        check_new_tokens(store.answers, config.max_new_tokens)
+        answer = int(store.answers.lengths.max())
+        evaluated = evaluated_rows(data.split(config.split), config)
+        longest = {}
+        used: list[tuple[SplitName, np.ndarray, int]] = [
+            ("train", training_rows(data.split("train"), settings), answer),
+            (config.split, evaluated.rows, max(answer, config.max_new_tokens or 0)),
+        ]
+        for name, rows, after in used:
+            prompts = store.prompts(name, settings.prompt_history, self.user_slot).input_ids
+            check_tokens(outline, prompts, store.answers)
+            longest[f"{name} split"] = int(prompts.lengths[rows].max()), after
+        check_positions(
+            outline,
+            longest,
+            f"lower adapt.prompt_history={settings.prompt_history}, prepare.num_candidates="
+            f"{run.experiment.prepare.num_candidates} or evaluate.max_new_tokens="
+            f"{config.max_new_tokens}, or choose another adapt.llm",
         )
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
@@ -122,7 +171,7 @@ class AdapterMethod(Method):
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
         inputs = {name: files[name] for name in names}
-        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).fingerprint}
+        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).content}
         inputs |= {"language model": run.llm_content}
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 
@@ -135,14 +184,14 @@ class AdapterMethod(Method):
             run.prompts,
             run.vectors(arm.settings[SOURCE]),
             folder=folder,
-            checkpoints=checkpoint_folder(folder, self.stage(run, arm, seed).fingerprint),
+            checkpoints=folder / CHECKPOINTS,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
         """The prepared rows and candidates, and the trained adapter."""
         folder = arm_folder(run, arm, seed)
         record = required_record(self.stage(run, arm, seed), folder, "adapt")
-        return super().inputs(run, arm, seed) | {"adapter": record.fingerprint}
+        return super().inputs(run, arm, seed) | {"adapter": record.content}
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
@@ -152,17 +201,6 @@ class AdapterMethod(Method):
         folder = arm_folder(run, arm, seed)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)
-
-
-def check_options(owner: str, options: Mapping[str, Any]) -> None:
-    """Refuse values that PEFT takes, and stumbles over when it wraps the model (ValueError)."""
-    if options.get("bias", "none") not in BIASES:
-        raise ValueError(f"{owner}: bias={options['bias']!r} must be one of {', '.join(BIASES)}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(options.get(name) or {}, dict):
-            raise ValueError(
-                f"{owner}: {name}={options[name]!r} must map names of modules to values"
-            )
 
 
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -179,15 +217,7 @@ def check_settings(settings: AdapterSettings) -> None:
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    names = ("prompt_history", "rank", "max_steps", "batch_size", "gradient_accumulation_steps")
-    gated = ("num_experts",) if isinstance(settings, GatedSettings) else ()
-    for name in (*names, *gated):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"adapt.{name}={getattr(settings, name)} must be at least 1")
-    if not 0 <= settings.lora_dropout < 1:
-        raise ValueError(f"adapt.lora_dropout={settings.lora_dropout} must be in [0, 1)")
-    if settings.learning_rate < 0:
-        raise ValueError(f"adapt.learning_rate={settings.learning_rate} must not be negative")
+    check_ranges(settings, "adapt.")
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise ValueError(
             f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "

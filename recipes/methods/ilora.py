@@ -10,7 +10,7 @@ from peft_ilora import ILoRAConfig
 from recipes.about import About
 from recipes.experiment import Experiment, GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan, RoutedBy
-from recipes.methods.adapter import AdapterMethod, refuse_both
+from recipes.methods.adapter import SOURCE, AdapterMethod, refuse_both
 from recipes.methods.method import Arm
 from recipes.methods.settings import positive_int
 from recipes.run import Run
@@ -88,20 +88,34 @@ class ILoRA(AdapterMethod):
             target_modules=settings["target_modules"],
             routing_dim=routing_dim,
             task_type=TaskType.CAUSAL_LM,
-            **options,
+            **{"routing_source": _source(settings)} | options,
         )
+
+    def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the gate reads the prompt's embeddings."""
+        return _routed_by(settings) == "prompt"
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
         """The plan of a routed adapter whose gate has a learning rate of its own."""
         plan = super().plan(run, arm, seed)
         settings = plan.settings
         assert isinstance(settings, GatedSettings)
-        routed_by = ROUTED_BY[arm.settings["options"].get("gate_input", "routing")]
-        if routed_by == "prompt":
+        if self.reads_prompt(arm.settings):
             width = run.llm.base.get_input_embeddings().get_parameter("weight").shape[1]
             plan = replace(plan, peft=self.peft_config(arm.settings, width))
         return replace(
             plan,
-            routed_by=routed_by,
+            routed_by=_routed_by(arm.settings),
             gate_learning_rate_scale=settings.gate_learning_rate_scale,
         )
+
+
+def _routed_by(settings: Mapping[str, Any]) -> RoutedBy | None:
+    return ROUTED_BY[settings["options"].get("gate_input", "routing")]
+
+
+def _source(settings: Mapping[str, Any]) -> str | None:
+    """Where the routing embeddings come from, for the model card."""
+    if _routed_by(settings) != "vector":
+        return None
+    return f"user representations of {settings[SOURCE]}, standardised"

@@ -4,13 +4,8 @@ This is the information-matched control of iLoRA: the model gets what iLoRA's ga
 gate. The slot has the form of E2P (arXiv 2505.17051), here combined with a trained LoRA.
 """
 
-from dataclasses import replace
-
 from recipes.about import About
-from recipes.llm.adapter_plan import AdapterPlan
 from recipes.methods.lora import LoRA
-from recipes.methods.method import Arm
-from recipes.run import Run
 
 
 class LoRAUserSlot(LoRA):
@@ -27,7 +22,4 @@ class LoRAUserSlot(LoRA):
         colour="#009E73",
         line=(0, (4, 2)),
     )
-
-    def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
-        """The plan of LoRA, with a user slot in the prompt."""
-        return replace(super().plan(run, arm, seed), user_slot=True)
+    user_slot = True

@@ -122,8 +122,19 @@ class Method(ABC):
         """
         raise NotImplementedError
 
+    def check(self, run: Run, arm: Arm) -> None:  # noqa: B027
+        """Refuse what training or evaluation would stumble over, before the first long stage.
+
+        Args:
+            run: The run, whose stage `prepare` is finished.
+            arm: The arm.
+
+        Raises:
+            ValueError: Data, language model and settings do not fit; the message names the field.
+        """
+
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
-        """What `predict` reads: fingerprints of stages and checksums of files, by name.
+        """What `predict` reads: SHA-256 of stages' contents and of files, by name.
 
         Raises:
             FileNotFoundError: A stage has not been run yet; the message names the command.

@@ -59,7 +59,7 @@ class NetworkMethod(Method):
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
         """The prepared rows and candidates, and the trained network."""
         record = run.network_record(arm.name)
-        return super().inputs(run, arm, seed) | {"recommender": record.fingerprint}
+        return super().inputs(run, arm, seed) | {"recommender": record.content}
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig

@@ -18,14 +18,20 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from recipes.data.padding import PADDING
-from recipes.prompting.prompts import SLOT, USER_SLOT, check_titles, hybrid_prompt, slot_order
+from recipes.prompting.prompts import (
+    SLOT,
+    TITLE,
+    USER_SLOT,
+    hybrid_prompt,
+    one_line_titles,
+    slot_order,
+)
 from recipes.prompting.ragged import Ragged
 from recipes.prompting.special_tokens import find_id, placeholder_id, required_id
 from recipes.prompting.tokens import tokenised
 
 NO_SLOT = -1
 USER = -2
-_TITLE = "\ue002"
 _SLOTS = re.compile(f"([{SLOT}{USER_SLOT}])")
 
 
@@ -58,14 +64,14 @@ def encode_prompts(
         cache: See `tokenised`.
 
     Raises:
-        ValueError: A title contains a slot character.
+        ValueError: See `one_line_titles` and `tokenised`.
     """
-    check_titles(titles)
+    titles = one_line_titles(titles)
     pieces, rows = _pieces(histories, candidates, user_slot)
     shown = slot_order(histories, candidates)
     items = shown[shown != PADDING]
 
-    with_title = np.array([_TITLE in piece for piece in pieces])
+    with_title = np.array([TITLE in piece for piece in pieces])
     texts = rows.values.astype(np.int64) * len(titles)
     texts[with_title[rows.values]] += items
     tokens = _tokens_of(tokenizer, pieces, titles, texts, cache)
@@ -86,14 +92,14 @@ def _pieces(
 ) -> tuple[list[str], Ragged]:
     """The distinct pieces of all prompts, `_NO_TEXT` first, and each row as indices of pieces.
 
-    A piece has `_TITLE` in place of a title, so prompts with equally many titles have the same.
+    A piece has `TITLE` in place of a title, so prompts with equally many titles have the same.
     """
     shown = [(items != PADDING).sum(axis=1) for items in (histories, candidates)]
     kinds, kind_of_row = np.unique(np.stack(shown, axis=1), axis=0, return_inverse=True)
     codes = {piece: code for code, piece in enumerate(_NO_TEXT)}
     layouts = []
     for num_history, num_candidates in kinds.tolist():
-        titles = [_TITLE] * num_history, [_TITLE] * num_candidates
+        titles = [TITLE] * num_history, [TITLE] * num_candidates
         cut = _SLOTS.split(hybrid_prompt(*titles, user_slot=user_slot))
         layouts.append([0, *(codes.setdefault(piece, len(codes)) for piece in cut if piece)])
     return list(codes), Ragged.from_rows(layouts).take(kind_of_row.ravel())
@@ -115,7 +121,7 @@ def _tokens_of(
     occurs[np.arange(len(_NO_TEXT)) * len(titles)] = True
     distinct = np.flatnonzero(occurs)[len(_NO_TEXT) :].tolist()
     written = [
-        pieces[text // len(titles)].replace(_TITLE, titles[text % len(titles)]) for text in distinct
+        pieces[text // len(titles)].replace(TITLE, titles[text % len(titles)]) for text in distinct
     ]
     bos = find_id(tokenizer, "bos")
     slot = [placeholder_id(tokenizer)]
@@ -135,10 +141,10 @@ def encode_answers(
         cache: See `tokenised`.
 
     Raises:
-        ValueError: The tokenizer has no eos token, or a title contains a slot character.
+        ValueError: The tokenizer has no eos token; see also `one_line_titles` and `tokenised`.
     """
     eos = required_id(tokenizer, "eos")
-    check_titles(titles)
+    titles = one_line_titles(titles)
     lead = "" if _opens_words_itself(tokenizer) else " "
     tokens = tokenised(tokenizer, [lead + title for title in titles], cache)
     return Ragged.from_rows([[*ids, eos] for ids in tokens])

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.prompting.plain_text import HIDDEN
+
 SLOT = "\ue000"
 USER_SLOT = "\ue001"
+TITLE = "\ue002"
+"""A title's place in a piece of a prompt."""
+MARKS = (SLOT, USER_SLOT, TITLE, HIDDEN)
 
 HISTORY = "Chosen so far, oldest first:"
 OPTIONS = "Pick the next one from:"
@@ -19,18 +24,22 @@ CUE = "Next:"
 SEPARATOR = ";"
 
 
-def check_titles(titles: Sequence[str]) -> None:
-    """Refuse titles that contain a slot character.
+def one_line_titles(titles: Sequence[str]) -> list[str]:
+    """Titles as prompts and answers show them: runs of white space, newlines too, are one blank.
 
     Raises:
-        ValueError: A title contains `SLOT` or `USER_SLOT`.
+        ValueError: A title is blank, or contains a private-use character that marks something.
     """
-    for item_id, title in enumerate(titles):
-        if SLOT in title or USER_SLOT in title:
+    shown = [" ".join(title.split()) for title in titles]
+    for item_id, title in enumerate(shown):
+        if not title:
+            raise ValueError(f"the title of item {item_id} is blank: give every item a title")
+        if any(mark in title for mark in MARKS):
             raise ValueError(
-                f"title {title!r} of item {item_id} contains a private-use character (U+E000 or "
-                "U+E001) that marks slots in prompts: remove it from the titles"
+                f"title {title!r} of item {item_id} contains a private-use character (U+E000 to "
+                "U+E003) that marks slots in prompts: remove it from the titles"
             )
+    return shown
 
 
 def hybrid_prompt(

@@ -46,13 +46,6 @@ class Caser(SequenceRecommender):
         with torch.no_grad():
             self.items.weight[num_items].zero_()
 
-    @classmethod
-    def check(cls, config: RecommenderConfig) -> None:
-        """Refuse impossible numbers of filters (ValueError)."""
-        for name in ("horizontal_filters", "vertical_filters"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
-
     @property
     def item_embeddings(self) -> Tensor:
         """The item table, float [num_items, hidden]."""

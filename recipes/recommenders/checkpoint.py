@@ -8,11 +8,12 @@ every epoch draws from a seed of its own.
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recipes.artifacts import read_json, read_tensors, write_json, write_tensors
+from recipes.artifacts import read_json, read_tensors, sha256, write_json, write_tensors
 
 INDEX = "checkpoint.json"
 
@@ -60,6 +61,7 @@ def save_checkpoint(
     index = {
         "identity": identity,
         "tensors": name,
+        "sha256": sha256(folder / name),
         "best_epoch": progress.best_epoch,
         "history": [asdict(epoch) for epoch in progress.history],
     }
@@ -75,12 +77,10 @@ def load_checkpoint(
     """Load the saved state into `model` and `optimizer`, if there is one of this identity.
 
     Returns:
-        The saved progress; an empty one if there is nothing to resume from.
+        The saved progress; an empty one if there is nothing to resume from, or it is damaged.
     """
-    if not (folder / INDEX).exists():
-        return Progress()
-    index = read_json(folder / INDEX)
-    if index["identity"] != identity:
+    index = _index(folder)
+    if index is None or index["identity"] != identity:
         return Progress()
     tensors = read_tensors(folder / index["tensors"])
     model.load_state_dict(_under("model.", tensors))
@@ -95,6 +95,16 @@ def load_checkpoint(
         best_epoch=index["best_epoch"],
         best_weights=_under("best.", tensors),
     )
+
+
+def _index(folder: Path) -> dict[str, Any] | None:
+    """The content of `checkpoint.json`, if it and its tensors are there and whole."""
+    try:
+        index = read_json(folder / INDEX)
+        whole = sha256(folder / index["tensors"]) == index["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return index if whole else None
 
 
 def drop_checkpoint(folder: Path) -> None:

@@ -5,6 +5,7 @@ is that a window trains only the state at its newest item. SASRec's paper trains
 positions at once, but here the windows already slide over every position of a user.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from recipes.recommenders.checkpoint import Epoch, Progress, load_checkpoint, sa
 from recipes.recommenders.ranking import Validation, target_ranks, validation
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.representations import ENCODED_AT_ONCE, encode
+
+DIVERGED = 10
+"""A mean loss so many times that of guessing shows that a training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ def fit(
 
     Returns:
         Figures of each epoch, in order.
+
+    Raises:
+        ValueError: The training has diverged.
     """
     optimizer = build_optimizer(model, config)
     progress = load_checkpoint(folder, identity, model, optimizer)
@@ -62,12 +69,26 @@ def fit(
     ) as bar:
         while not _finished(progress, config):
             loss = train_epoch(model, optimizer, train, config, len(progress.history), bar.update)
+            _refuse_diverged(model, loss, config, len(progress.history) + 1)
             score = validate(model, val)
             _advance(progress, model, loss, score)
             save_checkpoint(folder, identity, model, optimizer, progress)
             bar.set_postfix(loss=f"{loss:.3f}", ndcg_10=f"{score.ndcg_10:.4f}")
     model.load_state_dict(progress.best_weights)
     return progress.history
+
+
+def _refuse_diverged(
+    model: SequenceRecommender, loss: float, config: RecommenderConfig, epoch: int
+) -> None:
+    """Refuse an epoch's loss that is no number, or far above that of guessing (ValueError)."""
+    guessing = math.log(max(2, len(model.item_embeddings)))
+    if not loss < DIVERGED * guessing:  # NaN is not
+        raise ValueError(
+            f"recommender.learning_rate={config.learning_rate}: the training of {model.name} "
+            f"diverged in epoch {epoch}, with a loss of {loss:.3g} nats where guessing has "
+            f"{guessing:.3g}: lower it"
+        )
 
 
 def validate(model: SequenceRecommender, windows: Windows) -> Validation:

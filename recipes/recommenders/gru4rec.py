@@ -41,13 +41,6 @@ class GRU4Rec(SequenceRecommender):
         with torch.no_grad():
             self.items.weight[num_items].zero_()
 
-    @classmethod
-    def check(cls, config: RecommenderConfig) -> None:
-        """Refuse impossible sizes (ValueError)."""
-        for name in ("num_layers", "state_size"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
-
     @property
     def item_embeddings(self) -> Tensor:
         """The item table, float [num_items, hidden]."""

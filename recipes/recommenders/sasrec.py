@@ -48,10 +48,7 @@ class SASRec(SequenceRecommender):
 
     @classmethod
     def check(cls, config: RecommenderConfig) -> None:
-        """Refuse impossible numbers of layers and heads (ValueError)."""
-        for name in ("num_layers", "num_heads"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
+        """Refuse a number of heads that does not divide the width (ValueError)."""
         if config.hidden_size % config.num_heads:
             raise ValueError(
                 f"recommender.num_heads={config.num_heads} does not divide "

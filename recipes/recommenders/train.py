@@ -10,6 +10,7 @@ from recipes.artifacts import write_json, write_tensors
 from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData, Split
 from recipes.experiment import RecommenderConfig
+from recipes.ranges import check_ranges
 from recipes.recommenders.checkpoint import drop_checkpoint
 from recipes.recommenders.fit import Windows, fit
 from recipes.recommenders.recommender import SequenceRecommender
@@ -105,9 +106,5 @@ def check_config(recommender: type[SequenceRecommender], config: RecommenderConf
     Raises:
         ValueError: A value is impossible; the message names the field and the remedy.
     """
-    for name in ("hidden_size", "batch_size", "max_epochs", "patience"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"recommender.{name}={getattr(config, name)}: must be at least 1")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"recommender.dropout={config.dropout}: must be in [0, 1)")
+    check_ranges(config, "recommender.")
     recommender.check(config)

@@ -1,8 +1,10 @@
 """The warnings that a report prints before its figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from recipes.experiment import AdapterSettings
 from recipes.report.naming import arms_of
 
 Results = Mapping[str, Any]
@@ -12,7 +14,7 @@ FEW_USERS = 30
 
 def caveats(results: Results) -> list[str]:
     """What a reader must know before trusting the figures, in Markdown; the gravest comes first."""
-    config, evaluated = results["config"], results["evaluated"]
+    evaluated, adapted = results["evaluated"], results["seeds"]["adapters"]
     found = []
     if results["llm"] is not None and results["llm"]["stand_in"]:
         found.append(
@@ -27,6 +29,9 @@ def caveats(results: Results) -> list[str]:
         "(the target and uniform negatives), not among the whole catalogue. Sampled metrics need "
         "not keep the order that methods have on the full catalogue."
     )
+    if evaluated["split"] == "val":
+        found.append(_selected_on_these(results))
+    found += _unequal_training(results)
     found += _weak_methods(results)
     if evaluated["num_users"] < FEW_USERS:
         found.append(
@@ -37,7 +42,14 @@ def caveats(results: Results) -> list[str]:
         found.append(
             f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
         )
-    if config["seeds"] == 1:
+    if ambiguous := evaluated.get("ambiguous_rows"):
+        found.append(
+            f"In {ambiguous} of {evaluated['num_rows']} rows another candidate has **the target's "
+            "title**, as the language model's tokenizer writes it: there no generated answer can "
+            "be right, and the two tie or nearly tie in the ranking."
+        )
+    found += _other_versions(results)
+    if len(adapted) == 1:
         found.append(
             "Adapters were trained with **one seed**: what another seed would give is unknown."
         )
@@ -46,6 +58,68 @@ def caveats(results: Results) -> list[str]:
         "the number of comparisons; the first comparison listed is the one to read."
     )
     return found
+
+
+def _selected_on_these(results: Results) -> str:
+    """The warning about the users by whom a recommender's epoch was chosen."""
+    names = ", ".join(results["seeds"]["recommenders"]) or "none here"
+    return (
+        "**These are the validation users.** The epoch at which a recommender's training stopped "
+        f"({names}) was chosen by them, and its vectors fill the prompts and route the adapters. "
+        "So the figures flatter every arm that reads a recommender, and must not be set beside "
+        "figures of the test split (`evaluate.split`)."
+    )
+
+
+def _unequal_training(results: Results) -> list[str]:
+    """The warning about adapters that were not trained alike."""
+    adapters = {name: arm for name, arm in arms_of(results).items() if arm["is_adapter"]}
+    unlike = unequal_settings(list(adapters.values()))
+    if not unlike:
+        return []
+    listed = "; ".join(
+        f"`{name}` " + ", ".join(f"{value} ({titles})" for value, titles in values.items())
+        for name, values in unlike.items()
+    )
+    return [
+        f"**Adapters were not trained alike**: {listed}. A difference between them may come from "
+        "these settings and not from the method."
+    ]
+
+
+def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Training settings in which arms differ.
+
+    Args:
+        arms: Entries of `results["arms"]`.
+
+    Returns:
+        Setting -> its value as text -> the titles of the arms that have it, for every setting of
+        `AdapterSettings` or source of vectors that is not the same in all of them.
+    """
+    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender"]
+    found = {}
+    for name in names:
+        values: dict[str, list[str]] = {}
+        for arm in arms:
+            value = arm["settings"].get(name)
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            values.setdefault(text, []).append(arm["title"])
+        if len(values) > 1:
+            found[name] = {value: ", ".join(titles) for value, titles in values.items()}
+    return found
+
+
+def _other_versions(results: Results) -> list[str]:
+    """The warning about stages that ran with other versions than the evaluation."""
+    groups: dict[str, list[str]] = {}
+    for stage, versions in results["other_versions"].items():
+        told = ", ".join(f"{package} {version}" for package, version in versions.items())
+        groups.setdefault(told, []).append(stage)
+    return [
+        f"Not all stages ran with the versions listed below: {', '.join(stages)} with {told}."
+        for told, stages in groups.items()
+    ]
 
 
 def _weak_methods(results: Results) -> list[str]:

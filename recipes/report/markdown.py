@@ -51,7 +51,7 @@ def _opening(results: Results) -> str:
 
 
 def _what_was_run(results: Results) -> str:
-    dataset, evaluated, config = results["dataset"], results["evaluated"], results["config"]
+    dataset, evaluated, seeds = results["dataset"], results["evaluated"], results["seeds"]
     counts, llm = dataset["counts"], results["llm"] or {"name": "none"}
     users = ", ".join(f"{count:,} {split}" for split, count in counts["users"].items())
     size = f", {llm['parameters']:,} parameters" if "parameters" in llm else ""
@@ -69,8 +69,7 @@ def _what_was_run(results: Results) -> str:
         f"- **Evaluated rows:** {every} with at least {evaluated['min_history']} items of history, "
         f"{evaluated['split']} split: n = {evaluated['num_rows']:,} rows of "
         f"{evaluated['num_users']:,} users, {evaluated['num_candidates']} frozen candidates each.\n"
-        f"- **Seeds:** adapters with {_seeds(config['seeds'])}; one recommender "
-        f"(seed {config['recommender']['seed']}) for all.\n"
+        f"- **Seeds:** {_seeds(seeds)}.\n"
         f"- **Time:** {hours}."
     )
 
@@ -89,8 +88,9 @@ def _generated(results: Results) -> str:
     return (
         f"## Generated answers ({_sample(results)})\n\n"
         "The model writes an answer greedily. It is **valid** when, apart from case and white "
-        "space, it is exactly one candidate's title. *Of total* counts an invalid answer as a "
-        "miss; *of valid* leaves it out, which flatters a model that often fails to answer. "
+        "space, it is exactly one candidate's title, as the model's tokenizer writes it. *Of "
+        "total* counts an invalid answer as a miss; *of valid* leaves it out, which flatters a "
+        "model that often fails to answer. "
         "Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
         f"{_interval_note(results)}\n\n"
@@ -112,6 +112,7 @@ def _ranked(results: Results) -> str:
             ("hit_ratio", "HitRatio", ks),
             ("ndcg", "NDCG", [k for k in ks if k > 1]),  # NDCG@1 is HitRatio@1
         )
+        if cutoffs
     ]
     mean = "mean" if results["config"]["evaluate"]["length_normalised"] else "sum"
     return (
@@ -251,8 +252,12 @@ def _sample(results: Results) -> str:
     )
 
 
-def _seeds(count: int) -> str:
-    return "seed 0" if count == 1 else f"seeds 0 to {count - 1}"
+def _seeds(seeds: Mapping[str, Any]) -> str:
+    found = seeds["adapters"]
+    listed = ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
+    parts = [f"adapters with {listed}" if found else "no adapter was trained"]
+    parts += [f"{name} with seed {seed}" for name, seed in seeds["recommenders"].items()]
+    return "; ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -1,18 +1,19 @@
 """Gathers RUN/results.json: all results of a run, and what is needed to judge and repeat it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from recipes.artifacts import read_json
 from recipes.datasets import DATASETS
 from recipes.evaluation.evaluate import GATES, METRICS, evaluated_record
 from recipes.evaluation.parts import planned_parts
-from recipes.llm.stand_in import DESCRIPTION, STAND_IN
+from recipes.llm.stand_in import stand_in_description
 from recipes.llm.train_adapter import PARAMETERS
 from recipes.methods.method import Arm, arm_folder, trained_name
-from recipes.records import Record, installed_versions, read_record, required_record
+from recipes.records import Record, read_record, required_record
 from recipes.report.caveats import caveats
 from recipes.run import Run
 
@@ -28,6 +29,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
     """
     experiment, evaluation = run.experiment, run.folder / "evaluate"
     records = stage_records(run, arms)
+    adapted = {trained_name(arm, seed): seed for arm, seed in trained(run, arms)}
     manifest = read_json(run.prepare_folder / "manifest.json")
     dataset = {key: value for key, value in manifest.items() if key != "config"}
     dataset["caveats"] = DATASETS[experiment.prepare.dataset].caveats(experiment.prepare)
@@ -44,8 +46,15 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "ceilings": _ceilings(run),
         "gates": read_json(evaluation / GATES),
         "trainable_parameters": trainable_parameters(run, arms),
+        "seeds": {
+            "adapters": sorted(set(adapted.values())),
+            "recommenders": {
+                name: run.network_record(name).config["seed"] for name in run.networks
+            },
+        },
         "config": asdict(experiment),
-        "versions": installed_versions(),
+        "versions": records["evaluate"].versions,
+        "other_versions": _other_versions(records),
         "seconds": {name: record.seconds for name, record in records.items()}
         | {"evaluate": evaluation_seconds(run, arms)},
         "fingerprints": {name: record.fingerprint for name, record in records.items()},
@@ -80,6 +89,20 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
         folder = arm_folder(run, arm, seed)
         records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
     return records | {"evaluate": evaluated_record(run, arms)}
+
+
+def _other_versions(records: Mapping[str, Record]) -> dict[str, dict[str, str]]:
+    """Versions that stages ran with and the evaluation did not: stage -> package -> version."""
+    last = records["evaluate"].versions
+    found = {
+        name: {
+            package: version
+            for package, version in record.versions.items()
+            if last.get(package) != version
+        }
+        for name, record in records.items()
+    }
+    return {name: versions for name, versions in found.items() if versions}
 
 
 def evaluation_seconds(run: Run, arms: Sequence[Arm]) -> float:
@@ -120,6 +143,8 @@ def _llm(run: Run, arms: Sequence[Arm]) -> dict[str, Any] | None:
     """Description of the language model; None if no arm adapts one."""
     if not any(arm.method.is_adapter for arm in arms):
         return None
-    if not run.has_stand_in:
-        return {"name": run.experiment.adapt.llm, "content": run.llm_content, "stand_in": False}
-    return {"name": STAND_IN, **read_json(run.stand_in_folder / DESCRIPTION), "stand_in": True}
+    name = run.experiment.adapt.llm
+    toy = stand_in_description(Path(run.llm_path))
+    if toy is None:
+        return {"name": name, "content": run.llm_content, "stand_in": False}
+    return {"name": name, **toy, "stand_in": True}

@@ -1,12 +1,17 @@
 """Generates answers to prompts, with greedy decoding."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import GenerationConfig
 
 from recipes.data.splits import SplitName
 from recipes.llm.adapted import AdaptedModel
+from recipes.prompting.written import written_texts
 from recipes.scoring.arrays import Ints
 from recipes.scoring.batching import batches_by_length
 
@@ -35,7 +40,6 @@ def generate_answers(
     """
     tokenizer = adapted.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    # A config of our own: a checkpoint's generation_config may ask for sampling.
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -47,18 +51,34 @@ def generate_answers(
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
         # When its input is embeddings, `generate` returns only the new tokens.
-        tokens = adapted.model.generate(
-            inputs_embeds=inputs.inputs_embeds,
-            attention_mask=inputs.attention_mask,
-            generation_config=greedy,
-            **routing,
-        )
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        with only_defaults(adapted.model, greedy):
+            tokens = adapted.model.generate(
+                inputs_embeds=inputs.inputs_embeds,
+                attention_mask=inputs.attention_mask,
+                generation_config=greedy,
+                **routing,
+            )
+        texts = written_texts(tokenizer, tokens.tolist())
         for position, text in zip(batch, texts, strict=True):
-            answers[position] = first_line(text)
+            answers[position] = text
     return answers
 
 
-def first_line(text: str) -> str:
-    """The first line of the stripped text, stripped; "" if there is none."""
-    return text.strip().partition("\n")[0].strip()
+@contextmanager
+def only_defaults(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """Puts a checkpoint's own generation settings aside.
+
+    `generate` fills whatever a given config leaves open from the model's `generation_config`:
+    penalties, beams, forced and suppressed tokens, stop strings. None of them may decide what an
+    evaluation measures.
+    """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    holders = [one for one in (model, inner) if "generation_config" in vars(one)]
+    before = [one.generation_config for one in holders]
+    try:
+        for one in holders:
+            one.generation_config = copy.deepcopy(config)  # type: ignore[assignment]
+        yield
+    finally:
+        for one, own in zip(holders, before, strict=True):
+            one.generation_config = own

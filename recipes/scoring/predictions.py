@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recipes.experiment import EvaluateConfig
 from recipes.llm.adapted import AdaptedModel
+from recipes.prompting.written import written_titles
 from recipes.scoring.arrays import Floats
 from recipes.scoring.generate import generate_answers
 from recipes.scoring.rank import score_candidates
@@ -25,6 +26,8 @@ class Predictions:
     """n generated answers; None for a method that only scores."""
     gates: Tensor | None = None
     """float32 [n, K], expert weights; None for a method without a gate."""
+    titles: Sequence[str] | None = None
+    """Each item's title as the language model writes it, with which `texts` are compared."""
 
 
 def llm_predictions(
@@ -37,7 +40,11 @@ def llm_predictions(
         label: Label of progress bars, such as `ilora seed 0`.
         rows: The evaluated rows.
         config: Batch size, and settings of generation and ranking.
+
+    Raises:
+        ValueError: A score is not finite, or nothing is left of a title once it is tokenised.
     """
+    titles = written_titles(adapted.tokenizer, adapted.answer_ids)
     wanted = rows.rows.tolist()
     lengths = adapted.prompt_lengths(rows.split, wanted)
     scores = score_candidates(
@@ -50,16 +57,22 @@ def llm_predictions(
         length_normalised=config.length_normalised,
         title=f"rank {label}",
     )
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{label}: a candidate's score is not finite, so its adapter has diverged: lower "
+            "adapt.learning_rate and train it again"
+        )
     texts = generate_answers(
         adapted,
         rows.split,
         wanted,
         lengths,
         batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or max(map(len, adapted.answer_ids)),
         title=f"generate {label}",
     )
-    return Predictions(scores, texts, gate_weights(adapted, rows, config.batch_size))
+    gates = gate_weights(adapted, rows, config.batch_size)
+    return Predictions(scores, texts, gates, titles)
 
 
 @torch.inference_mode()

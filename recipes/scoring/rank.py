@@ -1,8 +1,9 @@
 """Likelihood ranking: the LLM ranks all candidates by log p(title | prompt).
 
 The prompt is run once. Its key-value cache is then repeated for the candidates, whose tokens are
-run in one further forward pass. `tests/recipes/test_rank.py` checks this against whole sequences
-scored one by one.
+run in one further forward pass. A model whose cache cannot be repeated (recurrent and hybrid ones)
+runs every prompt with every candidate. `tests/recipes/test_rank.py` and `test_causal_families.py`
+check both against whole sequences scored one by one.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from recipes.data.splits import SplitName
 from recipes.llm.adapted import AdaptedModel, PromptInputs
@@ -96,7 +98,11 @@ def answer_log_probs(
     first = prompt.logits[:, -1:].repeat_interleave(choices, dim=0)
     log_probs = token_log_probs(first, tokens[:, :1])
     if tokens.shape[1] > 1:
-        cache = prompt.past_key_values
+        cache = repeatable_cache(prompt)
+        if cache is None:
+            return _pooled(
+                _whole_log_probs(model, inputs, tokens, present), present, length_normalised
+            ).view(len(answers), choices)
         cache.batch_repeat_interleave(choices)
         mask = mask.repeat_interleave(choices, dim=0)
         steps = torch.arange(tokens.shape[1] - 1, device=tokens.device)
@@ -108,10 +114,61 @@ def answer_log_probs(
             **routing_keyword(inputs, repeats=choices),
         )
         log_probs = torch.cat([log_probs, token_log_probs(rest.logits, tokens[:, 1:])], dim=1)
+    return _pooled(log_probs, present, length_normalised).view(len(answers), choices)
+
+
+def _pooled(log_probs: Tensor, present: Tensor, length_normalised: bool) -> Tensor:
+    """[rows, l] -> [rows]: the sum over the answers' tokens, or their mean."""
     scores = (log_probs * present).sum(dim=1)
-    if length_normalised:
-        scores = scores / present.sum(dim=1)
-    return scores.view(len(answers), choices)
+    return scores / present.sum(dim=1) if length_normalised else scores
+
+
+def repeatable_cache(outputs: object) -> DynamicCache | None:
+    """A prompt's cache, if it may be repeated for each candidate: it holds keys and values alone.
+
+    The states of recurrent layers, and layers of a model's own, may not be repeated.
+    """
+    cache, known = (
+        getattr(outputs, "past_key_values", None),
+        (DynamicLayer, DynamicSlidingWindowLayer),
+    )
+    if type(cache) is DynamicCache and all(type(layer) in known for layer in cache.layers):
+        return cache
+    return None
+
+
+def _whole_log_probs(
+    model: nn.Module, inputs: PromptInputs, tokens: Tensor, present: Tensor
+) -> Tensor:
+    """Log-probabilities of answers' tokens, run with their prompts, without a cache.
+
+    Args:
+        model: A causal LM.
+        inputs: b left-padded prompts.
+        tokens: int64 [b * c, l], right-padded answers.
+        present: int64 [b * c, l], their mask.
+
+    Returns:
+        float32 [b * c, l]
+    """
+    choices = tokens.shape[0] // inputs.inputs_embeds.shape[0]
+    prompts = inputs.inputs_embeds.repeat_interleave(choices, dim=0)
+    embeds = model.get_input_embeddings()(tokens).to(prompts.dtype)  # type: ignore[operator]
+    mask = inputs.attention_mask.repeat_interleave(choices, dim=0)
+    mask = torch.cat([mask, present], dim=1)
+    width = tokens.shape[1]
+    outputs = model(
+        inputs_embeds=torch.cat([prompts, embeds], dim=1),
+        attention_mask=mask,
+        use_cache=False,
+        **accepted(
+            model,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=width + 1,
+        ),
+        **routing_keyword(inputs, repeats=choices),
+    )
+    return token_log_probs(outputs.logits[:, -width - 1 : -1], tokens)
 
 
 def right_padded(answers: Sequence[Sequence[Sequence[int]]], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""What can be done wrong, and the exception that answers: the table of docs/errors.md.
+"""What can be done wrong, and the exception that answers: a part of docs/errors.md.
 
-`python tests/plugin/misuses.py` writes the table; `test_misuses.py` holds it against the code.
+`python tests/plugin/misuses.py` writes it; `test_misuses.py` holds it against the code.
 """
 
 import copy
@@ -27,14 +27,18 @@ from peft import (
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import ROUTING_DIM, adapted, tiny_llama
+from error_page import write_part
 
 from peft_ilora import ILoRAConfig, RoutingCollator, export_lora
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+ELSEWHERE = "base_model.model.model.layers.7.self_attn.q_proj.ilora_A.weight"
+PART = "plugin"
 
 
 Run = Callable[[Any], Tensor]
@@ -95,15 +99,6 @@ def state_of(thing: Any) -> dict[str, Any]:
     for name, config in getattr(thing, "peft_config", {}).items():
         found[f"config of {name}"] = config.to_dict()
     return found
-
-
-def own_weights(base: nn.Module) -> dict[str, Any]:
-    """Those that a base model came with, wherever an adapter has moved them."""
-    return {
-        name.replace(".base_layer", ""): value.detach().clone()
-        for name, value in base.named_parameters()
-        if "lora_" not in name
-    }
 
 
 def attribute(value: Any) -> Any:
@@ -179,13 +174,8 @@ class Kit:
         return self.folder
 
     def load(self) -> PeftModel:
-        """Load what lies in the folder, which fails before PEFT wraps the base."""
+        """Load what lies in the folder."""
         return PeftModel.from_pretrained(self.llama(), self.watch(self.folder))
-
-    def load_weights(self) -> PeftModel:
-        """Load what lies in the folder, which fails when PEFT has wrapped the base already."""
-        base = self.watch(tiny_llama(), look=own_weights)
-        return PeftModel.from_pretrained(base, self.watch(self.folder))
 
     def edit_config(self, **fields: Any) -> None:
         path = self.folder / CONFIG
@@ -288,6 +278,22 @@ config("use_dora=True", use_dora=True)
 config("lora_bias=True", lora_bias=True)
 config("init_lora_weights='pissa'", init_lora_weights="pissa")
 config("target_parameters=['w']", target_parameters=["w"])
+config("use_rslora='yes'", use_rslora="yes")
+config("lora_alpha=-1", lora_alpha=-1)
+config("lora_alpha=float('nan')", lora_alpha=float("nan"))
+config("alpha_pattern={'q_proj': 'high'}", alpha_pattern={"q_proj": "high"})
+config("temperature=float('nan')", temperature=float("nan"))
+config("noise_std=float('inf')", noise_std=float("inf"))
+config("bias='some'", bias="some")
+config("target_modules=[0, 1]", target_modules=[0, 1])
+config("target_modules=['']", target_modules=[""])
+config("modules_to_save='lm_head'", modules_to_save="lm_head")
+config("layers_to_transform=[-1]", layers_to_transform=[-1])
+config("init_lora_weights='nonsense'", init_lora_weights="nonsense")
+config("arrow_config={}", arrow_config={})
+config("target_modules='('", target_modules="(")
+config("trainable_token_indices=['a']", trainable_token_indices=["a"])
+config("routing_source=3", routing_source=3)
 
 area("Wrapping a model")
 
@@ -369,6 +375,19 @@ target(
 misuse(
     "a base model that is wrapped already",
     lambda kit: get_peft_model(kit.model.get_base_model(), kit.config()),
+)
+misuse(
+    "a base model with a plain LoRA",
+    lambda kit: get_peft_model(
+        kit.watch(get_peft_model(tiny_llama(), LoraConfig()).get_base_model(), kit.says),
+        kit.config(),
+    ),
+)
+misuse(
+    "a LoRA put over an iLoRA's base model",
+    lambda kit: kit.says(
+        get_peft_model(adapted().get_base_model(), kit.watch(LoraConfig(target_modules=["q_proj"])))
+    ),
 )
 misuse(
     "a PeftModel, wrapped a second time",
@@ -453,6 +472,18 @@ def continued(kit: Kit) -> None:
     model(input_ids=kit.ids[:, :1], past_key_values=cache)
 
 
+def context_without_values(kit: Kit) -> None:
+    with kit.model.routing(kit.z.to("meta")):
+        pass
+
+
+def doubled(kit: Kit) -> None:
+    def loop(model: Any, input_ids: Tensor, **settings: Any) -> Tensor:
+        return model(input_ids=torch.cat([input_ids, input_ids])).logits
+
+    kit.model.generate(input_ids=kit.ids, routing_embeds=kit.z, custom_generate=loop)
+
+
 class Gathered(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -490,6 +521,9 @@ misuse(
     "a layer that sees other rows than the batch's",
     gathered,
 )
+misuse("a context on the meta device", context_without_values)
+misuse("`custom_generate` that doubles the batch", doubled)
+misuse("`generate_batch`", lambda kit: kit.model.generate_batch(inputs=kit.ids.tolist()))
 misuse(
     "prompt routing where labels leave no prompt",
     lambda kit: prompted(kit)(input_ids=kit.ids, labels=kit.ids),
@@ -522,6 +556,26 @@ def broken_weights(kit: Kit) -> None:
         weight.data = before
 
 
+def merge_of_a_tied_layer(kit: Kit) -> None:
+    config = ILoRAConfig(target_modules=["lm_head"], routing_dim=ROUTING_DIM)
+    model = get_peft_model(tiny_llama(tie_word_embeddings=True), config)
+    kit.watch(model, kit.says).merge_adapter(routing_embeds=kit.z[:1])
+
+
+def merge_into_pruned(kit: Kit) -> None:
+    model = adapted()
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    prune.random_unstructured(layer.get_base_layer(), "weight", 0.5)
+    kit.watch(model).merge_and_unload(routing_embeds=kit.z[:1])
+
+
+def load_into_pruned(kit: Kit) -> None:
+    kit.saved()
+    model = adapted()
+    prune.random_unstructured(model.base_model.ilora_gate["default"].project, "weight", 0.5)
+    kit.watch(model).load_adapter(kit.watch(kit.folder), "default")
+
+
 def hotswap_prepared(kit: Kit) -> None:
     model = adapted()
     prepare_model_for_compiled_hotswap(model, target_rank=32)
@@ -548,6 +602,18 @@ misuse(
     ),
 )
 misuse("safe merge of broken weights", broken_weights)
+misuse("merge for a while of one of two tied layers", merge_of_a_tied_layer)
+misuse("merge into a pruned base weight", merge_into_pruned)
+misuse("load into a pruned adapter", load_into_pruned)
+misuse(
+    "tied adapters of different ranks",
+    lambda kit: get_peft_model(
+        kit.watch(tiny_llama(tie_word_embeddings=True), kit.says),
+        kit.config(
+            target_modules=["embed_tokens"], ensure_weight_tying=True, rank_pattern={"lm_head": 2}
+        ),
+    ),
+)
 misuse("routing of a merged model", routed_when_merged)
 misuse(
     "`add_weighted_adapter`",
@@ -607,14 +673,14 @@ area("Saved adapters and data")
 def truncated(kit: Kit) -> None:
     path = kit.saved() / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    kit.load_weights()
+    kit.load()
 
 
 def rewritten(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Kit], Any]:
     def act(kit: Kit) -> None:
         path = kit.saved() / WEIGHTS
         save_file(change(load_file(path)), path, metadata={"format": "pt"})
-        kit.load_weights()
+        kit.load()
 
     return act
 
@@ -630,21 +696,70 @@ def lora_file(kit: Kit) -> None:
     lora = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj", "v_proj"]))
     lora.save_pretrained(kit.folder / "lora")
     shutil.copy(kit.folder / "lora" / WEIGHTS, kit.folder / WEIGHTS)
-    kit.load_weights()
+    kit.load()
 
 
 def collate(features: list[dict[str, Any]]) -> Callable[[Kit], Any]:
     return lambda kit: RoutingCollator(lambda rest: {"rows": len(rest)})(kit.watch(features))
 
 
+def replaced(name: str, content: bytes | None) -> Callable[[Kit], Any]:
+    """Put something else in a file's place, or nothing."""
+
+    def act(kit: Kit) -> None:
+        path = kit.saved() / name
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        kit.load()
+
+    return act
+
+
+def only_a_pickle(kit: Kit) -> None:
+    (kit.saved() / WEIGHTS).rename(kit.folder / "adapter_model.bin")
+    kit.load()
+
+
+def second_adapter(kit: Kit) -> None:
+    path = kit.saved() / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    kit.model.load_adapter(kit.watch(kit.folder), "second")
+
+
 misuse("a truncated file", truncated)
+misuse("a truncated file, loaded as a second adapter", second_adapter)
+misuse("an empty file", replaced(WEIGHTS, b""))
+misuse("a pickle in the file's place", replaced(WEIGHTS, b"PK\x03\x04" + bytes(60)))
+misuse("a git-lfs pointer", replaced(WEIGHTS, b"version https://git-lfs.github.com/spec/v1"))
+misuse("a web page", replaced(WEIGHTS, b"<!doctype html>"))
+misuse("no weights", replaced(WEIGHTS, None))
+misuse("a pickle only, `adapter_model.bin`", only_a_pickle)
+misuse(
+    "`save_pretrained(safe_serialization=False)`",
+    lambda kit: kit.model.save_pretrained(kit.watch(kit.folder), safe_serialization=False),
+)
+misuse("an empty `adapter_config.json`", replaced(CONFIG, b""))
+misuse("a truncated `adapter_config.json`", replaced(CONFIG, b'{"num_experts": 4, "peft_'))
+misuse("a list as `adapter_config.json`", replaced(CONFIG, b"[]"))
+misuse(
+    "a plain LoRA's config with an iLoRA's weights",
+    lambda kit: reconfigured(kit, peft_type="LORA").load(),
+)
+misuse(
+    "the config has a field of a newer version",
+    lambda kit: reconfigured(kit, gate_norm="layer").load(),
+)
+misuse("NaN in the weights", rewritten(lambda s: {k: v * torch.nan for k, v in s.items()}))
+misuse("integers as weights", rewritten(lambda s: {k: v.int() for k, v in s.items()}))
+misuse("a tensor too many", rewritten(lambda s: s | {ELSEWHERE: torch.zeros(2)}))
 misuse("a tensor is missing", rewritten(lambda s: {k: v for k, v in s.items() if "gate" not in k}))
 misuse("a foreign safetensors file", rewritten(lambda s: {"weight": torch.zeros(2)}))
 misuse("another shape", rewritten(lambda s: {k: v[:1].contiguous() for k, v in s.items()}))
 misuse("a plain LoRA's weights with an iLoRA's config", lora_file)
 misuse(
     "the config has another gate than the weights",
-    lambda kit: reconfigured(kit, gate="mlp").load_weights(),
+    lambda kit: reconfigured(kit, gate="mlp").load(),
 )
 misuse(
     "the config names an impossible value",
@@ -679,17 +794,13 @@ def row(case: Misuse, error: BaseException | None, folder: Path) -> str:
 
 
 def page(rows: dict[str, list[str]]) -> str:
-    """docs/errors.md."""
+    """The part of docs/errors.md."""
     count = sum(map(len, rows.values()))
     lines = [
-        "# Errors",
-        "",
         f"{count} things that can be done wrong and the exception that answers. Each row is a test "
-        "(`tests/plugin/test_misuses.py`), and the page is written by "
+        "(`tests/plugin/test_misuses.py`), and the part is written by "
         "`python tests/plugin/misuses.py`. The examples' model is a tiny Llama of two layers, the "
-        "batch has three rows, `routing_dim` is 8. Nothing is changed by a call that fails, but "
-        "for a base model whose adapter's weights fail to load: PEFT has wrapped it by then, so "
-        "make it anew.",
+        "batch has three rows, `routing_dim` is 8. Nothing is changed by a call that fails.",
     ]
     for name, found in rows.items():
         lines += ["", f"## {name}", "", "| what was done | exception | message |", "|---|---|---|"]
@@ -703,7 +814,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             kit = Kit(Path(folder))
             rows.setdefault(case.area, []).append(row(case, outcome(case, kit), Path(folder)))
-    PAGE.write_text(page(rows), encoding="utf-8")
+    write_part(PART, page(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 import json
 
 import pytest
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from peft_ilora import ILoRAConfig
 
@@ -56,3 +57,23 @@ def test_the_plain_lora_of_an_instance_has_the_total_rank_and_the_same_scaling()
     assert plain.r == 8 and plain.lora_alpha / plain.r == config.lora_alpha / config.r
     assert plain.rank_pattern == {"q": 12} and plain.alpha_pattern == {"v": 20}
     assert config.peft_type == "ILORA"
+
+
+def wrapped(**fields) -> None:
+    layers = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(2, 2)})])
+    inner = nn.ModuleDict({"layers": layers})
+    base = nn.ModuleDict({"model": inner, "head": nn.Linear(2, 2)})
+    get_peft_model(base, ILoRAConfig(**{"target_modules": ["q"]} | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_modules": ["q", "qq"]}, r"target_modules: no module .* called \['qq'\]"),
+        ({"modules_to_save": ["heat"]}, r"modules_to_save: no module .* called \['heat'\]"),
+        ({"layers_to_transform": [0, 7]}, r"layers_to_transform: .* has no layers \[7\]"),
+    ],
+)
+def test_names_that_no_module_has_are_told_beside_others(fields, message) -> None:
+    with pytest.warns(UserWarning, match=message):
+        wrapped(**fields)

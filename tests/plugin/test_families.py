@@ -425,11 +425,3 @@ def test_images_packed_over_rows_leave_the_language_model_routable(z) -> None:
         "image_grid_thw": first["image_grid_thw"][:1],
     }
     close(model(**alone, routing_embeds=z[:1]).logits, together[:1])
-
-
-@pytest.mark.support(MODEL_FAMILIES, "Qwen2-VL (vision tower)", "refused")
-@pytest.mark.parametrize("length", [12, 16], ids=["any length", "as many tokens as patches"])
-def test_patches_packed_over_rows_are_no_rows(z, length) -> None:
-    model = adapt(lively(qwen2_vl), "all-linear")
-    with pytest.raises(ValueError, match=r"visual.* got an input of shape \(32, 16\)"):
-        model(**packed_images([2, 0], length), routing_embeds=z[:2])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from misuses import MISUSES, PAGE, Kit, Misuse, outcome, row
+from error_page import PAGE
+from misuses import MISUSES, Kit, Misuse, outcome, row
 
 DOCUMENTED = set(PAGE.read_text(encoding="utf-8").splitlines())
 

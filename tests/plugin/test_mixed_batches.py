@@ -93,3 +93,32 @@ def test_layers_that_peft_mixes_past_the_gate_are_refused() -> None:
     model = get_peft_model(base, ILoRAConfig(target_modules=["0"], routing_dim=8)).eval()
     with pytest.raises(ValueError, match="adapts 0, a Embedding.*past the gate.*set_adapter"):
         model(torch.zeros(1, 2).long(), routing_embeds=torch.zeros(1, 8), adapter_names=["default"])
+
+
+class Convolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.support(
+    "Adapter lifecycle", "adapter_names given to an embedding or a convolution itself", "refused"
+)
+def test_a_layer_that_would_mix_past_the_gate_refuses_to_when_called_itself(randomise) -> None:
+    bases = {
+        "0": (nn.Sequential(nn.Embedding(9, 4)), torch.tensor([[1, 2], [3, 4]])),
+        "conv": (Convolution(), torch.randn(2, 4, 3)),
+    }
+    for target, (base, x) in bases.items():
+        config = ILoRAConfig(routing_dim=8, target_modules=[target], missing_routing="uniform")
+        model = get_peft_model(base, config)
+        model.add_adapter("other", config)
+        layer = randomise(model).base_model.model.get_submodule(target)
+        expected = layer(x)
+        with pytest.raises(ValueError, match=r"'other' adapts this .*, and PEFT mixes .* past the"):
+            layer(x, adapter_names=["__base__", "other"])
+        assert torch.equal(layer(x, adapter_names=["__base__"] * 2), layer.base_layer(x))
+        assert torch.equal(layer(x), expected)

@@ -1,6 +1,7 @@
 """What `routing_embeds` promises, in every way of passing it."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -181,6 +182,18 @@ def test_bad_routing_is_refused_before_anything_runs(llama, ids, routing, error,
     assert not ran
 
 
+def test_a_routing_without_values_is_refused_by_keyword_and_by_context(make_adapted, ids) -> None:
+    for z, config in (
+        (torch.zeros(3, 8, device="meta"), {}),
+        (torch.zeros(3, dtype=torch.long, device="meta"), {"gate": "hard"}),
+    ):
+        model = make_adapted(**config)
+        with pytest.raises(ValueError, match="on the meta device, where tensors have no values"):
+            model(input_ids=ids, routing_embeds=z)
+        with pytest.raises(ValueError, match="on the meta device"), model.routing(z):
+            pass
+
+
 def test_one_nan_row_is_named(llama, ids, z) -> None:
     z[1, 3] = float("nan")
     with pytest.raises(ValueError, match=r"in rows \[1\]"):
@@ -234,6 +247,45 @@ def test_uniform_mixes_evenly_where_routing_is_missing(make_adapted, ids, z) -> 
     )
 
 
+@pytest.mark.parametrize("config", [{}, {"gate_scope": "per_module"}], ids=str)
+def test_an_even_mix_gives_the_gate_a_gradient_of_zeros_in_training(
+    make_adapted, ids, config
+) -> None:
+    model = make_adapted(missing_routing="uniform", **config)
+    gates = {n: p for n, p in model.named_parameters() if "ilora_gate" in n}
+    assert gates
+    expected = model(input_ids=ids).logits
+    trained = model.train()(input_ids=ids).logits
+    torch.testing.assert_close(trained, expected)
+    trained.sum().backward()
+    for parameter in gates.values():  # DDP waits for one
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
+@pytest.mark.parametrize("token", [False, True], ids=["routing", "token"])
+def test_a_traced_gate_that_keeps_the_largest_serves_other_batches(
+    make_adapted, ids, z, token
+) -> None:
+    by_token = {"gate_input": "token", "gate_scope": "per_module"} if token else {}
+    model = make_adapted(top_k=2, **by_token)
+
+    class Served(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor, z: Tensor) -> Tensor:
+            routing = {} if token else {"routing_embeds": z}
+            mask = torch.ones_like(ids)
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **routing).logits
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: sizes are constants
+        traced = torch.jit.trace(Served(), (ids, z), check_trace=False)
+        for inputs in ((ids, z.flip(0)), (torch.cat([ids, ids[:2]]), torch.randn(5, 8))):
+            torch.testing.assert_close(traced(*inputs), Served()(*inputs))
+
+
 def test_gate_weights_are_a_distribution_for_each_row(llama, make_adapted, z) -> None:
     weights = llama.gate_weights(z)
     gate = llama.base_model.ilora_gate["default"].project.weight
@@ -275,13 +327,22 @@ def test_rows_that_only_happen_to_be_a_multiple_are_refused() -> None:
     from peft_ilora.routing.binding import Routing
 
     # Two instances, beams of three, five tokens: what a layer may see, and what it may not.
-    routing = Routing(torch.zeros(2, 8), "generate", lengths=(5,), times=3)
-    assert routing.repeats((6, 5)) == 3
-    assert routing.repeats((2, 5)) == 1  # an encoder's unrepeated rows
-    assert routing.repeats((30,)) == 15  # batch and sequence flattened
-    assert routing.repeats((4, 5)) is None  # four images of two instances
-    assert routing.repeats((8,)) is None  # gathered tokens
-    assert routing.repeats((7,)) is None
+    routing, given = Routing(torch.zeros(2, 8), "generate", lengths=(5,), times=3), torch.eye(2)
+
+    def rows(*leading: int) -> list[int] | None:
+        spread = routing.spread(given, leading)
+        return None if spread is None else spread.argmax(dim=1).tolist()
+
+    assert rows(6, 5) == [0, 0, 0, 1, 1, 1]
+    assert rows(30) == [0] * 15 + [1] * 15  # batch and sequence flattened
+    assert rows(2, 5) is None  # a part of the rows, as many as there were instances
+    assert rows(4, 5) is None  # four images of two instances
+    assert rows(8) is None  # gathered tokens
+    assert rows(7) is None
+    guidance = Routing(torch.zeros(2, 8), "generate", times=2, copies=2)
+    assert guidance.spread(given, (8, 1)).argmax(dim=1).tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    alone = Routing(torch.zeros(1, 8), "generate", sole=True)
+    assert alone.spread(given[:1], (7, 2)).shape == (7, 2)  # whatever there is belongs to it
 
 
 def test_switching_adapters_inside_a_context_rechecks_the_width(llama, ids, z) -> None:

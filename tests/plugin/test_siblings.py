@@ -318,6 +318,36 @@ def test_a_model_that_checkpoints_by_itself_gets_the_gradients_of_its_own_masks(
     assert torch.allclose(x.grad[0, 1, 2], difference, atol=1e-6)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_block_that_its_user_checkpoints_gets_the_gradients_of_its_own_masks(
+    make_adapted, z, reentrant, inside
+) -> None:
+    model = make_adapted(lora_dropout=0.4, target_modules=["q_proj", "k_proj", "v_proj"]).double()
+    block = model.train().base_model.model.model.layers[0].self_attn
+    x, direction = torch.randn(2, 3, 5, block.config.hidden_size, dtype=torch.float64)
+
+    def run(x: Tensor) -> Tensor:
+        read = (block.q_proj(x), block.k_proj(x), block.v_proj(x))
+        return torch.stack([part.square().sum() for part in read]).sum()
+
+    def loss(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return checkpoint(run, x, use_reentrant=reentrant)
+
+    x.requires_grad_()
+    with model.routing(z.double()):
+        value = loss(x)
+        if inside:
+            value.backward()
+        step = 1e-6 * direction
+        difference = (loss(x + step) - loss(x - step)) / 2e-6
+    if not inside:
+        with model.routing(z.double()):
+            value.backward()
+    assert torch.allclose((x.grad * direction).sum(), difference, rtol=1e-5)
+
+
 def test_selective_checkpointing_keeps_outputs_that_nothing_writes_to(make_adapted, ids, z) -> None:
     def policy(context, op, *args, **kwargs):
         products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)

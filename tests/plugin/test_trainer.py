@@ -27,7 +27,12 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.experimental.tpo.tpo_trainer import DataCollatorForTriplePreference as TripleAnswers
+from trl.trainer.dpo_trainer import DataCollatorForPreference as DPOPairs
+from trl.trainer.reward_trainer import DataCollatorForPreference as RewardPairs
 
 from peft_ilora import ILoRAConfig
 from peft_ilora.collator import RoutingCollator
@@ -256,6 +261,91 @@ def test_the_collator_says_which_columns_there_are_and_refuses_what_is_no_row() 
 def test_the_collator_refuses_to_join_rows() -> None:
     with pytest.raises(ValueError, match="made 1 rows of input_ids of 2 rows.*padding_free=False"):
         RoutingCollator(DataCollatorWithFlattening())(rows()[:2])
+
+
+@support("DPOTrainer, RewardTrainer")
+@pytest.mark.parametrize("kind", [DPOPairs, RewardPairs, TripleAnswers])
+def test_every_answer_to_a_row_has_its_routing(kind) -> None:
+    answers = {"prompt_ids": [3, 4], "chosen_ids": [5], "rejected_ids": [6, 7]}
+    if kind is RewardPairs:
+        answers = {"chosen_ids": [3, 4, 5], "rejected_ids": [3, 4, 6, 7]}
+    answers |= {"reference_ids": [8]} if kind is TripleAnswers else {}
+    vectors = [[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]
+    pairs = [{**answers, "routing_embeds": vector} for vector in vectors]
+    batch = RoutingCollator(kind(pad_token_id=0))(pairs)
+    times = len(batch["input_ids"]) // 3
+    assert times == (3 if kind is TripleAnswers else 2)
+    assert batch["routing_embeds"].tolist() == vectors * times
+    cut = RoutingCollator(DPOPairs(pad_token_id=0, max_length=2, truncation_mode="keep_end"))
+    if kind is DPOPairs:
+        assert cut(pairs)["routing_embeds"].tolist() == vectors * 2
+
+
+def test_pairs_in_an_order_that_cannot_be_told_are_refused_as_pairs() -> None:
+    def side_by_side(features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        order = [row[k] for row in features for k in ("chosen_ids", "rejected_ids")]
+        return {"input_ids": torch.tensor(order)}
+
+    pairs = [
+        {"chosen_ids": [i, 5], "rejected_ids": [i, 6], "routing_embeds": [1.0]} for i in (3, 4)
+    ]
+    with pytest.raises(ValueError, match="made 4 rows of input_ids of 2 pairs.*TRL.s Data"):
+        RoutingCollator(side_by_side)(pairs)
+
+
+def preferences() -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "prompt": f"w{3 + i} w{9 + i}",
+                "chosen": f" w{20 + i}",
+                "rejected": f" w{30 + i} w7",
+                "label": bool(i % 2),
+                "completion": f" w{20 + i}",
+                "routing_embeds": torch.randn(
+                    8, generator=torch.Generator().manual_seed(i)
+                ).tolist(),
+            }
+            for i in range(4)
+        ]
+    )
+
+
+PREFERENCE = {
+    "DPOTrainer": (DPOTrainer, DPOConfig, ["prompt", "chosen", "rejected"], 8),
+    "ORPOTrainer": (ORPOTrainer, ORPOConfig, ["prompt", "chosen", "rejected"], 8),
+    "CPOTrainer": (CPOTrainer, CPOConfig, ["prompt", "chosen", "rejected"], 8),
+    "KTOTrainer": (KTOTrainer, KTOConfig, ["prompt", "completion", "label"], 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of TRL's experimental trainers
+@pytest.mark.parametrize("name", [pytest.param(name, marks=support(name)) for name in PREFERENCE])
+def test_preference_trainers_run_every_answer_under_its_rows_vector(
+    make_adapted, tokenizer, tmp_path, name
+) -> None:
+    trainer, config, columns, rows = PREFERENCE[name]
+    routed = type("Routed", (RoutingColumns, trainer), {})
+    data = preferences().select_columns([*columns, "routing_embeds"])
+    model, seen = make_adapted(), []
+    forward = type(model.base_model.routing_state).open_forward
+
+    def spy(state, routing, *args) -> None:
+        if routing is not None:
+            seen.append(routing.embeds)
+        forward(state, routing, *args)
+
+    settings = arguments(tmp_path, config, bf16=False, max_steps=1, max_length=16)
+    settings.remove_unused_columns = False
+    made = routed(model, args=settings, train_dataset=data, processing_class=tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.base_model.routing_state), "open_forward", spy)
+        made.train()
+    vectors = torch.tensor(data["routing_embeds"])
+    assert seen
+    for given in seen:
+        assert len(given) == rows
+        assert torch.equal(given, torch.cat([vectors] * (rows // 4)))
 
 
 # ---------------------------------------------------------------- Trainer

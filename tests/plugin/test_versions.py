@@ -89,9 +89,16 @@ def rewritten(make_adapted, tmp_path):
     return rewrite
 
 
-@support("Versions", "an adapter with settings of a newer release", "works")
-def test_a_setting_of_a_newer_release_is_named_and_left_out(rewritten, make_llama, ids, z) -> None:
-    model, folder = rewritten(gate_horizon=3, peft_version="99.0.0")
+@support("Versions", "an adapter with a setting of a newer release", "refused")
+def test_a_setting_of_a_newer_release_is_named(rewritten, make_llama) -> None:
+    _, folder = rewritten(gate_horizon=3, peft_version="99.0.0")
+    with pytest.raises(ValueError, match=r"does not know: \{'gate_horizon': 3\}.*upgrade"):
+        PeftModel.from_pretrained(make_llama(), folder)
+
+
+@support("Versions", "an adapter of a newer release (its newer settings unused)", "works")
+def test_an_unused_setting_of_a_newer_release_is_left_out(rewritten, make_llama, ids, z) -> None:
+    model, folder = rewritten(gate_horizon=None, peft_version="99.0.0")
     with pytest.warns(UserWarning, match=r"\['gate_horizon'\] for class ILoRAConfig.*ignored"):
         loaded = PeftModel.from_pretrained(make_llama(), folder).eval()
     expected = model(input_ids=ids, routing_embeds=z).logits
@@ -134,5 +141,5 @@ def test_a_lost_setting_that_shapes_the_adapter_does_not_load_silently(
     config = json.loads(file.read_text(encoding="utf-8"))
     del config["num_experts"]
     file.write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match=r"has shape .* and .* in this model"):
         PeftModel.from_pretrained(make_llama(), tmp_path)

@@ -105,6 +105,7 @@ def test_methods_are_the_short_form_of_arms():
 # ------------------------------------------------------------------ settings of adapters
 
 ILORA_OPTIONS = {
+    "routing_source": "an embedding of the user's country",
     "expert_ranks": [1, 2, 3, 10],
     "gate": "mlp",
     "gate_input": "prompt",
@@ -202,7 +203,7 @@ def test_options_of_peft_reach_the_adapter():
         ({"method": "lora", "bias": "weird"}, "bias='weird' must be one of none, all, lora_only"),
         ({"method": "lora", "rank_pattern": 3}, "rank_pattern=3 must map names of modules"),
         ({"method": "lora", "lora_dropout": 2}, "adapt.lora_dropout=2.0 must be in [0, 1)"),
-        ({"method": "lora", "learning_rate": -1}, "adapt.learning_rate=-1.0 must not be negative"),
+        ({"method": "lora", "learning_rate": -1}, "adapt.learning_rate=-1.0 must be above 0"),
         ({"method": "ilora", "gate": "hard"}, "takes expert ids, which no recommender gives"),
         ({"method": "ilora", "gate_input": "token"}, "use gate_scope='per_module'"),
         ({"method": "ilora", "use_dora": True}, "use_dora=True cannot be used with iLoRA"),
@@ -265,7 +266,7 @@ def test_the_recommender_section_names_the_source_of_arms_that_name_none():
 
 def fingerprints(experiment: Experiment) -> dict[str, str]:
     """Of each adapter, on the same data, vectors and language model."""
-    record = SimpleNamespace(fingerprint="vectors")
+    record = SimpleNamespace(content="vectors")
     names = ("examples.parquet", "items.parquet", "candidates.parquet")
     run = SimpleNamespace(
         experiment=experiment,

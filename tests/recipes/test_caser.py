@@ -57,11 +57,3 @@ def test_an_empty_history_is_finite_and_padding_is_never_trained(model: Caser) -
     assert model.items.weight.grad is not None
     assert (model.items.weight.grad[NUM_ITEMS] == 0).all()
     assert model.item_embeddings.shape == (NUM_ITEMS, HIDDEN)
-
-
-@pytest.mark.parametrize("field", ["horizontal_filters", "vertical_filters"])
-def test_impossible_numbers_of_filters_are_refused_by_name(field: str) -> None:
-    config = RecommenderConfig()
-    setattr(config, field, 0)
-    with pytest.raises(ValueError, match=rf"recommender\.{field}=0: must be at least 1"):
-        Caser.check(config)

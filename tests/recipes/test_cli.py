@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes.__main__ import main
 from recipes.arms import comparison
@@ -63,7 +64,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not list(killed.glob("adapt/lora-seed0/checkpoints-*/checkpoint-*/trainer_state.json")):
+    while not list(killed.glob("adapt/lora-seed0/.unfinished/*/checkpoints/*/trainer_state.json")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -118,6 +119,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         (["run", "demo", "--evaluate.ks", "[30]", "--out", "{empty}/o"], "ks holds [30]"),
         (["run", "demo", "--adapt.num_experts", "3", "--out", "{empty}/o"], "num_experts"),
         (["run", "demo", "--arms", "[{{method: x}}]", "--out", "{empty}/o"], "there is no method"),
+        (["run", "demo", "--out", ""], "out='' is empty: name a folder"),
         (["study", "nothing"], "STUDY='nothing' is neither a shipped study (experts)"),
         (["list", "--yaml"], "usage: python -m recipes COMMAND"),
         (["dance", "demo"], "usage: python -m recipes COMMAND"),
@@ -137,11 +139,57 @@ def test_a_mistake_is_the_exit_status_of_the_process() -> None:
     assert done.stderr.startswith("error: EXPERIMENT='nothing'") and done.stderr.count("\n") == 1
 
 
+def test_a_terminal_that_cannot_show_a_character_stops_nothing() -> None:
+    line = ["run", "Müller → x"]
+    done = subprocess.run(
+        command(*line), capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 2
+    assert b"error: EXPERIMENT='M?ller ? x' is neither" in done.stderr
+
+
 def test_a_file_in_the_place_of_the_runs_folder_is_one_message(tmp_path, capsys) -> None:
     place = tmp_path / "file"
     place.write_text("")
     assert main(["run", "demo", "--methods", "[markov]", "--out", str(place)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("text", ["adapt: 3", "adapt: []", "prepare: {synthetic: 3}"])
+def test_a_section_that_is_a_value_is_refused_by_name_and_not_dropped(
+    text, tmp_path, capsys
+) -> None:
+    whole, over = tmp_path / "whole.yaml", tmp_path / "over.yaml"
+    over.write_text(text)
+    for given in ([str(over)], ["demo", "--config", str(over)]):
+        assert main(["run", *given, "--out", str(tmp_path / "run")]) == 2
+        assert "must be a section of fields with values" in capsys.readouterr().err
+    whole.write_text("adapt:\nname: of defaults")  # an empty section
+    assert parse_experiment(str(whole), []).adapt.max_steps == 600
+
+
+LACKS = {
+    "NumPy": MemoryError("Unable to allocate 7.28 TiB for an array"),
+    "PyTorch, of a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "PyTorch, of the CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: 16 bytes"),
+}
+
+
+@pytest.mark.parametrize("whose", LACKS)
+def test_a_lack_of_memory_is_one_message_and_another_fault_is_not(
+    whose, tiny, tmp_path, monkeypatch, capsys
+) -> None:
+    def fails(self: Pipeline) -> None:
+        raise error
+
+    monkeypatch.setattr(Pipeline, "evaluate", fails)
+    line, error = ["evaluate", str(tiny), "--out", str(tmp_path / "run")], LACKS[whose]
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: memory does not suffice") and "batch_size" in told
+    error = RuntimeError("the size of tensor a must match")
+    with pytest.raises(RuntimeError, match="must match"):
+        main(line)
 
 
 @pytest.mark.parametrize("command", ["run", "study", "bench"])

@@ -26,9 +26,9 @@ from recipes.methods import adapter
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.recommenders.popularity import Popularity
-from recipes.records import run_stage
 from recipes.scoring import predictions
 from recipes.scoring.rows import evaluated_rows
+from recipes.stages import run_stage
 
 METHODS = ["lora", "ilora"]
 CONFIG = EvaluateConfig(ks=[1, 5], bootstrap_samples=200)
@@ -39,6 +39,7 @@ class FakeAdapted:
 
     def __init__(self, data: PreparedData, every: int, gated: bool) -> None:
         self.data, self.every, self.gated = data, every, gated
+        self.tokenizer, self.answer_ids = None, data.titles
 
     def knows(self, row: int) -> bool:
         return row % self.every == 0
@@ -88,18 +89,18 @@ def finished_stages(tmp_path_factory) -> Path:
     made.prepare()
     run, data = made.run, made.run.data
 
-    def vectors():
+    def vectors(place):
         users = {name: torch.ones(len(split), 2) for name, split in data.splits.items()}
-        write_tensors(run.network_folder("sasrec") / "representations.safetensors", users)
+        write_tensors(place / "representations.safetensors", users)
         items = torch.arange(data.num_items).float()[:, None].repeat(1, 2)
-        write_tensors(run.network_folder("sasrec") / "items.safetensors", {"embeddings": items})
+        write_tensors(place / "items.safetensors", {"embeddings": items})
 
     run_stage(run.network_stage("sasrec"), run.network_folder("sasrec"), vectors)
     for arm in made.arms:
         for seed in arm.method.seeds(run.experiment, arm.settings):
             stage = arm.method.stage(run, arm, seed)
             if stage is not None:
-                run_stage(stage, arm_folder(run, arm, seed), lambda: None)
+                run_stage(stage, arm_folder(run, arm, seed), lambda place: None)
     return folder
 
 
@@ -119,6 +120,7 @@ def run(finished_stages, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter, "adapted_model", adapted_model)
     monkeypatch.setattr(predictions, "generate_answers", fake_answers)
     monkeypatch.setattr(predictions, "score_candidates", fake_scores)
+    monkeypatch.setattr(predictions, "written_titles", lambda _, titles: titles)
     return folder, data, loaded
 
 

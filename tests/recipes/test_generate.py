@@ -5,13 +5,19 @@ from peft import get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split as SplitPattern
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WatermarkingConfig,
+)
 
 from peft_ilora import ILoRAConfig
 from recipes.evaluation.answers import parse_answer, parse_answer_by_substring
 from recipes.llm.adapted import PromptInputs
+from recipes.prompting.written import first_line
 from recipes.scoring.batching import batches_by_length
-from recipes.scoring.generate import first_line, generate_answers
+from recipes.scoring.generate import generate_answers
 
 VOCABULARY = ["<pad>", "</s>", "\n", *"abcdefghijklmnopqrstu"]
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17, 18, 19], [20, 21]]
@@ -95,14 +101,49 @@ def test_batched_generation_equals_greedy_decoding_by_hand(routed, batch_size):
     assert len(set(found)) > 1
 
 
-def test_a_checkpoint_that_asks_for_sampling_is_still_decoded_greedily():
-    adapted = FakeAdapted(routed=False)
-    adapted.model.generation_config.do_sample = True
-    adapted.model.generation_config.temperature = 5.0
-    adapted.model.generation_config.top_p = 0.9
-    lengths = np.array([len(PROMPTS[0])])
-    found = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)
-    assert found == [greedy_by_hand(adapted, 0, 6)]
+LEAKS = {
+    "sampling": {"do_sample": True, "temperature": 5.0, "top_p": 0.9, "top_k": 3},
+    "beams": {"num_beams": 3, "length_penalty": -5.0, "early_stopping": True},
+    "several answers": {"num_beams": 2, "num_return_sequences": 2},
+    "repetition penalty": {"repetition_penalty": 50.0},
+    "no repeated n-grams": {"no_repeat_ngram_size": 1},
+    "bad words": {"bad_words_ids": [[token] for token in range(3, 15)]},
+    "sequence bias": {"sequence_bias": [[[token], 90.0] for token in (7, 9)]},
+    "suppressed tokens": {"suppress_tokens": list(range(3, 15))},
+    "tokens suppressed at the beginning": {"begin_suppress_tokens": list(range(3, 15))},
+    "forced bos": {"forced_bos_token_id": 7},
+    "forced eos": {"forced_eos_token_id": 7, "max_length": 5},
+    "a minimum length": {"min_length": 30, "min_new_tokens": 6},
+    "a maximum length": {"max_length": 1, "max_time": 0.0},
+    "a decaying length penalty": {"exponential_decay_length_penalty": [0, 9.0]},
+    "other ends": {"eos_token_id": list(range(2, 15))},
+    "other padding": {"pad_token_id": 5},
+    "stop strings": {"stop_strings": ["a", "b", "c", "d", "e", "f"]},
+    "a watermark": {"watermarking_config": {"greenlist_ratio": 0.1, "bias": 50.0}},
+    "guidance": {"guidance_scale": 9.0},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "a static cache": {"cache_implementation": "static"},
+    "outputs in a dictionary": {"return_dict_in_generate": True, "output_scores": True},
+    "renormalised scores": {"renormalize_logits": True, "temperature": 0.0},
+    "no cache": {"use_cache": False},
+    "settings of its own": {"invented": 3},
+}
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("leak", list(LEAKS))
+def test_a_checkpoints_generation_config_never_steers_an_evaluation(leak, routed):
+    adapted = FakeAdapted(routed)
+    rows, lengths = list(range(len(PROMPTS))), np.array([len(prompt) for prompt in PROMPTS])
+    settings = {"batch_size": 5, "max_new_tokens": 6}
+    own = adapted.model.generation_config
+    for name, value in LEAKS[leak].items():
+        setattr(own, name, value)
+    if leak == "a watermark":
+        own.watermarking_config = WatermarkingConfig(**LEAKS[leak]["watermarking_config"])
+    found = generate_answers(adapted, "test", rows, lengths, **settings)
+    assert found == [greedy_by_hand(adapted, row, 6) for row in rows]
+    assert adapted.model.generation_config is own
 
 
 def test_generation_stops_at_the_end_of_sequence():
@@ -119,11 +160,6 @@ def test_generation_stops_at_the_end_of_sequence():
 def test_batches_start_with_the_longest_prompts_and_cover_each_row_once():
     batches = [batch.tolist() for batch in batches_by_length(np.array([5, 2, 7, 3, 2]), 2, "x")]
     assert batches == [[2, 0], [3, 1], [4]]
-
-
-def test_the_first_line_of_the_stripped_text_is_kept():
-    assert first_line("\n  Blue Train \nKind of Blue") == "Blue Train"
-    assert first_line(" \n ") == ""
 
 
 TITLES = ["Blue", "Blue Train", "Giant  Steps", "Ágætis"]

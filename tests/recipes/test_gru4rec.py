@@ -66,11 +66,3 @@ def test_an_empty_history_is_finite_and_padding_is_never_trained(model: GRU4Rec)
     assert model.items.weight.grad is not None
     assert (model.items.weight.grad[NUM_ITEMS] == 0).all()
     assert model.item_embeddings.shape == (NUM_ITEMS, 8)
-
-
-@pytest.mark.parametrize("field", ["num_layers", "state_size"])
-def test_impossible_sizes_are_refused_by_name(field: str) -> None:
-    config = RecommenderConfig()
-    setattr(config, field, 0)
-    with pytest.raises(ValueError, match=rf"recommender\.{field}=0: must be at least 1"):
-        GRU4Rec.check(config)

@@ -113,6 +113,8 @@ def test_a_borrower_leaves_the_very_same_base_as_it_was(shared, fresh, config):
 CHANGING = [
     lora(bias="all"),
     lora(init_lora_weights="pissa"),
+    lora(init_lora_weights="olora"),
+    lora(init_lora_weights="orthogonal"),
     lora(modules_to_save=["lm_head"]),
     lora(trainable_token_indices=[5, 6]),
     ilora(bias="lora_only"),
@@ -172,7 +174,14 @@ def test_adapters_one_after_the_other_are_what_each_is_alone(folder):
 
 @pytest.mark.parametrize(
     "config",
-    [lora(), ilora(), lora(use_dora=True), *CHANGING],
+    [
+        lora(),
+        ilora(),
+        lora(use_dora=True),
+        *(lora(init_lora_weights=start) for start in (False, "gaussian")),
+        *(ilora(init_lora_weights=start) for start in (False, "gaussian")),
+        *CHANGING,
+    ],
     ids=lambda c: f"{type(c).__name__}",
 )
 def test_a_saved_adapter_answers_as_it_did_when_it_was_trained(folder, fresh, config, tmp_path):

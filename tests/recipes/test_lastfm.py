@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recipes.__main__ import main
 from recipes.artifacts import read_table
 from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream
@@ -65,7 +66,10 @@ def tagging_lines() -> list[str]:
         for artist in artists:
             dates = [FIRST_ROWS.get((user, artist), date)]
             dates += [LATER_ROWS[user, artist]] if (user, artist) in LATER_ROWS else []
-            lines += ["\t".join([str(user), str(artist), "13", *day.split()]) for day in dates]
+            lines += [
+                "\t".join([str(user), str(artist), str(13 + place), *day.split()])
+                for place, day in enumerate(dates)
+            ]
     return lines
 
 
@@ -98,6 +102,23 @@ def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
         int(user): rows["item_id"].tolist()
         for user, rows in interactions.groupby("user_id", sort=False)
     }
+
+
+EXCHANGED = {"tags": (2, 3), "artists": (3, 4), "users": (6, 7)}
+"""Rows of the taggings, the header being row 0, whose exchange breaks the order by a column."""
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_rows_in_another_order_are_refused_under_llara_only(raw: Path, name: str) -> None:
+    one, other = EXCHANGED[name]
+    path = raw / lastfm.TAGGINGS
+    lines = path.read_bytes().decode().split("\r\n")
+    lines[one], lines[other] = lines[other], lines[one]
+    path.write_bytes("\r\n".join(lines).encode())
+    message = rf"{path}, line \d+: \w+ID \d+ follows \d+, .*choose prepare.protocol=chronological"
+    with pytest.raises(ValueError, match=message):
+        read(raw, "llara")
+    assert len(read(raw, "chronological")[0]) == sum(map(len, FILE_ORDER.values()))
 
 
 def test_llara_takes_file_order_and_ranks_users_by_first_rows(raw: Path) -> None:
@@ -253,3 +274,16 @@ def test_the_next_artist_id_is_as_good_a_guess_as_documented(
     if protocol == "llara":
         seen = np.where(histories >= 0, artist_ids[histories], 0)
         assert (artist_ids[targets] > seen.max(axis=1)).all()
+
+
+def test_the_stages_of_the_shipped_experiment_find_each_others_files(
+    raw: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lastfm` is a dataset and an experiment: its stages are the experiment's."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    small = ["--prepare.max_history", "3", "--prepare.num_candidates", "2", "--evaluate.ks", "[1]"]
+    small += ["--recommender.max_epochs", "1", "--recommender.hidden_size", "4"]
+    assert main(["prepare", "lastfm", "--source", str(raw), *small]) == 0
+    assert Path("runs/lastfm/prepare/interactions.parquet").exists()
+    assert main(["recommender", "lastfm", *small]) == 0
+    assert Path("runs/lastfm/recommenders/sasrec/model.safetensors").exists()

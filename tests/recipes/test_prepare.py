@@ -20,6 +20,7 @@ from recipes.datasets.dataset import Dataset, Interactions, ReadyWindows
 from recipes.experiment import PrepareConfig, SyntheticConfig
 from recipes.records import Record
 from recipes.registry import Registry
+from recipes.stages import UNFINISHED
 
 FILES = [
     "candidates.parquet",
@@ -155,7 +156,8 @@ def test_a_killed_write_leaves_no_partial_file_and_the_next_run_finishes(
         patch.setattr(pq.ParquetWriter, "write_table", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(CONFIG, tmp_path)
-    assert names(tmp_path) == ["interactions.parquet", "items.parquet"]
+    (place,) = (tmp_path / UNFINISHED).iterdir()
+    assert names(place) == ["interactions.parquet", "items.parquet"]
     with pytest.raises(FileNotFoundError, match="python -m recipes prepare"):
         PreparedData.load(tmp_path)
     prepare(CONFIG, tmp_path)
@@ -169,7 +171,12 @@ def test_a_killed_write_leaves_no_partial_file_and_the_next_run_finishes(
         ({"num_candidates": 1}, "num_candidates=1"),
         ({"candidate_seed": -3}, "candidate_seed=-3"),
         ({"max_history": 0}, "max_history=0"),
-        ({"train_share": 0.0}, r"prepare\.train_share=0\.0: choose a share in \(0, 1\]"),
+        ({"train_share": 0.0}, r"prepare\.train_share=0\.0 must be in \(0, 1\]"),
+        (
+            {"synthetic": SyntheticConfig(num_kinds=5)},
+            r"synthetic\.num_kinds=5 must be in",
+        ),
+        ({"synthetic": SyntheticConfig(num_users=9)}, r"num_users=9 must be at least 10"),
         ({"train_share": 1.5}, r"prepare\.train_share=1\.5"),
         ({"dataset": "movies"}, "there is no dataset 'movies'; known are lastfm, synthetic, ring"),
         ({"protocol": "weekly"}, "prepare.protocol='weekly': the dataset synthetic knows"),

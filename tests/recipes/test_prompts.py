@@ -1,6 +1,6 @@
 import pytest
 
-from recipes.prompting.prompts import SLOT, USER_SLOT, check_titles, hybrid_prompt, text_prompt
+from recipes.prompting.prompts import SLOT, USER_SLOT, hybrid_prompt, one_line_titles, text_prompt
 
 
 def test_a_hybrid_prompt_has_a_slot_after_each_title():
@@ -32,4 +32,4 @@ def test_an_empty_history_leaves_its_line_empty():
 @pytest.mark.parametrize("character", [SLOT, USER_SLOT])
 def test_a_title_with_a_slot_character_is_refused_by_item(character):
     with pytest.raises(ValueError, match="of item 1 contains a private-use character"):
-        check_titles(["Heat", f"Big{character}"])
+        one_line_titles(["Heat", f"Big{character}"])

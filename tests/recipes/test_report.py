@@ -18,13 +18,13 @@ from recipes.evaluation.summary import summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
-from recipes.records import run_stage
 from recipes.report.caveats import caveats
 from recipes.report.markdown import render
 from recipes.report.plots import moving_average, save, smoothing_window
 from recipes.report.results import trained
 from recipes.report.study import study_figure, study_results
 from recipes.report.verdict import differences, headlines, verdict
+from recipes.stages import run_stage
 
 USERS = 60
 HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
@@ -57,11 +57,18 @@ def predictions(arms, seeds, rates):
     return pd.concat(tables, ignore_index=True)
 
 
-def finish_stages(made, rates):
+def trained_files(folder, seed, steps):
+    losses = [{"step": step, "loss": 4 / step + seed} for step in range(1, steps + 1)]
+    counts = {"adapter": 100, "gate": 8, "projector": 20, "total": 1234}
+    write_json(folder / "loss.json", losses)
+    write_json(folder / "parameters.json", counts)
+
+
+def finish_stages(made, rates, steps=30):
     """Write what the stages before the report leave, with made-up predictions."""
     run, experiment = made.run, made.run.experiment
 
-    def prepare():
+    def prepare(folder):
         manifest = {
             "dataset": experiment.prepare.dataset,
             "protocol": experiment.prepare.protocol,
@@ -69,27 +76,29 @@ def finish_stages(made, rates):
             "counts": {"interactions": 4400, "items": 32, "users": {"train": 320, "val": 40}},
             "config": {},
         }
-        write_json(run.prepare_folder / "manifest.json", manifest)
+        write_json(folder / "manifest.json", manifest)
         for name in TABLES:
-            (run.prepare_folder / name).write_text(name)
+            (folder / name).write_text(name)
 
     prepared = prepare_stage(experiment.prepare, {})
     run_stage(prepared, run.prepare_folder, prepare)
     for name in run.networks:
-        run_stage(run.network_stage(name), run.network_folder(name), lambda: None)
+        run_stage(run.network_stage(name), run.network_folder(name), lambda place: None)
     if run.has_stand_in:
         found = {"stand_in": True, "parameters": 1000}
-        path = run.stand_in_folder / "stand_in.json"
-        run_stage(run._stand_in, run.stand_in_folder, lambda: write_json(path, found))
+        run_stage(
+            run._stand_in,
+            run.stand_in_folder,
+            lambda place: write_json(place / "stand_in.json", found),
+        )
     else:
         vars(run).update(llm_content="a commit")
     for arm, seed in trained(run, made.arms):
-        folder = arm_folder(run, arm, seed)
-        losses = [{"step": step, "loss": 4 / step + seed} for step in range(1, 31)]
-        counts = {"adapter": 100, "gate": 8, "projector": 20, "total": 1234}
-        write_json(folder / "loss.json", losses)
-        write_json(folder / "parameters.json", counts)
-        run_stage(arm.method.stage(run, arm, seed), folder, lambda: None)
+        run_stage(
+            arm.method.stage(run, arm, seed),
+            arm_folder(run, arm, seed),
+            lambda place, seed=seed: trained_files(place, seed, steps),
+        )
     table = predictions(made.arms, experiment.seeds, rates)
     weights = np.random.default_rng(1).dirichlet([1, 1, 1], size=USERS)
     gate = gate_summary(weights, np.arange(USERS), np.arange(USERS), seed=0)
@@ -103,9 +112,8 @@ def finish_stages(made, rates):
         "num_users": USERS,
         "num_candidates": 20,
     }
-    folder = run.folder / "evaluate"
 
-    def evaluate():
+    def evaluate(folder):
         ks, resampling = experiment.evaluate.ks, Resampling(samples=200)
         summary = summarise(table, made.arms, ks, 20, resampling)
         write_json(folder / "metrics.json", {"evaluated": evaluated, **summary})
@@ -114,8 +122,8 @@ def finish_stages(made, rates):
 
     parts = planned_parts(run, made.arms)
     for part in parts:
-        run_stage(part.stage, part.folder, lambda: None)
-    run_stage(_stage(run, made.arms, parts), folder, evaluate)
+        run_stage(part.stage, part.folder, lambda place: None)
+    run_stage(_stage(run, made.arms, parts), run.folder / "evaluate", evaluate)
 
 
 def experiment_in(folder, **changes):
@@ -133,6 +141,13 @@ def finished(folder, rates=HIT_RATES, **changes):
     made = Pipeline.of(experiment_in(folder, **changes))
     finish_stages(made, rates)
     return made
+
+
+def test_a_single_cut_off_has_a_table_of_its_own(tmp_path):
+    evaluate = EvaluateConfig(ks=[1], bootstrap_samples=200)
+    finished(tmp_path, evaluate=evaluate).report()
+    page = (tmp_path / "report.md").read_text()
+    assert "| HitRatio@1 |" in page and "NDCG@" not in page
 
 
 @pytest.fixture(scope="module")
@@ -377,9 +392,8 @@ def test_one_method_without_a_gate_and_one_seed_is_reported_too(tmp_path):
 
 
 def test_a_training_too_short_to_log_a_loss_is_reported_without_the_curve(tmp_path):
-    made = finished(tmp_path)
-    for path in tmp_path.glob("adapt/*/loss.json"):
-        write_json(path, [])
+    made = Pipeline.of(experiment_in(tmp_path))
+    finish_stages(made, HIT_RATES, steps=0)
     made.report()
     assert not (tmp_path / "plots" / "loss.png").exists()
     assert "loss.png" not in (tmp_path / "report.md").read_text()

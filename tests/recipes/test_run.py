@@ -190,12 +190,18 @@ def test_other_content_in_the_language_models_folder_is_noticed(again, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adapt": replace(ADAPT, max_steps=3)}, "another max_steps: run .*recipes adapt`"),
-        ({"adapt": replace(ADAPT, rank=8, lora_alpha=4)}, "another lora_alpha, rank: run"),
-        ({"adapt": replace(ADAPT, precision="bf16")}, "another precision: run"),
+        (
+            {"adapt": replace(ADAPT, max_steps=3)},
+            r"made with max_steps=2 \(now 3\): run .*recipes adapt`",
+        ),
+        (
+            {"adapt": replace(ADAPT, rank=8, lora_alpha=4)},
+            r"lora_alpha=32 \(now 4\), rank=16 \(now 8\): run",
+        ),
+        ({"adapt": replace(ADAPT, precision="bf16")}, r"precision=fp32 \(now bf16\): run"),
         (
             {"recommender": RecommenderConfig(hidden_size=4, max_epochs=1)},
-            "another hidden_size: run .*recipes recommender`",
+            r"hidden_size=8 \(now 4\): run .*recipes recommender`",
         ),
         (
             {
@@ -205,7 +211,7 @@ def test_other_content_in_the_language_models_folder_is_noticed(again, tmp_path,
                     synthetic=SyntheticConfig(num_users=40),
                 )
             },
-            "another candidate_seed: run .*recipes prepare`",
+            r"candidate_seed=1234 \(now 7\): run .*recipes prepare`",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -220,10 +226,10 @@ def test_what_was_made_with_other_settings_is_refused_by_name(finished, changes,
 
 def test_a_report_refuses_an_evaluation_of_other_rows_or_arms(finished):
     folder = finished[0].run.folder
-    with pytest.raises(ValueError, match="another arms, .*run `python -m recipes evaluate` again"):
+    with pytest.raises(ValueError, match="made with arms=.*run `python -m recipes evaluate` again"):
         only_lora(folder).report()
     evaluated = replace(finished[0].run.experiment.evaluate, confidence=0.5)
-    with pytest.raises(ValueError, match="another confidence: run"):
+    with pytest.raises(ValueError, match=r"confidence=0.95 \(now 0.5\): run"):
         Pipeline.of(experiment(folder, evaluate=evaluated)).report()
 
 

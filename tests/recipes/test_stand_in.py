@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recipes.experiment import StandInConfig
-from recipes.llm.language_model import load_language_model
+from recipes.llm.loading import load_language_model
 from recipes.llm.stand_in import make_lessons, make_stand_in
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.prompting.collator import prompt_batch

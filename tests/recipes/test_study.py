@@ -1,6 +1,7 @@
 """Studies: arms, and whatever else varies, in one table; every stage once."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,9 +14,14 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 from matplotlib.image import imread
+from safetensors.torch import load_file, save_file
 
 from recipes.arms import comparison
+from recipes.datasets.synthetic import titles
+from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.study import read_study, run_study
+
+from .language_models import SMALL, saved
 
 BASE = """
 name: tiny
@@ -96,7 +102,7 @@ def test_another_study_in_the_same_folder_trains_only_what_it_has_of_its_own(
     done, tmp_path, capsys
 ):
     out = shutil.copytree(done, tmp_path / "out")
-    study = read(tmp_path, out, arms=ARMS, vary={"evaluate.max_new_tokens": [1, 2]})
+    study = read(tmp_path, out, arms=ARMS, vary={"evaluate.max_new_tokens": [2, 3]})
     run_study(study)
     told, found = capsys.readouterr().out, kinds(out)
     assert "[adapt lora seed 0] already done" in told and "[adapt lora seed 0] -> " not in told
@@ -218,7 +224,10 @@ def test_a_study_that_cannot_be_read_is_refused(tmp_path, fields, error, message
     assert message in str(getattr(refused.value, "message", refused.value))
 
 
-@pytest.mark.parametrize("text", ["a: [1", "", "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "[" * 3000, "", "[1]", "base: a\nbase: b", "base: tiny\nadapt: {rank: 4, rank: 8}"],
+)
 @pytest.mark.parametrize("place", ["small.yaml", "tiny.yaml"])
 def test_a_file_without_fields_is_refused_as_study_and_as_base(text, place, tmp_path):
     study = written(tmp_path, arms=ARMS)
@@ -234,6 +243,10 @@ def test_a_varied_field_cannot_be_set_on_the_command_line(source, tmp_path):
     over.write_text("prepare: {num_candidates: 15}")
     with pytest.raises(ValueError, match="the study varies it"):
         read_study(str(source), None, ["--config", str(over)])
+    over.write_text("prepare: {num_candidates: 15, num_candidates: 15}")
+    for given in (["--config", str(over)], [f"--config={over}"]):
+        with pytest.raises(ValueError, match="over.yaml is no YAML: num_candidates stands twice"):
+            read_study(str(source), None, given)
 
 
 def test_methods_of_the_command_line_are_refused_beside_arms(source):
@@ -265,6 +278,24 @@ def test_an_impossible_value_of_a_late_cell_costs_no_early_one_any_work(tmp_path
     with pytest.raises(ValueError, match="adapt.rank=5 is not divisible by adapt.num_experts=2"):
         run_study(study)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_and_weights_of_a_late_cell_are_tried_before_anything_is_trained(tmp_path):
+    """A model of several cells is loaded once for all of them, and is not kept."""
+    out = tmp_path / "out"
+    sizes = {**SMALL, "num_key_value_heads": 2}
+    whole = saved(tmp_path / "whole", "llama", new_tokenizer(titles(4), 300), **sizes)
+    broken = shutil.copytree(whole, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    room = {"max_new_tokens": None}
+    late = {"adapt.llm": [str(whole), str(broken)], "adapt.max_steps": [1, 2]}
+    rows = {"evaluate.min_history": [3, 59], "prepare.max_history": [60]}
+    for vary, arm, message in ((late, "lora", "broken.*not finite"), (rows, "sasrec", "0 users")):
+        with pytest.raises(ValueError, match=message):
+            run_study(read(tmp_path, out, arms=[{"method": arm}], vary=vary, evaluate=room))
+        assert not list(out.glob("stages/recommenders/*"))
 
 
 def command(source: Path, out: Path) -> list[str]:

@@ -161,19 +161,6 @@ def test_negatives_come_from_the_visible_history_as_often_as_from_elsewhere(tmp_
     assert share == pytest.approx(19 / 31, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("world", "message"),
-    [
-        (SyntheticConfig(num_kinds=0), "num_kinds=0"),
-        (SyntheticConfig(num_kinds=5), "num_kinds=5"),
-        (SyntheticConfig(num_users=9), "num_users=9"),
-    ],
-)
-def test_a_size_out_of_range_is_refused(world: SyntheticConfig, message: str):
-    with pytest.raises(ValueError, match=message):
-        Synthetic().check(PrepareConfig(synthetic=world))
-
-
 def test_a_source_folder_is_refused():
     with pytest.raises(ValueError, match="omit it"):
         Synthetic().raw_files(Path("somewhere"))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from recipes.llm.checkpoints import checkpoint_folder, last_complete_checkpoint
+from recipes.llm.checkpoints import last_complete_checkpoint
 from recipes.llm.training import answer_loss
 
 
@@ -79,9 +79,3 @@ def test_without_a_complete_checkpoint_there_is_nothing_to_resume(tmp_path):
     assert last_complete_checkpoint(tmp_path / "missing") is None
     checkpoint(tmp_path, 5, None)
     assert last_complete_checkpoint(tmp_path) is None
-
-
-def test_checkpoints_of_another_configuration_are_removed(tmp_path):
-    old = checkpoint(checkpoint_folder(tmp_path, "a" * 64), 5, "{}")
-    assert checkpoint_folder(tmp_path, "a" * 64) == old.parent and old.exists()
-    assert checkpoint_folder(tmp_path, "b" * 64) != old.parent and not old.exists()

@@ -1,0 +1,35 @@
+"""Before the first long stage: does every arm's language model fit the data and its settings?"""
+
+from collections.abc import Sequence
+
+from recipes.evaluation.parts import is_finished
+from recipes.methods.method import Arm
+from recipes.run import Run
+from recipes.scoring.probe import check_language_model
+
+
+def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
+    """Refuse what would be found out after hours of training.
+
+    Arms that are trained and evaluated already are not looked at, so a finished run loads no
+    language model. A language model of the user's is loaded once and tried on a few tokens.
+
+    Args:
+        run: The run, whose stage `prepare` is finished.
+        arms: The arms of its experiment.
+        weights: False leaves the language model's weights alone, and looks at everything else.
+
+    Raises:
+        FileNotFoundError: There is no such language model.
+        ValueError: Something does not fit; the message names the field and the remedy.
+    """
+    if run.is_checked:
+        return
+    adapters = [arm for arm in arms if arm.method.is_adapter and not is_finished(run, arm)]
+    for arm in adapters:
+        arm.method.check(run, arm)
+    if not weights:
+        return
+    if adapters and not run.has_stand_in:
+        check_language_model(run.llm.base, run.llm_path)
+    run.is_checked = True
