@@ -296,7 +296,7 @@ class RoutingState(threading.local):
         memory = self.stack[-1].memory if lasting and not torch.is_grad_enabled() else {}
         if routing is not None:
             self.last = routing
-            if not self.routed and not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and not self.routed:  # a graph would watch it
                 self.routed.append(True)
         self.stack.append(Frame(routing, self.adapter_names, memory, forward_of=name))
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from error_page import PAGE
-from misuses import MISUSES, Kit, Misuse, outcome, row
+from error_page import read_part
+from misuses import MISUSES, PART, Kit, Misuse, outcome, row
 
-DOCUMENTED = set(PAGE.read_text(encoding="utf-8").splitlines())
+DOCUMENTED = set(read_part(PART))
 
 
 def those(constructs: bool) -> list[Any]:

@@ -1,5 +1,6 @@
 """One frozen language model, lent to one adapter after the other."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ CLEAN = [
 @pytest.mark.parametrize("config", CLEAN, ids=lambda c: f"{type(c).__name__}")
 def test_a_borrower_leaves_the_very_same_base_as_it_was(shared, fresh, config):
     base = shared.base
-    with shared.wrapped(config) as model:
+    with shared.wrapped(deepcopy(config)) as model:
         assert not torch.equal(trained(model), fresh)
     assert shared.base is base
     assert_clean(shared, fresh)
@@ -128,7 +129,7 @@ def test_after_an_adapter_that_changes_the_base_the_next_one_gets_a_fresh_one(
 ):
     llm = LanguageModel(str(folder), "fp32")
     base = llm.base
-    with llm.wrapped(config) as model:
+    with llm.wrapped(deepcopy(config)) as model:
         trained(model)
     assert llm.base is not base
     assert_clean(llm, fresh)
@@ -139,7 +140,7 @@ def test_an_exception_inside_the_block_leaves_the_base_clean(folder, fresh, conf
     llm = LanguageModel(str(folder), "fp32")
 
     def interrupted():
-        with llm.wrapped(config) as model:
+        with llm.wrapped(deepcopy(config)) as model:
             trained(model, steps=1)
             raise KeyboardInterrupt
 
@@ -154,7 +155,7 @@ def alone(folder: Path, config: PeftConfig) -> Tensor:
 
 def after_others(llm: LanguageModel, config: PeftConfig) -> Tensor:
     torch.manual_seed(7)
-    with llm.wrapped(config) as model:
+    with llm.wrapped(deepcopy(config)) as model:
         return trained(model)
 
 
@@ -186,7 +187,7 @@ def test_adapters_one_after_the_other_are_what_each_is_alone(folder):
 )
 def test_a_saved_adapter_answers_as_it_did_when_it_was_trained(folder, fresh, config, tmp_path):
     llm = LanguageModel(str(folder), "fp32")
-    with llm.wrapped(config) as model:
+    with llm.wrapped(deepcopy(config)) as model:
         wanted = trained(model)
         model.save_pretrained(str(tmp_path))
     routing = {"routing_embeds": USERS} if isinstance(config, ILoRAConfig) else {}

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from error_page import PAGE
-from mistakes import MISTAKES, Mistake, line_of, row
+from error_page import read_part
+from mistakes import MISTAKES, PART, Mistake, line_of, row
 from tiny_runs import Runs, found, redone
 
-DOCUMENTED = set(PAGE.read_text(encoding="utf-8").splitlines())
+DOCUMENTED = set(read_part(PART))
 
 
 @pytest.fixture(scope="module")
