@@ -73,7 +73,16 @@ class RecommenderConfig:
     """Number of layers; in SASRec, of self-attention blocks."""
 
     num_heads: Count = 1
-    """Attention heads of each block."""
+    """Attention heads of each block; only SASRec has any."""
+
+    state_size: Count = 128
+    """Width of GRU4Rec's hidden state."""
+
+    horizontal_filters: Count = 16
+    """Caser's horizontal filters of each height from 1 to the longest history."""
+
+    vertical_filters: Count = 4
+    """Caser's vertical filters."""
 
     dropout: Dropout = 0.2
     """Dropout probability."""

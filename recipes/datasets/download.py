@@ -1,12 +1,15 @@
 """Downloads official raw files into the operating system's cache folder.
 
-The project ships no data: HetRec-LastFM is for non-commercial use (its readme.txt).
+The project ships no data: HetRec-LastFM is for non-commercial use (its readme.txt), and MovieLens
+may not be passed on (its README).
 """
 
 from pathlib import Path
 
 LASTFM_URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
 LASTFM_MD5 = "296d61afe4e8632b173fc2dd3be20ce2"
+MOVIELENS_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+MOVIELENS_MD5 = "0e33842e24a9c977be4e0107933c0723"
 
 
 def download(url: str, md5: str, marker: str, cache: Path | None = None) -> Path:

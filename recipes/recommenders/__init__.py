@@ -1,9 +1,13 @@
 """Recommenders, built from train windows. Each has a file of its own and is listed here."""
 
+from recipes.recommenders.caser import Caser
+from recipes.recommenders.gru4rec import GRU4Rec
 from recipes.recommenders.markov import Markov
 from recipes.recommenders.popularity import Popularity
 from recipes.recommenders.recommender import AnyRecommender
 from recipes.recommenders.sasrec import SASRec
 from recipes.registry import Registry
 
-RECOMMENDERS: Registry[AnyRecommender] = Registry("recommender", Popularity, Markov, SASRec)
+RECOMMENDERS: Registry[AnyRecommender] = Registry(
+    "recommender", Popularity, Markov, GRU4Rec, Caser, SASRec
+)

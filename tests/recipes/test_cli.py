@@ -100,7 +100,10 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nothing"], "EXPERIMENT='nothing' is neither a shipped experiment (demo, lastfm)"),
+        (
+            ["run", "nothing"],
+            "EXPERIMENT='nothing' is neither a shipped experiment (demo, lastfm, movielens)",
+        ),
         (["run", "demo", "--adapt.max_steps", "many"], "adapt.max_steps"),
         (["run", "demo", "--adapt.max_stepz", "1"], "adapt.max_stepz"),
         (["run", "demo", "--prepare.dataset", "netflix"], "there is no dataset 'netflix'"),
