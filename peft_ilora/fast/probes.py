@@ -1,4 +1,4 @@
-"""Questions about torch's own state, all of its private attributes in one place."""
+"""What the fast layers ask of torch's private state."""
 
 from typing import Any
 

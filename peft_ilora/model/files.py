@@ -10,15 +10,10 @@ from peft_ilora.config import NAME
 from peft_ilora.saving import is_own_key
 
 _AGAIN = "Save or download the adapter again"
+_SAFELY = "Save the adapter with save_pretrained(folder), which writes safetensors"
 _FOREIGN = {
-    b"PK": (
-        "it is a pickle (torch.save), which may run code and is never loaded",
-        "Save the adapter with save_pretrained(folder), which writes safetensors",
-    ),
-    b"\x80": (
-        "it is a pickle, which may run code and is never loaded",
-        "Save the adapter with save_pretrained(folder), which writes safetensors",
-    ),
+    b"PK": ("it is a pickle (torch.save), which may run code and is never loaded", _SAFELY),
+    b"\x80": ("it is a pickle, which may run code and is never loaded", _SAFELY),
     b"version https://git-lfs": (
         "it is a git-lfs pointer, not the file that it points to",
         "Run `git lfs pull` in its repository",

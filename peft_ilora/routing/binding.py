@@ -20,7 +20,7 @@ from torch import Tensor
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.gating import GateForm
 from peft_ilora.routing.images import ImageRows
-from peft_ilora.routing.keeping import keeping
+from peft_ilora.routing.keeping import in_backward, keeping
 
 KEYWORD = "routing_embeds"
 """The keyword of `forward` and `generate`."""
@@ -263,8 +263,7 @@ class RoutingState(threading.local):
         """Whether a backward pass runs a forward again, or a part, whose routing may have ended."""
         if torch.compiler.is_compiling() or not self.routed:
             return False
-        again = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportAttributeAccessIssue]
-        return again and len(self.stack) == 1
+        return in_backward() and len(self.stack) == 1
 
     @property
     def generating(self) -> Routing | None:

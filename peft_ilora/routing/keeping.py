@@ -1,4 +1,4 @@
-"""Who keeps tensors for the backward pass: it changes where a checkpointed block begins."""
+"""What torch tells of the pass that runs: who keeps tensors, and whether it is a backward pass."""
 
 import torch
 
@@ -13,3 +13,8 @@ def keeping() -> tuple[object, ...]:
         return ()  # a graph has checkpoints of its own
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
     return torch.is_grad_enabled(), hooks
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs in this thread, which may run a checkpointed block again."""
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,15 +1,51 @@
-"""Downloads official raw files into the operating system's cache folder.
+"""Official archives of raw files, which are downloaded into the system's cache folder.
 
 The project ships no data: HetRec-LastFM is for non-commercial use (its readme.txt), and MovieLens
 may not be passed on (its README).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-LASTFM_URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
-LASTFM_MD5 = "296d61afe4e8632b173fc2dd3be20ce2"
-MOVIELENS_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
-MOVIELENS_MD5 = "0e33842e24a9c977be4e0107933c0723"
+
+@dataclass(frozen=True)
+class Archive:
+    """A ZIP archive, as its publisher offers it."""
+
+    url: str
+    md5: str
+    """MD5 checksum of the archive."""
+
+    def files(self, source: Path | None, names: Sequence[str]) -> dict[str, Path]:
+        """Find files of the unpacked archive.
+
+        Args:
+            source: The folder that holds them; None downloads the archive.
+            names: Names of the files.
+
+        Returns:
+            The files' paths, by name.
+
+        Raises:
+            FileNotFoundError: A file is missing, or the archive cannot be downloaded.
+            ValueError: The downloaded archive is not the official one.
+        """
+        folder = download(self.url, self.md5, names[-1]) if source is None else source
+        for name in names:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder / name} is missing: unzip {self.url} and pass the folder that holds "
+                    f"{name} as --source, or leave the option out to download it"
+                )
+        return {name: folder / name for name in names}
+
+    def altered(self, path: Path, reason: str) -> ValueError:
+        """Return the error of a file that is not the one in the archive."""
+        return ValueError(
+            f"{path} is not the official file, or is truncated: {reason}. Unzip {self.url} "
+            f"(md5 {self.md5}) again"
+        )
 
 
 def download(url: str, md5: str, marker: str, cache: Path | None = None) -> Path:

@@ -27,10 +27,14 @@ import numpy as np
 import pandas as pd
 
 from recipes.datasets.dataset import Dataset, Interactions
-from recipes.datasets.download import LASTFM_MD5, LASTFM_URL, download
-from recipes.datasets.ordering import order_by, places, run_starts
+from recipes.datasets.download import Archive
+from recipes.datasets.ordering import order_by, positions, run_starts
 from recipes.experiment import PrepareConfig
 
+ARCHIVE = Archive(
+    "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip",
+    md5="296d61afe4e8632b173fc2dd3be20ce2",
+)
 ARTISTS = "artists.dat"
 TAGGINGS = "user_taggedartists.dat"
 OFFICIAL_ROWS = {ARTISTS: 17_632, TAGGINGS: 186_479}
@@ -62,8 +66,7 @@ class LastFM(Dataset):
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`artists.dat` and `user_taggedartists.dat` of the unzipped archive."""
-        folder = download(LASTFM_URL, LASTFM_MD5, TAGGINGS) if source is None else source
-        return {name: _existing(folder, name) for name in (ARTISTS, TAGGINGS)}
+        return ARCHIVE.files(source, (ARTISTS, TAGGINGS))
 
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
         """Read the raw files.
@@ -94,16 +97,6 @@ class LastFM(Dataset):
         return [LEAK] if config.protocol == "llara" else []
 
 
-def _existing(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: unzip {LASTFM_URL} and pass the folder that holds {name} as "
-            "--source, or leave the option out to download it"
-        )
-    return path
-
-
 def _read_artists(path: Path) -> pd.Series:
     """Artist names by artist id (UTF-8; an artist may be called `NA` or carry a quotation mark)."""
     columns: dict[Hashable, str] = {"id": "int64", "name": "str", "url": "str"}
@@ -111,7 +104,7 @@ def _read_artists(path: Path) -> pd.Series:
     names, urls = table["name"].str.strip(), table["url"]
     # The address is not used, but where it is missing, the name before it may have been cut.
     if not (names.str.len().ge(1).all() and urls.str.len().ge(1).all() and names.index.is_unique):
-        raise _altered(path, "an artist without name or address, or two artists of one id")
+        raise ARCHIVE.altered(path, "an artist without name or address, or two artists of one id")
     return names
 
 
@@ -121,10 +114,10 @@ def _read_taggings(path: Path) -> pd.DataFrame:
     read: dict[str, list[np.ndarray]] = {name: [] for name in (*ORDER, "timestamp")}
     for table in _read_table(path, dict.fromkeys(columns, "int64")):
         if not table["year"].between(1900, 2100).all():
-            raise _altered(path, "a year outside 1900 .. 2100")
+            raise ARCHIVE.altered(path, "a year outside 1900 .. 2100")
         timestamps = _timestamps(table)
         if timestamps is None:
-            raise _altered(path, "a day that is in no calendar")
+            raise ARCHIVE.altered(path, "a day that is in no calendar")
         for name, values in read.items():
             values.append(timestamps if name == "timestamp" else table[name].to_numpy())
     # One column at a time, so that memory holds at most one column twice.
@@ -144,7 +137,7 @@ def _refuse_other_order(path: Path, taggings: pd.DataFrame) -> None:
                 f"{path}, line {line}: {name} {values[behind[0] + 1]} follows "
                 f"{values[behind[0]]}, but the rows of the official file ascend by "
                 f"{', '.join(ORDER)}, and prepare.protocol='llara' is their order: unzip "
-                f"{LASTFM_URL} again, or choose prepare.protocol=chronological"
+                f"{ARCHIVE.url} again, or choose prepare.protocol=chronological"
             )
         tied &= values[1:] == values[:-1]
 
@@ -179,17 +172,10 @@ def _read_table(path: Path, columns: dict[Hashable, str]) -> Iterator[pd.DataFra
                 rows += len(part)
                 yield part
     except ValueError as error:
-        raise _altered(path, str(error)) from error
+        raise ARCHIVE.altered(path, str(error)) from error
     expected = OFFICIAL_ROWS[path.name]
     if rows != expected:
-        raise _altered(path, f"{rows} rows, where the official file has {expected}")
-
-
-def _altered(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path} is not the official file, or is truncated: {reason}. Unzip {LASTFM_URL} "
-        f"(md5 {LASTFM_MD5}) again"
-    )
+        raise ARCHIVE.altered(path, f"{rows} rows, where the official file has {expected}")
 
 
 def _pairs(taggings: pd.DataFrame) -> pd.DataFrame:
@@ -240,12 +226,10 @@ def _ordered(pairs: pd.DataFrame, protocol: str) -> pd.DataFrame:
     users = pairs["userID"].to_numpy()
     timestamps = pairs["first_row" if protocol == "llara" else "earliest"].to_numpy()
     order = order_by(users) if protocol == "llara" else order_by(users, timestamps)
-    positions = np.empty(len(users), np.int64)
-    positions[order] = places(run_starts(users[order]), len(users))
     columns = {
         "user_id": users,
         "item_id": pairs["item_id"],
         "timestamp": timestamps,
-        "position": positions,
+        "position": positions(users, order),
     }
     return pd.DataFrame(columns, copy=False)

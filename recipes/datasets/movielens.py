@@ -21,11 +21,15 @@ import numpy as np
 import pandas as pd
 
 from recipes.datasets.dataset import Dataset, Interactions
-from recipes.datasets.download import MOVIELENS_MD5, MOVIELENS_URL, download
-from recipes.datasets.ordering import order_by, places, run_starts
+from recipes.datasets.download import Archive
+from recipes.datasets.ordering import order_by, positions, run_starts
 from recipes.datasets.unstable_sort import unstable_order
 from recipes.experiment import PrepareConfig
 
+ARCHIVE = Archive(
+    "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+    md5="0e33842e24a9c977be4e0107933c0723",
+)
 RATINGS = "u.data"
 FILMS = "u.item"
 OFFICIAL_ROWS = {RATINGS: 100_000, FILMS: 1_682}
@@ -47,8 +51,7 @@ class MovieLens(Dataset):
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`u.data` and `u.item` of the unzipped archive."""
-        folder = download(MOVIELENS_URL, MOVIELENS_MD5, RATINGS) if source is None else source
-        return {name: _existing(folder, name) for name in (RATINGS, FILMS)}
+        return ARCHIVE.files(source, (FILMS, RATINGS))
 
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
         """Read the raw files.
@@ -67,16 +70,6 @@ class MovieLens(Dataset):
         return Interactions(_ordered(liked, config.protocol), titles)
 
 
-def _existing(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: unzip {MOVIELENS_URL} and pass the folder that holds {name} as "
-            "--source, or leave the option out to download it"
-        )
-    return path
-
-
 def _read(path: Path, separator: str, names: list[str]) -> pd.DataFrame:
     """The first columns of a file without a header: numbers, and text in `title`."""
     try:
@@ -92,17 +85,17 @@ def _read(path: Path, separator: str, names: list[str]) -> pd.DataFrame:
             keep_default_na=False,
         )
     except ValueError as error:
-        raise _altered(path, str(error)) from error
+        raise ARCHIVE.altered(path, str(error)) from error
     rows = OFFICIAL_ROWS[path.name]
     if len(table) != rows:
-        raise _altered(path, f"{len(table)} rows, where the official file has {rows}")
+        raise ARCHIVE.altered(path, f"{len(table)} rows, where the official file has {rows}")
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
-            raise _altered(path, "its last line has no end")
+            raise ARCHIVE.altered(path, "its last line has no end")
     first = table[names[0]].to_numpy()
     if path.name == FILMS and not np.array_equal(first, np.arange(1, rows + 1)):
-        raise _altered(path, "the films are not numbered 1, 2, 3, ..")
+        raise ARCHIVE.altered(path, "the films are not numbered 1, 2, 3, ..")
     if path.name == RATINGS:
         _check_ratings(path, table)
     return table
@@ -115,17 +108,12 @@ def _check_ratings(path: Path, table: pd.DataFrame) -> None:
         wrong = (values < low) | (values > (values.max() if high is None else high))
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise _altered(path, f"line {row + 1}: {name} {values.iloc[row]}")
+            raise ARCHIVE.altered(path, f"line {row + 1}: {name} {values.iloc[row]}")
     if table.duplicated(["user", "item"]).any():
         row = int(table.duplicated(["user", "item"]).to_numpy().argmax())
-        raise _altered(path, f"line {row + 1}: a second rating of the same film by the same user")
-
-
-def _altered(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path} is not the official file, or is truncated: {reason}. Unzip {MOVIELENS_URL} "
-        f"(md5 {MOVIELENS_MD5}) again"
-    )
+        raise ARCHIVE.altered(
+            path, f"line {row + 1}: a second rating of the same film by the same user"
+        )
 
 
 def _titles(films: pd.DataFrame) -> list[str]:
@@ -162,19 +150,16 @@ def _year(title: str) -> str:
 def _ordered(ratings: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """The interactions in file order, each with its position under the protocol."""
     users, seconds = ratings["user"].to_numpy(), ratings["second"].to_numpy()
-    order = order_by(users)
-    starts = run_starts(users[order])
     if protocol == "llara":
-        own = np.split(order, starts[1:])
+        order = order_by(users)
+        own = np.split(order, run_starts(users[order])[1:])
         order = np.concatenate([rows[unstable_order(seconds[rows])] for rows in own])
     else:
         order = order_by(users, seconds)
-    positions = np.empty(len(users), np.int64)
-    positions[order] = places(starts, len(users))
     columns = {
         "user_id": users,
         "item_id": ratings["item"].to_numpy() - 1,
         "timestamp": seconds * 1000,
-        "position": positions,
+        "position": positions(users, order),
     }
     return pd.DataFrame(columns, copy=False)

@@ -43,6 +43,18 @@ def places(starts: np.ndarray, count: int) -> np.ndarray:
     return np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
 
 
+def positions(users: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Each row's place among the rows of its user, from 0: int64 [n].
+
+    Args:
+        users: int64 [n], each row's user.
+        order: int64 [n], the rows user by user, each user's in order.
+    """
+    found = np.empty(len(users), np.int64)
+    found[order] = places(run_starts(users[order]), len(users))
+    return found
+
+
 def _is_sorted(keys: tuple[np.ndarray, ...]) -> bool:
     tied = np.ones(max(len(keys[0]) - 1, 0), np.bool_)
     for key in keys:

@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipes.datasets.dataset import Dataset, Interactions
-from recipes.datasets.ordering import order_by, places, run_starts
+from recipes.datasets.ordering import order_by, positions, run_starts
 from recipes.experiment import PrepareConfig
 
 REVIEWS = "steam_reviews.json.gz"
@@ -157,13 +157,10 @@ def _drawn(ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _ordered(users: np.ndarray, items: np.ndarray, days: np.ndarray) -> pd.DataFrame:
-    order = order_by(users, days)
-    positions = np.empty(len(users), np.int64)
-    positions[order] = places(run_starts(users[order]), len(users))
     columns = {
         "user_id": users,
         "item_id": items,
         "timestamp": days * 86_400_000,
-        "position": positions,
+        "position": positions(users, order_by(users, days)),
     }
     return pd.DataFrame(columns, copy=False)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.items import ItemTable
 from recipes.recommenders.recommender import SequenceRecommender
 
 
@@ -28,28 +29,24 @@ class Caser(SequenceRecommender):
 
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__(config, num_items, max_history)
-        self.num_items, self.longest = num_items, max_history
+        self.longest = max_history
         hidden, across, down = (
             config.hidden_size,
             config.horizontal_filters,
             config.vertical_filters,
         )
-        # The additional last row stands for padding and is always zero.
-        self.items = nn.Embedding(num_items + 1, hidden, padding_idx=num_items)
+        self.items = ItemTable(num_items, hidden)
         self.horizontal = nn.ModuleList(
             nn.Conv1d(hidden, across, height) for height in range(1, max_history + 1)
         )
         self.vertical = nn.Linear(max_history, down, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(across * max_history + down * hidden, hidden)
-        nn.init.normal_(self.items.weight, std=hidden**-0.5)
-        with torch.no_grad():
-            self.items.weight[num_items].zero_()
 
     @property
     def item_embeddings(self) -> Tensor:
         """The item table, float [num_items, hidden]."""
-        return self.items.weight[: self.num_items]
+        return self.items.real
 
     def forward(self, histories: Tensor) -> Tensor:
         """User representations: float [rows, hidden].
@@ -62,7 +59,7 @@ class Caser(SequenceRecommender):
             raise ValueError(f"histories of width {time}: this model was built for {self.longest}")
         real = F.pad(histories, (self.longest - time, 0), value=PADDING)
         # [rows, hidden, time]
-        image = self.items(torch.where(real == PADDING, self.num_items, real)).transpose(1, 2)
+        image = self.items(real).transpose(1, 2)
         across = [F.relu(convolve(image)).amax(dim=2) for convolve in self.horizontal]
         down = self.vertical(image).flatten(1)
         return F.relu(self.output(self.dropout(torch.cat([*across, down], dim=1))))

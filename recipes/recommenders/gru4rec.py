@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.items import ItemTable
 from recipes.recommenders.recommender import SequenceRecommender
 
 
@@ -29,22 +30,17 @@ class GRU4Rec(SequenceRecommender):
 
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__(config, num_items, max_history)
-        self.num_items = num_items
-        # The additional last row stands for padding and is always zero.
-        self.items = nn.Embedding(num_items + 1, config.hidden_size, padding_idx=num_items)
+        self.items = ItemTable(num_items, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.recurrence = nn.GRU(
             config.hidden_size, config.state_size, config.num_layers, batch_first=True
         )
         self.output = nn.Linear(config.state_size, config.hidden_size)
-        nn.init.normal_(self.items.weight, std=config.hidden_size**-0.5)
-        with torch.no_grad():
-            self.items.weight[num_items].zero_()
 
     @property
     def item_embeddings(self) -> Tensor:
         """The item table, float [num_items, hidden]."""
-        return self.items.weight[: self.num_items]
+        return self.items.real
 
     def forward(self, histories: Tensor) -> Tensor:
         """User representations: float [rows, hidden], of the states after the newest items.
@@ -56,7 +52,7 @@ class GRU4Rec(SequenceRecommender):
         # Left-padded rows become right-padded ones, which the recurrence can leave off.
         shift = torch.arange(time, device=histories.device) + (time - lengths)[:, None]
         rows = histories.gather(1, shift % time)
-        hidden = self.dropout(self.items(torch.where(rows == PADDING, self.num_items, rows)))
+        hidden = self.dropout(self.items(rows))
         packed = pack_padded_sequence(
             hidden, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .tiny_runs import Runs, digests, found, redone, refused
+from .tiny_runs import Runs, copied, digests, finished_run, found, redone, refused
 
 LOGS = ("results.json", "report.md", "summary.txt", "predictions.parquet", "checksums.json")
 """Files that no record describes; also `plots` and `tokens`."""
@@ -36,17 +36,12 @@ FOLDER = "a folder in its place"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    runs = Runs(tmp_path_factory.mktemp("finished"))
-    assert runs("run") == 0
-    return runs
+    return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def runs(finished: Runs, tmp_path: Path) -> Runs:
-    """A copy of the finished run."""
-    copy = Runs(tmp_path)
-    shutil.copytree(finished.folder, copy.folder)
-    return copy
+    return copied(finished, tmp_path)
 
 
 def put(path: Path, damage: str) -> None:

@@ -21,7 +21,7 @@ from recipes.checksums import Checksums
 from recipes.locking import held
 from recipes.run import Run
 
-from .tiny_runs import TINY, Runs, digests, found, redone, refused
+from .tiny_runs import TINY, Runs, copied, digests, finished_run, found, redone, refused
 
 DROPOUT = """
 name: dropout
@@ -57,17 +57,12 @@ def test_kills_at_random_moments_change_no_result(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    runs = Runs(tmp_path_factory.mktemp("finished"))
-    assert runs("run") == 0
-    return runs
+    return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def runs(finished: Runs, tmp_path: Path) -> Runs:
-    """A copy of the finished run."""
-    copy = Runs(tmp_path)
-    shutil.copytree(finished.folder, copy.folder)
-    return copy
+    return copied(finished, tmp_path)
 
 
 # ---------------------------------------------------------------- mistakes

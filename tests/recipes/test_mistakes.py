@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from error_page import read_part
 from mistakes import MISTAKES, PART, Mistake, line_of, row
-from tiny_runs import Runs, found, redone
+from tiny_runs import Runs, finished_run, found, redone
 
 DOCUMENTED = set(read_part(PART))
 
@@ -16,9 +16,7 @@ DOCUMENTED = set(read_part(PART))
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A finished run."""
-    made = Runs(tmp_path_factory.mktemp("mistakes"))
-    assert made("run") == 0
-    return made
+    return finished_run(tmp_path_factory.mktemp("mistakes"))
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=lambda case: f"{case.words} {case.command}"[:90])

@@ -1,5 +1,6 @@
 """A run so small that tests can make one from the command line, and what is left of it."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,17 @@ def refused(error: str) -> str:
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in error, error
     return lines[0]
+
+
+def finished_run(folder: Path) -> Runs:
+    """The tiny experiment, run to its end."""
+    runs = Runs(folder)
+    assert runs("run") == 0
+    return runs
+
+
+def copied(finished: Runs, folder: Path) -> Runs:
+    """A copy of a finished run, to be harmed."""
+    copy = Runs(folder)
+    shutil.copytree(finished.folder, copy.folder)
+    return copy
