@@ -4,6 +4,7 @@ A shipped experiment is a YAML file in `recipes/experiments/` that fills these f
 can be overridden on the command line (`--adapt.max_steps 100`). Fields are documented here, once.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,35 @@ class SyntheticConfig:
 
 
 @dataclass(kw_only=True)
+class CustomConfig:
+    """How the dataset `custom` reads a file of interactions (`recipes/datasets/custom.py`)."""
+
+    user: str | None = None
+    """Column of the users; None guesses it by its name, and prints the guess. So do the others."""
+
+    item: str | None = None
+    """Column of the items."""
+
+    time: str | None = None
+    """Column of the times; `file order` where the rows are in order and the file has no times."""
+
+    title: str | None = None
+    """Column of the items' titles; without one, the items' ids are shown."""
+
+    rating: str | None = None
+    """Column of the ratings, read only if `prepare.min_rating` is given."""
+
+    repeats: Literal["keep", "first", "last"] = "keep"
+    """What stays where a user meets an item twice."""
+
+    encoding: str = "utf-8"
+    """Encoding of a CSV, TSV or JSON lines file."""
+
+    split: str = "train"
+    """Split to read of a dataset of the library `datasets`."""
+
+
+@dataclass(kw_only=True)
 class PrepareConfig:
     """Stage prepare: raw files -> interactions, items, examples and frozen candidates."""
 
@@ -34,8 +64,32 @@ class PrepareConfig:
     """Name of the dataset, as in `python -m recipes list`; `synthetic` needs no files."""
 
     protocol: str = "llara"
-    """Order within a user: `llara` is that of LLaRA's published files, for comparison with
-    published figures; `chronological` is by time, for sound ones."""
+    """How interactions are ordered and split: `llara` as LLaRA's published files, for comparison
+    with published figures; `chronological` by time, with users split 8:1:1; `leave-one-out` by
+    time, where each user's last item is for testing and the one before for validation; `temporal`
+    by time, where what follows one cut in time is for testing."""
+
+    ties: Literal["stable", "item-id", "random", "drop"] | None = None
+    """Order of a user's interactions of equal time: `stable` is that of the file, `item-id`
+    ascending, `random` drawn from `tie_seed`; `drop` is that of the file, and windows whose
+    target has a tie are not evaluated. None takes the dataset's own: `random` for LastFM, else
+    `stable`."""
+
+    tie_seed: Seed = 0
+    """Random seed of `ties: random`."""
+
+    holdout: Annotated[float, Range(0, 0.5, open="both")] = 0.1
+    """Share of the interactions in validation, and as many in test, under `temporal`."""
+
+    min_rating: Annotated[float, Range(-math.inf)] | None = None
+    """Interactions rated lower are left out; None takes the dataset's own (MovieLens: 3)."""
+
+    core: Count | None = None
+    """Users and items with fewer interactions are left out, again and again until none is; None
+    takes the dataset's own filter."""
+
+    titles: Literal["clean", "reference"] = "clean"
+    """`reference` makes the titles as the reference implementation does, with its mistakes."""
 
     source: str | None = None
     """Folder with the official raw files; None downloads them, checks them and caches them."""
@@ -54,8 +108,19 @@ class PrepareConfig:
     candidate_seed: Seed = 1234
     """Random seed with which the candidates are drawn, once."""
 
+    candidate_draws: Count = 1
+    """Number of candidate sets drawn for a row of validation and test."""
+
+    negatives: Literal["visible", "whole", "catalogue"] | None = None
+    """Items that are never negatives of a row, besides its target: `visible` those of the history,
+    `whole` all that the user ever meets, `catalogue` none. None stands for `visible`, or for
+    `catalogue` where users meet items twice."""
+
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Settings that only the `synthetic` dataset reads."""
+
+    custom: CustomConfig = field(default_factory=CustomConfig)
+    """Settings that only the `custom` dataset reads."""
 
 
 @dataclass(kw_only=True)
@@ -84,8 +149,33 @@ class RecommenderConfig:
     vertical_filters: Count = 4
     """Caser's vertical filters."""
 
+    inner_size: Count | None = None
+    """Width of SASRec's feed-forward networks; None stands for `hidden_size`, as in its paper."""
+
     dropout: Dropout = 0.2
     """Dropout probability."""
+
+    loss: Literal["cross-entropy", "sampled-softmax", "bce"] = "cross-entropy"
+    """Loss of a network: softmax cross entropy over the whole catalogue, over the target and
+    `num_negatives` random items, or binary cross entropy against as many (paper: `bce`)."""
+
+    num_negatives: Count | None = None
+    """Random items for each target; None stands for 256 of `sampled-softmax` and 1 of `bce`."""
+
+    positions: Literal["newest", "all"] = "newest"
+    """`newest`: every train window trains the state at its newest item. `all`: each user's last
+    train window trains the states at all its items, as in SASRec's paper."""
+
+    encoder: str | None = None
+    """Hugging Face name or local path of the encoder that the recommender `text` reads titles
+    with."""
+
+    user_vectors: str | None = None
+    """File of the recommender `file`: Parquet or safetensors with a vector for each user, or for
+    each user and position."""
+
+    item_vectors: str | None = None
+    """File of the recommender `file`: Parquet or safetensors with a vector for each item."""
 
     learning_rate: Rate = 1e-3
     """Adam's learning rate (paper: 1e-3)."""
@@ -243,9 +333,20 @@ class EvaluateConfig:
     split: Literal["val", "test"] = "test"
     """The split to evaluate on."""
 
-    rows: Literal["last", "all"] = "last"
-    """`last`: each user's last window, as in the paper; `all`: every window, with intervals
-    clustered by user."""
+    rows: Literal["last", "first", "all"] = "last"
+    """`last`: each user's last window of the split, as in the paper; `first`: the first; `all`:
+    every window, with intervals clustered by user."""
+
+    candidates: Literal["sampled", "catalogue"] = "sampled"
+    """What the target is ranked among: the row's frozen candidates, or all items."""
+
+    mask: Literal["none", "history", "zero"] = "none"
+    """What becomes of the user's earlier items in a ranking of all items: `none`: they are ranked
+    as the others; `history`: they are left out; `zero`: they score 0, as in S3-Rec's code. The
+    target is never masked."""
+
+    average: Literal["rows", "users"] = "rows"
+    """Whether a metric is the mean over rows, or over users of each user's mean."""
 
     min_history: Number = 3
     """Minimum history length of the evaluated rows (reference: 3)."""
