@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,16 @@ import pyarrow as pa
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream
+from recipes.data.core import core_of
+from recipes.data.order import TieRule, in_order, tie_counts, times
 from recipes.data.sequences import (
     GivenWindows,
     Windows,
     given_windows,
     sliding_windows,
 )
-from recipes.data.splits import SPLITS, assign_splits
+from recipes.data.splits import SPLITS, assign_splits, left_out_by_ties
+from recipes.data.tables import INTERACTIONS
 from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
@@ -28,7 +30,7 @@ from recipes.ranges import check_ranges
 from recipes.records import Record, Stage
 from recipes.stages import run_stage
 
-VERSION = 1
+VERSION = 2
 """Version of this stage, see `Record`. Raise it also when a dataset is read differently."""
 SHARE_SEED = 0
 """Random seed of the order in which `train_share` drops users."""
@@ -42,8 +44,8 @@ def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record
     """Run the stage, unless `folder` holds its result already.
 
     Writes items.parquet, examples.parquet, candidates.parquet (all splits), manifest.json
-    (checksums of the raw files, counts, config) and, unless the dataset gives ready windows,
-    interactions.parquet.
+    (checksums of the raw files, counts, config), unless the dataset gives ready windows
+    interactions.parquet, and where the source has ids of its own for users, users.parquet.
 
     Args:
         config: The stage's configuration.
@@ -96,15 +98,27 @@ def _write(
     read: Interactions | ReadyWindows,
     checksums: Mapping[str, str],
 ) -> None:
+    ties: dict[str, Any] | None = None
     if isinstance(read, Interactions):
-        interactions = _kept(assign_splits(read.table, read.ranking), config)
-        windows = sliding_windows(interactions, config.max_history)
-        write_parts(folder / "interactions.parquet", _interactions(interactions))
+        read = read if config.core is None else core_of(read, config.core)
+        rule = _tie_rule(config, read)
+        interactions = in_order(read, rule or "stable", config.tie_seed)
+        interactions = assign_splits(interactions, config.protocol, config.holdout)
+        interactions = _kept(interactions, config)
+        left_out = left_out_by_ties(interactions) if rule == "drop" else None
+        windows = sliding_windows(interactions, config.max_history, left_out)
+        if rule is not None:
+            seed = config.tie_seed if rule == "random" else None
+            ties = {"rule": rule, "seed": seed} | asdict(tie_counts(interactions))
+        write_parts(folder / INTERACTIONS, _interactions(interactions))
+        _write_users(folder, interactions, read.user_keys)
+        keys = read.item_keys
     else:
-        windows = given_windows(_kept_windows(read, config), config.max_history)
+        windows, keys = given_windows(_kept_windows(read, config), config.max_history), None
+    _refuse_empty_splits(config, windows)
     recurring = _recurring(windows)
-    items = pd.DataFrame({"item_id": np.arange(len(read.titles)), "title": read.titles})
-    write_table(folder / "items.parquet", items)
+    columns = {"item_id": np.arange(len(read.titles)), "title": read.titles}
+    write_table(folder / "items.parquet", _keyed(columns, keys))
     write_parts(folder / "examples.parquet", _examples(windows))
     candidates = _candidates(config, windows, len(read.titles), recurring)
     write_parts(folder / "candidates.parquet", candidates)
@@ -112,11 +126,49 @@ def _write(
         "dataset": config.dataset,
         "protocol": config.protocol,
         "raw_sha256": checksums,
+        "ties": ties,
         "negatives": "all items but the target" + ("" if recurring else " and the visible history"),
         "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }
     write_json(folder / "manifest.json", manifest)
+
+
+def _tie_rule(config: PrepareConfig, read: Interactions) -> TieRule | None:
+    """The rule for equal times; None where the order does not come from times."""
+    own = "position" in read.table
+    if not own and times(read.table) is not None:
+        return config.ties or DATASETS[config.dataset].ties
+    if config.ties is not None:
+        why = "an order of their own" if own else "no times, and keep the order of the file"
+        raise ValueError(
+            f"prepare.ties={config.ties!r}: the interactions of {config.dataset} have {why}; "
+            "leave it out"
+        )
+    return None
+
+
+def _refuse_empty_splits(config: PrepareConfig, windows: Windows) -> None:
+    used = windows.splits[windows.splits >= 0]
+    for name, count in zip(SPLITS, np.bincount(used, minlength=len(SPLITS)), strict=True):
+        if not count:
+            raise ValueError(
+                f"prepare.ties={config.ties!r} leaves no window of {name}, as every target shares "
+                "its time: choose another rule, such as prepare.ties=random"
+            )
+
+
+def _write_users(folder: Path, interactions: pd.DataFrame, keys: list[str] | None) -> None:
+    """Write users.parquet, where the source has ids of its own for the users."""
+    if keys is not None:
+        users = np.unique(interactions["user_id"].to_numpy())
+        table = pd.DataFrame({"user_id": users, "key": [keys[user] for user in users]})
+        write_table(folder / "users.parquet", table)
+
+
+def _keyed(columns: dict[str, Any], keys: list[str] | None) -> pd.DataFrame:
+    """A table with the column `key`, where there are keys."""
+    return pd.DataFrame(columns if keys is None else columns | {"key": keys})
 
 
 def _kept(interactions: pd.DataFrame, config: PrepareConfig) -> pd.DataFrame:
@@ -191,7 +243,7 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
             "target": windows.targets[rows],
             "is_last": part["is_last"].to_numpy(),
         }
-        yield pa.table(values, schema)
+        yield _used(pa.table(values, schema), windows.splits[rows])
 
 
 def _candidates(
@@ -206,18 +258,23 @@ def _candidates(
         # Where items recur, negatives without the history would give the target away whenever it
         # is an item of the history.
         excluded = targets[:, None][:, :0] if recurring else windows.cut(rows)
-        # The rows are sorted by split, in the order of `SPLITS`.
-        ends = np.searchsorted(codes, np.arange(len(SPLITS) + 1)).tolist()
-        own = [slice(*pair) for pair in pairwise(ends)]
-        draws = zip(streams, own, strict=True)
-        drawn = np.concatenate([stream.draw(excluded[at], targets[at]) for stream, at in draws])
+        drawn = np.zeros((len(targets), size), np.int64)
+        for code, stream in enumerate(streams):
+            own = np.flatnonzero(codes == code)
+            drawn[own] = stream.draw(excluded[own], targets[own])
         values = {
             "split": _names(codes),
             "row": windows.table["row"].to_numpy()[rows],
             "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
             "seed": np.full(len(drawn), seed),
         }
-        yield pa.table(values, schema)
+        yield _used(pa.table(values, schema), codes)
+
+
+def _used(part: pa.Table, codes: np.ndarray) -> pa.Table:
+    """The rows of a part that are in a split."""
+    used = codes >= 0
+    return part if used.all() else part.filter(pa.array(used))
 
 
 def _schema(row: Mapping[str, Any], types: Mapping[str, str] | None = None) -> pa.Schema:
@@ -227,7 +284,8 @@ def _schema(row: Mapping[str, Any], types: Mapping[str, str] | None = None) -> p
 
 
 def _names(codes: np.ndarray) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(codes, list(SPLITS)).cast(pa.large_string())
+    """Names of splits; any name for rows without a split."""
+    return pa.DictionaryArray.from_arrays(codes.clip(0), list(SPLITS)).cast(pa.large_string())
 
 
 def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.Array:
@@ -252,5 +310,6 @@ def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
 
 
 def _by_split(windows: Windows, selected: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(windows.splits[selected], minlength=len(SPLITS))
+    codes = windows.splits[selected]
+    counts = np.bincount(codes[codes >= 0], minlength=len(SPLITS))
     return {split: int(count) for split, count in zip(SPLITS, counts, strict=True)}

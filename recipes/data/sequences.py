@@ -1,5 +1,8 @@
 """Interactions -> examples: every sliding window (history, target) of every user.
 
+A window belongs to the split of its target; its history is what precedes the target in the user's
+whole sequence, in whatever splits.
+
 A user with n interactions gives n windows. Each interaction is the target of one, and the items
 before it are the history, which is empty in the first window. These are LLaRA's windows. LLaRA
 trains on those with a history of at least 3 items; its validation and test files hold only each
@@ -36,12 +39,12 @@ class Windows:
     """Maximum number of items in a history."""
 
     table: pd.DataFrame
-    """n rows with the columns split (categories `SPLITS`), row (from 0 within the split), user_id
-    and is_last."""
+    """n rows with the columns split (categories `SPLITS`; null for a window that is left out), row
+    (from 0 within the split), user_id and is_last (the user's last window of the split)."""
 
     @property
     def splits(self) -> np.ndarray:
-        """Each row's split, as an index into `SPLITS`: int8 [n]."""
+        """Each row's split, as an index into `SPLITS`, -1 for one that is left out: int8 [n]."""
         return self.table["split"].cat.codes.to_numpy()
 
     def cut(self, rows: slice) -> np.ndarray:
@@ -124,13 +127,17 @@ def check_max_history(max_history: int) -> None:
         raise ValueError(f"prepare.max_history={max_history}: choose 1 or more")
 
 
-def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
+def sliding_windows(
+    interactions: pd.DataFrame, max_history: int, left_out: np.ndarray | None = None
+) -> Windows:
     """Cut all windows of all users.
 
     Args:
         interactions: Columns user_id, item_id, position, split. A user's rows are adjacent and in
-            order of position, as `assign_splits` leaves them.
+            order of position, as `in_order` leaves them.
         max_history: Maximum number of items in a history; the newest are kept.
+        left_out: bool [n], interactions that are the target of no window, though they stand in the
+            histories of others; None stands for none.
 
     Raises:
         ValueError: `max_history` is below 1, or a user's positions are not 0, 1, 2, .. in order.
@@ -141,26 +148,34 @@ def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
     positions = interactions["position"].to_numpy(np.int64)
     starts = run_starts(users)
     _check_order(users, positions, starts)
-    split = pd.Categorical(interactions["split"], categories=list(SPLITS))
-    is_last = np.zeros(len(users), np.bool_)
-    is_last[np.append(starts[1:], len(users)) - 1] = True
+    codes = pd.Categorical(interactions["split"], categories=list(SPLITS)).codes
+    codes = np.where(left_out, np.int8(-1), codes) if left_out is not None else codes
     columns = {
-        "split": split,
+        "split": pd.Categorical.from_codes(codes, list(SPLITS)),
         "user_id": users,
-        "row": _rows(np.asarray(split.codes)),
-        "is_last": is_last,
+        "row": _rows(codes),
+        "is_last": _ends(users, codes),
     }
     table = pd.DataFrame(columns, copy=False)
     return Windows(items, np.minimum(positions, max_history), max_history, table)
 
 
 def _rows(codes: np.ndarray) -> np.ndarray:
-    """Each row's index within its split, from 0: int64 [n]."""
-    rows = np.empty(len(codes), np.int64)
+    """Each row's index within its split, from 0, or -1 without a split: int64 [n]."""
+    rows = np.full(len(codes), -1, np.int64)
     for code in range(len(SPLITS)):
         own = codes == code
         rows[own] = np.arange(np.count_nonzero(own))
     return rows
+
+
+def _ends(users: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Whether each row is the last one of its user in its split: bool [n]."""
+    used = np.flatnonzero(codes >= 0)
+    starts = run_starts(users[used], codes[used])
+    found = np.zeros(len(users), np.bool_)
+    found[used[np.append(starts[1:], len(used))[: len(starts)] - 1]] = True
+    return found
 
 
 def _check_order(users: np.ndarray, positions: np.ndarray, starts: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recipes.datasets.dataset import Dataset, Interactions
+from recipes.datasets.dataset import BY_TIME, Dataset, Interactions
 from recipes.datasets.download import Archive
 from recipes.datasets.ordering import order_by, positions, run_starts
 from recipes.datasets.unstable_sort import unstable_order
@@ -47,7 +47,8 @@ class MovieLens(Dataset):
 
     name = "movielens"
     summary = "MovieLens-100K (1998): films rated 3 or better; needs the raw files"
-    protocols = ("llara", "chronological")
+    protocols = ("llara", *BY_TIME)
+    has_ratings = True
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`u.data` and `u.item` of the unzipped archive."""
@@ -66,8 +67,10 @@ class MovieLens(Dataset):
         ratings = _read(files[RATINGS], "\t", ["user", "item", "rating", "second"])
         if config.protocol == "llara":
             ratings = ratings.iloc[1:]
-        liked = ratings.loc[ratings["rating"] >= MIN_RATING]
-        return Interactions(_ordered(liked, config.protocol), titles)
+        least = MIN_RATING if config.min_rating is None else config.min_rating
+        liked = ratings.loc[ratings["rating"] >= least]
+        keys = [str(number) for number in range(1, len(titles) + 1)]
+        return Interactions(_table(liked, config.protocol), titles, item_keys=keys)
 
 
 def _read(path: Path, separator: str, names: list[str]) -> pd.DataFrame:
@@ -147,19 +150,17 @@ def _year(title: str) -> str:
     return "" if found is None else f" ({found['year']})"
 
 
-def _ordered(ratings: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """The interactions in file order, each with its position under the protocol."""
+def _table(ratings: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """The interactions in file order; under `llara` each with its position."""
     users, seconds = ratings["user"].to_numpy(), ratings["second"].to_numpy()
-    if protocol == "llara":
-        order = order_by(users)
-        own = np.split(order, run_starts(users[order])[1:])
-        order = np.concatenate([rows[unstable_order(seconds[rows])] for rows in own])
-    else:
-        order = order_by(users, seconds)
     columns = {
         "user_id": users,
         "item_id": ratings["item"].to_numpy() - 1,
         "timestamp": seconds * 1000,
-        "position": positions(users, order),
     }
+    if protocol == "llara":
+        order = order_by(users)
+        own = np.split(order, run_starts(users[order])[1:])
+        order = np.concatenate([rows[unstable_order(seconds[rows])] for rows in own])
+        columns["position"] = positions(users, order)
     return pd.DataFrame(columns, copy=False)

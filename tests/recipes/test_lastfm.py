@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from recipes.__main__ import main
 from recipes.artifacts import read_table
 from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream
+from recipes.data.order import in_order
 from recipes.data.prepare import prepare
 from recipes.data.sequences import sliding_windows
 from recipes.data.splits import assign_splits
@@ -94,7 +96,7 @@ def read(folder: Path, protocol: str) -> tuple[pd.DataFrame, list[str]]:
     dataset = LastFM()
     files = dataset.raw_files(folder)
     found = dataset.read(PrepareConfig(dataset="lastfm", protocol=protocol), files)
-    return assign_splits(found.table, found.ranking), found.titles
+    return assign_splits(in_order(found, "stable", 0), protocol, 0.1), found.titles
 
 
 def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
@@ -148,6 +150,7 @@ def test_the_stage_splits_users_by_first_rows_under_both_protocols(
     config = PrepareConfig(
         dataset="lastfm", protocol=protocol, source=str(raw), max_history=3, num_candidates=2
     )
+    config = config if protocol == "llara" else replace(config, ties="stable")
     prepare(config, tmp_path / "prepare", Checksums(tmp_path / "checksums.json"))
     written = read_table(tmp_path / "prepare" / "interactions.parquet")
     interactions, titles = read(raw, protocol)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from recipes.checksums import Checksums
+from recipes.data.order import in_order
 from recipes.data.prepare import prepare
 from recipes.data.splits import assign_splits
 from recipes.datasets import movielens
@@ -71,7 +72,7 @@ def read(folder: Path, protocol: str) -> tuple[dict[int, list[int]], list[str]]:
     dataset = MovieLens()
     files = dataset.raw_files(folder)
     found = dataset.read(PrepareConfig(dataset="movielens", protocol=protocol), files)
-    ordered = assign_splits(found.table, found.ranking)
+    ordered = assign_splits(in_order(found, "stable", 0), protocol, 0.1)
     users, items = ordered["user_id"].tolist(), ordered["item_id"].tolist()
     sequences: dict[int, list[int]] = {user: [] for user in users}
     for user, item in zip(users, items, strict=True):
