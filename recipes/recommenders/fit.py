@@ -2,7 +2,7 @@
 
 By default there are two deviations from SASRec's paper. One is the loss, see `losses.py`. The other
 is that a window trains only the state at its newest item, since the windows already slide over
-every position of a user. `recommender.positions: all` trains the states at all items of one window
+every position of a user. `recommender.positions: all` trains the states at all items of few windows
 a user, as the paper does.
 """
 

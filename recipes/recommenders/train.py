@@ -10,6 +10,7 @@ import torch
 from recipes.artifacts import write_json, write_tensors
 from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData, Split
+from recipes.datasets.ordering import run_starts
 from recipes.experiment import RecommenderConfig
 from recipes.ranges import check_ranges
 from recipes.recommenders.checkpoint import drop_checkpoint
@@ -47,8 +48,9 @@ def train_recommender(
 
     Training uses the windows of the train users; validation uses those of the validation users, all
     of them and not only each user's last one. Windows with fewer than `config.min_history` items in
-    their history are left out of both. With `positions: all`, each user's last train window trains
-    the states at all its items, the first included, whatever `min_history`; validation is the same.
+    their history are left out of both. With `positions: all`, each user's train sequence is cut into
+    windows, the newest first, which train the states at all their items, the first included,
+    whatever `min_history`; validation is the same.
     Representations are computed for all windows of all splits, in order.
 
     Training runs on the CPU: the model is small, and on one machine with a given number of threads
@@ -100,10 +102,21 @@ def _trained(split: Split, config: RecommenderConfig) -> np.ndarray:
     """The rows of the train split that are trained on, bool [n] (ValueError if none is)."""
     if config.positions == "newest":
         return _long_enough(split, config)
-    kept = split.is_last & (split.history_lengths > 0)
+    kept = _pieces(split) & (split.history_lengths > 0)
     if not kept.any():
         raise ValueError("recommender.positions='all': no train user has two items; use newest")
     return kept
+
+
+def _pieces(split: Split) -> np.ndarray:
+    """Windows that together hold each of a user's items but the first as a target once: bool [n].
+
+    They are a user's last one, the one that ends where its history begins, and so on.
+    """
+    starts = run_starts(split.user_ids)
+    ends = np.append(starts[1:], len(split)) - 1
+    back = np.repeat(ends, np.diff(starts, append=len(split))) - np.arange(len(split))
+    return back % split.histories.shape[1] == 0
 
 
 def _long_enough(split: Split, config: RecommenderConfig) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 
 from recipes.artifacts import read_json, read_tensors, sha256
 from recipes.data.splits import SplitName
-from recipes.data.tables import PreparedData
+from recipes.data.tables import PreparedData, Split
 from recipes.datasets import synthetic
 from recipes.experiment import Experiment, PrepareConfig, RecommenderConfig, SyntheticConfig
 from recipes.recommenders import checkpoint, train
@@ -160,7 +160,7 @@ from pathlib import Path
 import torch
 
 import recipes.recommenders.fit as fit
-from recipes.data.tables import PreparedData
+from recipes.data.tables import PreparedData, Split
 from recipes.experiment import RecommenderConfig
 from recipes.recommenders.sasrec import SASRec
 from recipes.recommenders.train import train_recommender
@@ -278,7 +278,7 @@ def test_training_stops_after_patience_and_keeps_the_best_epoch(tmp_path: Path):
     assert validate(model, halves[1]).ndcg_10 == gains[best] != gains[-1]
 
 
-def test_all_positions_train_on_each_users_last_train_window_whatever_its_length(
+def test_all_positions_train_on_windows_of_any_length(
     data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
@@ -293,6 +293,28 @@ def test_all_positions_train_on_each_users_last_train_window_whatever_its_length
     assert torch.equal(seen[0].targets, torch.tensor(data.split("train").targets[last]))
     assert len(seen[0].targets) == 48
     assert len(seen[1].targets) == 6 * 7
+
+
+def test_all_positions_take_every_item_but_the_first_as_a_target_once():
+    lengths, width = [1, 2, 4, 5, 6, 9, 10], 4
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    items = np.arange(len(users))
+    places = np.concatenate([np.arange(length) for length in lengths])
+    back = np.arange(width, 0, -1)
+    histories = np.where(places[:, None] >= back, items[:, None] - back, -1)
+    split = Split(
+        user_ids=users,
+        histories=histories,
+        history_lengths=np.minimum(places, width),
+        targets=items,
+        candidates=items[:, None],
+        is_last=np.isin(items, np.cumsum(lengths) - 1),
+    )
+    kept = train._trained(split, replace(SMALL, positions="all"))
+    pairs = np.concatenate([histories[kept], items[kept, None]], axis=1)
+    real = pairs[:, :-1] >= 0
+    assert sorted(pairs[:, 1:][real].tolist()) == items[places > 0].tolist()
+    assert (pairs[:, 1:] - pairs[:, :-1])[real].tolist() == [1] * real.sum()
 
 
 def test_a_network_is_trained_with_each_seed_in_a_folder_of_its_own(run: Run):
