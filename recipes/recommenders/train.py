@@ -48,7 +48,7 @@ def train_recommender(
 
     Training uses the windows of the train users; validation uses those of the validation users, all
     of them and not only each user's last one. Windows with fewer than `config.min_history` items in
-    their history are left out of both. With `positions: all`, each user's train sequence is cut into
+    their history are left out of both. With `positions: all`, a user's train sequence is cut into
     windows, the newest first, which train the states at all their items, the first included,
     whatever `min_history`; validation is the same.
     Representations are computed for all windows of all splits, in order.
