@@ -29,7 +29,7 @@ from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, canonical, read_record, required_record
 from recipes.stages import run_stage
 
-CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
+CANDIDATE_FIELDS = ("num_candidates", "candidate_seed", "candidate_draws", "negatives")
 """Settings of `prepare` that do not affect the windows."""
 
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
-from recipes.data.candidates import CandidateStream
+from recipes.data.candidates import BLOCK, CandidateStream
 from recipes.data.core import core_of
+from recipes.data.notes import NEGATIVES, Negatives, notes
 from recipes.data.order import TieRule, in_order, tie_counts, times
 from recipes.data.sequences import (
     GivenWindows,
@@ -20,8 +21,8 @@ from recipes.data.sequences import (
     given_windows,
     sliding_windows,
 )
-from recipes.data.splits import SPLITS, assign_splits, left_out_by_ties
-from recipes.data.tables import INTERACTIONS
+from recipes.data.splits import SPLITS, TRAIN, assign_splits, left_out_by_ties
+from recipes.data.tables import DRAW, INTERACTIONS
 from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
@@ -117,17 +118,19 @@ def _write(
         windows, keys = given_windows(_kept_windows(read, config), config.max_history), None
     _refuse_empty_splits(config, windows)
     recurring = _recurring(windows)
+    negatives = config.negatives or ("catalogue" if recurring else "visible")
     columns = {"item_id": np.arange(len(read.titles)), "title": read.titles}
     write_table(folder / "items.parquet", _keyed(columns, keys))
     write_parts(folder / "examples.parquet", _examples(windows))
-    candidates = _candidates(config, windows, len(read.titles), recurring)
+    candidates = _candidates(config, windows, len(read.titles), negatives)
     write_parts(folder / "candidates.parquet", candidates)
     manifest = {
         "dataset": config.dataset,
         "protocol": config.protocol,
         "raw_sha256": checksums,
         "ties": ties,
-        "negatives": "all items but the target" + ("" if recurring else " and the visible history"),
+        "negatives": NEGATIVES[negatives],
+        "notes": notes(config, ties, negatives, recurring),
         "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }
@@ -247,28 +250,62 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
 
 
 def _candidates(
-    config: PrepareConfig, windows: Windows, num_items: int, recurring: bool
+    config: PrepareConfig, windows: Windows, num_items: int, negatives: Negatives
 ) -> Iterator[pa.Table]:
-    """Columns split, row, candidates, seed: one row for each example, in the examples' order."""
-    size, seed = config.num_candidates, config.candidate_seed
-    schema = _schema({"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0})
-    streams = [CandidateStream(num_items, size, seed, split) for split in SPLITS]
-    for rows in _parts(len(windows.targets)):
-        codes, targets = windows.splits[rows], windows.targets[rows]
-        # Where items recur, negatives without the history would give the target away whenever it
-        # is an item of the history.
-        excluded = targets[:, None][:, :0] if recurring else windows.cut(rows)
-        drawn = np.zeros((len(targets), size), np.int64)
-        for code, stream in enumerate(streams):
-            own = np.flatnonzero(codes == code)
-            drawn[own] = stream.draw(excluded[own], targets[own])
-        values = {
-            "split": _names(codes),
-            "row": windows.table["row"].to_numpy()[rows],
-            "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
-            "seed": np.full(len(drawn), seed),
-        }
-        yield _used(pa.table(values, schema), codes)
+    """Columns split, row, candidates, seed, and draw where a row has several.
+
+    The first draw has one row for each example, in the examples' order; the further ones follow,
+    each with a row for each example of validation and test.
+    """
+    size, seed, several = config.num_candidates, config.candidate_seed, config.candidate_draws > 1
+    row = {"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0}
+    schema = _schema(row | ({DRAW: 0} if several else {}))
+    for number in range(config.candidate_draws):
+        streams = [CandidateStream(num_items, size, seed, split, number) for split in SPLITS]
+        for rows in _parts(len(windows.targets)):
+            codes = windows.splits[rows]
+            if number:
+                codes = np.where(codes == TRAIN, np.int8(-1), codes)
+                if (codes < 0).all():
+                    continue
+            drawn = _drawn(windows, rows, codes, streams, negatives)
+            values = {
+                "split": _names(codes),
+                "row": windows.table["row"].to_numpy()[rows],
+                "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
+                "seed": np.full(len(drawn), seed),
+            }
+            values |= {DRAW: np.full(len(drawn), number)} if several else {}
+            yield _used(pa.table(values, schema), codes)
+
+
+def _drawn(
+    windows: Windows,
+    rows: slice,
+    codes: np.ndarray,
+    streams: list[CandidateStream],
+    negatives: Negatives,
+) -> np.ndarray:
+    """The candidates of a slice of rows: int64 [n, c]; rows of code -1, without a split, have none.
+
+    Args:
+        windows: All windows.
+        rows: The slice.
+        codes: int8 [n], split of each row of the slice, as an index into `SPLITS`.
+        streams: The stream of each split.
+        negatives: Which items of the user are no negatives.
+    """
+    targets = windows.targets[rows]
+    drawn = np.zeros((len(targets), streams[0].num_candidates), np.int64)
+    none = targets[:, None][:, :0]
+    visible = windows.cut(rows) if negatives == "visible" else none
+    for code, stream in enumerate(streams):
+        own = np.flatnonzero(codes == code)
+        for start in range(0, len(own), BLOCK):
+            at = own[start : start + BLOCK]
+            excluded = windows.whole(rows.start + at) if negatives == "whole" else visible[at]
+            drawn[at] = stream.draw(excluded, targets[at])
+    return drawn
 
 
 def _used(part: pa.Table, codes: np.ndarray) -> pa.Table:

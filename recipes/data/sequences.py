@@ -11,11 +11,12 @@ windows must be clustered by user.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from recipes.data.padding import PADDING, padded
+from recipes.data.padding import PADDING, padded, ranges
 from recipes.data.splits import SPLITS
 from recipes.datasets.dataset import ReadyWindows
 from recipes.datasets.ordering import places, run_starts
@@ -61,11 +62,26 @@ class Windows:
 
     def items(self, rows: slice) -> np.ndarray:
         """The histories of a slice of rows, without padding, one after the other: int64."""
-        lengths = self.lengths[rows]
-        ends = lengths.cumsum()
+        at = np.arange(rows.start, rows.stop)
         # The j-th item of row i's history is the target of row i - length + j.
-        shift = np.arange(rows.start, rows.stop) - ends
-        return self.targets[np.repeat(shift, lengths) + np.arange(lengths.sum())]
+        return self.targets[ranges(at - self.lengths[rows], at)]
+
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """All items that the users of some rows ever meet: int64 [m, width], left-padded with -1.
+
+        Args:
+            rows: Integers [m], row numbers.
+        """
+        starts, ends = (bounds[rows] for bounds in self._users)
+        lengths = ends - starts
+        return padded(self.targets[ranges(starts, ends)], lengths, int(lengths.max(initial=0)))
+
+    @cached_property
+    def _users(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rows of each row's user begin, and where they end: int64 [n] each."""
+        starts = run_starts(self.table["user_id"].to_numpy())
+        counts = np.diff(starts, append=len(self.targets))
+        return np.repeat(starts, counts), np.repeat(starts + counts, counts)
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,13 @@ class GivenWindows(Windows):
     def items(self, rows: slice) -> np.ndarray:
         histories = self.histories[rows]
         return histories[histories != PADDING]
+
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """Refused, as windows need not tell all that a user meets (ValueError)."""
+        raise ValueError(
+            "prepare.negatives='whole': this dataset gives windows, which do not tell all that a "
+            "user meets: choose prepare.negatives=visible or catalogue"
+        )
 
 
 def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:

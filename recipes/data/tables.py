@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.artifacts import read_table
-from recipes.data.padding import PADDING, padded
+from recipes.data.padding import PADDING, padded, ranges
 from recipes.data.splits import SPLITS, SplitName, left_out_by_ties
 from recipes.datasets.ordering import run_starts
 from recipes.records import read_record
 
 INTERACTIONS = "interactions.parquet"
+DRAW = "draw"
+"""Column of candidates.parquet, where several were drawn for a row; from 0."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Split:
 
     is_last: np.ndarray
     """bool [n]: the user's last window of the split, the one that the paper evaluates."""
+
+    further_candidates: np.ndarray | None = None
+    """int64 [n, candidate_draws - 1, num_candidates], what was drawn after `candidates`; None in
+    `train`, and where `prepare.candidate_draws` is 1."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -92,7 +98,7 @@ class PreparedData:
         both = np.empty(len(targets) + int(lengths.sum()), np.int64)
         ends = (counts + lengths).cumsum()
         visible = np.zeros(len(both), np.bool_)
-        visible[_indices(ends - lengths, ends)] = True
+        visible[ranges(ends - lengths, ends)] = True
         both[visible], both[~visible] = seen[seen != PADDING], targets
         return both, counts + lengths
 
@@ -129,28 +135,32 @@ class PreparedData:
         examples = pq.read_table(folder / "examples.parquet")
         candidates = pq.read_table(folder / "candidates.parquet")
         splits: dict[SplitName, Split] = {
-            name: _split(_rows(examples, name), _rows(candidates, name), name, width)
+            name: _split(_rows(examples, name), _draws(candidates, name), name, width)
             for name in SPLITS
         }
         return cls(items["title"].to_pylist(), splits, folder)
 
 
-def _split(table: pa.Table, drawn: pa.Table, name: SplitName, width: int) -> Split:
+def _split(table: pa.Table, draws: list[pa.Table], name: SplitName, width: int) -> Split:
     rows = np.arange(len(table))
-    if not (np.array_equal(table["row"], rows) and np.array_equal(drawn["row"], rows)):
+    if not all(np.array_equal(one["row"], rows) for one in (table, *draws)):
         raise ValueError(
             f"examples.parquet and candidates.parquet do not have the same rows of {name}: delete "
             "the folder and run `python -m recipes prepare` again"
         )
     items, lengths = _lists(table["history"])
-    candidates, counts = _lists(drawn["candidates"])
+    candidates, *further = [_lists(drawn["candidates"])[0] for drawn in draws]
+    shape = len(table), -1
     return Split(
         user_ids=_numbers(table["user_id"]),
         histories=padded(items, lengths, width),
         history_lengths=lengths,
         targets=_numbers(table["target"]),
-        candidates=candidates.reshape(len(counts), -1),
+        candidates=candidates.reshape(shape),
         is_last=table["is_last"].to_numpy(),
+        further_candidates=(
+            np.stack([one.reshape(shape) for one in further], axis=1) if further else None
+        ),
     )
 
 
@@ -158,14 +168,19 @@ def _stretches(
     values: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stretches `values[start:end]`, one after the other, and their lengths (int64)."""
-    return values[_indices(starts, ends)], ends - starts
+    return values[ranges(starts, ends)], ends - starts
 
 
-def _indices(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The numbers from each start to its end, exclusive, one range after the other: int64."""
-    lengths = ends - starts
-    before = lengths.cumsum() - lengths
-    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+def _draws(table: pa.Table, split: SplitName) -> list[pa.Table]:
+    """The rows of one split of each draw of candidates, in order."""
+    if DRAW not in table.column_names:
+        return [_rows(table, split)]
+    draws = table[DRAW].to_numpy()
+    parts = [
+        _rows(table.take(np.flatnonzero(draws == draw)), split)
+        for draw in range(int(draws.max(initial=0)) + 1)
+    ]
+    return [part for draw, part in enumerate(parts) if draw == 0 or len(part)]
 
 
 def _rows(table: pa.Table, split: SplitName) -> pa.Table:

@@ -5,10 +5,15 @@ was read as a header. (2) A user's ratings are sorted by time with numpy's unsta
 leaves ratings of the same second, and 48 % of neighbours share one, in an order of its own
 (`unstable_sort.py`). (3) Users are ranked by their first rating.
 
-`chronological`: by time; ratings of the same second stay in file order, which is not that of ids.
+The other protocols order by time; by default, ratings of the same second stay in file order, which
+is not that of ids.
 
-Both keep all 1,682 films, 157 of which no train user has rated. Titles come without the year, and
-`Godfather, The` is shown as `The Godfather`; where two titles would be equal then, the year stays.
+Both keep all 1,682 films, unless a `prepare.core` is asked for; 157 of them no train user of theirs
+has rated. A given `prepare.min_rating` takes the place of 3.
+
+Titles come without the year, and `Godfather, The` is shown as `The Godfather`; where two titles
+would be equal then, the year stays. `prepare.titles: reference` makes LLaRA's titles instead, with
+their mistakes; item 266, `unknown`, has none.
 """
 
 import os
@@ -39,6 +44,7 @@ ARTICLE = re.compile(
     r"^(?P<rest>.+), (?P<article>The|An|A|Das|Der|Die|El|Il|L'|La|Las|Le|Les|Los)$"
 )
 """A title whose article stands at its end."""
+REFERENCE_ARTICLES = ("The", "A", "An")
 YEAR = re.compile(r" \((?P<year>\d{4})\)\s*$")
 
 
@@ -49,6 +55,7 @@ class MovieLens(Dataset):
     summary = "MovieLens-100K (1998): films rated 3 or better; needs the raw files"
     protocols = ("llara", *BY_TIME)
     has_ratings = True
+    has_reference_titles = True
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`u.data` and `u.item` of the unzipped archive."""
@@ -63,7 +70,9 @@ class MovieLens(Dataset):
         Raises:
             ValueError: A file is not the official one, or is truncated.
         """
-        titles = _titles(_read(files[FILMS], "|", ["id", "title"]))
+        films = _read(files[FILMS], "|", ["id", "title"])
+        reference = config.titles == "reference"
+        titles = list(map(_reference_title, films["title"])) if reference else _titles(films)
         ratings = _read(files[RATINGS], "\t", ["user", "item", "rating", "second"])
         if config.protocol == "llara":
             ratings = ratings.iloc[1:]
@@ -128,6 +137,20 @@ def _titles(films: pd.DataFrame) -> list[str]:
         title if shared[title.lower()] == 1 else f"{title}{_year(full)}"
         for title, full in zip(short, raw, strict=True)
     ]
+
+
+def _reference_title(full: str) -> str:
+    """The title that LLaRA makes: the last seven characters are cut off, whatever they are; and the
+    first of the articles that stands behind a comma, wherever, comes first, without looking at what
+    follows it.
+    """
+    title = full[: -len(" (1995)")]
+    for article in REFERENCE_ARTICLES:
+        behind = f", {article}"
+        if behind in title:
+            title = f"{article} {title.replace(behind, '')}"
+            break
+    return title.strip().lower()
 
 
 def _without_year(title: str) -> str:

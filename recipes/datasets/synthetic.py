@@ -102,8 +102,10 @@ class Synthetic(Dataset):
         )
         return Interactions(table, titles(config.synthetic.num_kinds))
 
-    def ceilings(self, config: PrepareConfig) -> dict[str, float]:
-        """Attainable HitRatio@1; see the function `ceilings`."""
+    def ceilings(self, config: PrepareConfig) -> dict[str, float] | None:
+        """Attainable HitRatio@1; see the function `ceilings`, and what it does not cover."""
+        if config.protocol == "temporal" or config.negatives not in (None, "catalogue"):
+            return None
         return asdict(ceilings(config.synthetic.num_kinds, config.num_candidates))
 
 
