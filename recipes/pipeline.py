@@ -56,6 +56,7 @@ class Pipeline:
         """
         check(experiment)
         compared = comparison(experiment)
+        evaluating.check_arms(experiment.evaluate, compared.arms)
         return cls(Run(experiment, compared.networks, shared), compared.arms)
 
     def prepare(self) -> None:
@@ -116,7 +117,7 @@ class Pipeline:
     def _check_rows(self) -> None:
         """Refuse settings that leave no rows of these data, before anything is trained."""
         data, config = self.run.data, self.run.experiment.evaluate
-        evaluated_rows(data.split(config.split), config)
+        evaluated_rows(data, config)
         longest = data.split("train").history_lengths.max()
         for arm in self.arms:
             if arm.settings.get("min_history", 0) > longest:

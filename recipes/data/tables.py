@@ -56,6 +56,36 @@ class PreparedData:
             raise ValueError(f"split={name!r}: choose one of {', '.join(SPLITS)}")
         return self.splits[name]
 
+    def earlier(self, name: SplitName, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All items that the users of some rows have met before them, whatever the splits.
+
+        Args:
+            name: The rows' split.
+            rows: int64 [n], row numbers.
+
+        Returns:
+            Each row's items, one row after the other (int64), and their number in each row (int64
+            [n]): the targets of the user's earlier windows, and the visible history.
+        """
+        order = [one for one in SPLITS if one in self.splits]
+        starts = dict(
+            zip(order, np.cumsum([0, *(len(self.splits[s]) for s in order)]), strict=False)
+        )
+        users = np.concatenate([self.splits[one].user_ids for one in order])
+        targets = np.concatenate([self.splits[one].targets for one in order])
+        by_user = users.argsort(kind="stable")
+        place = np.empty_like(by_user)
+        place[by_user] = np.arange(len(by_user))
+        at = place[rows + starts[name]]
+        before = at - np.searchsorted(users[by_user], users[rows + starts[name]])
+        histories = self.split(name).histories[rows]
+        found = [
+            np.append(targets[by_user[end - length : end]], history[history >= 0])
+            for end, length, history in zip(at, before, histories, strict=True)
+        ]
+        lengths = np.array([len(one) for one in found], dtype=np.int64)
+        return np.concatenate(found) if found else np.empty(0, np.int64), lengths
+
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":
         """Read the stage's folder.

@@ -1,5 +1,6 @@
 """The results of a study: a table with one row for each arm in each cell, a page and a plot."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,17 @@ import yaml
 from matplotlib.figure import Figure
 
 from recipes.report.markdown import markdown_table
-from recipes.report.naming import MAIN_COLUMNS, NOTHING, arms_of, interval
+from recipes.report.naming import (
+    NOTHING,
+    arms_of,
+    headline_key,
+    interval,
+    main_columns,
+    resampled,
+)
 from recipes.report.plots import clean, styles, wrapped
 from recipes.report.verdict import headlines, verdict
 
-FIGURE_KEY = "hit_ratio@1/ranking"
 Results = Mapping[str, Any]
 
 
@@ -80,27 +87,27 @@ def study_page(results: Results, figure: str) -> str:
     """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
     differs = results["differs"]
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
-    head = ["method", *differs, *MAIN_COLUMNS.values(), "trained parameters", "seeds"]
+    first, columns = results["cells"][0], _columns(results)
+    head = ["method", *differs, *columns.values(), "trained parameters", "seeds"]
     table = [
         [
             methods[row["arm"]],
             *(_shown({**row["varied"], **row["given"]}.get(key)) for key in differs),
-            *(_cell(row["metrics"].get(key)) for key in MAIN_COLUMNS),
+            *(_cell(row["metrics"].get(key)) for key in columns),
             "–" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
             str(row["seeds"] or "–"),
         ]
         for row in results["rows"]
     ]
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
-    first = results["cells"][0]
     confidence = first["config"]["evaluate"]["confidence"]
     sections = [
         f"# Study: {results['name']}",
         "> **Read this first**\n>\n" + "\n".join(f"> - {note}" for note in caveats),
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
-        "users.",
+        f"{_resampled(results)}.",
         markdown_table(head, table),
-        f"![HitRatio@1 of ranked candidates]({figure})",
+        f"![HitRatio@{first['evaluated']['headline']} of ranked candidates]({figure})",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
         "## How to reproduce\n\n<details><summary>configuration</summary>\n\n```yaml\n"
         + yaml.safe_dump([cell["config"] for cell in results["cells"]], sort_keys=False)
@@ -117,8 +124,23 @@ def _what_was_run(results: Results) -> str:
     counts = ", ".join(f"{rows:,} rows of {users:,} users" for rows, users in sizes)
     return (
         f"Data: {', '.join(datasets)}. Language model: {', '.join(models)}. Evaluated: "
-        f"{counts}, {cells[0]['evaluated']['split']} split."
+        f"{counts}, {cells[0]['evaluated']['split']} split, {_words(results)}."
     )
+
+
+def _words(results: Results) -> str:
+    """What targets were ranked among, in any of the cells."""
+    found = dict.fromkeys(cell["evaluated"]["words"] for cell in results["cells"])
+    return " or ".join(found)
+
+
+def _columns(results: Results) -> dict[str, str]:
+    """The main figures of all cells."""
+    return {key: head for cell in results["cells"] for key, head in main_columns(cell).items()}
+
+
+def _resampled(results: Results) -> str:
+    return max(map(resampled, results["cells"]), key=len)
 
 
 def _verdicts(results: Results) -> list[str]:
@@ -135,19 +157,17 @@ def _verdicts(results: Results) -> list[str]:
 
 
 def study_figure(results: Results) -> Figure:
-    """HitRatio@1 of ranked candidates, with one point and interval for each row of the table."""
-    rows = [
-        row
-        for row in results["rows"]
-        if row["metrics"].get(FIGURE_KEY, {}).get("value") is not None
-    ]
+    """HitRatio of ranked candidates, with one point and interval for each row of the table."""
+    first = results["cells"][0]
+    key, k = headline_key(first), first["evaluated"]["headline"]
+    rows = [row for row in results["rows"] if row["metrics"].get(key, {}).get("value") is not None]
     lines = [wrapped(_line(row)) for row in rows]
     height = 1.6 + sum(0.18 * (2 + line.count("\n")) for line in lines)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
     colours = styles(arms_of(results))
     for place, row in enumerate(rows):
-        entry = row["metrics"][FIGURE_KEY]
+        entry = row["metrics"][key]
         value, low, high = (entry[key] for key in ("value", "low", "high"))
         colour = colours[row["arm"]][0]
         axes.errorbar(value, place, xerr=[[value - low], [high - value]], color=colour, capsize=4)
@@ -155,10 +175,9 @@ def study_figure(results: Results) -> Figure:
     axes.set_yticks(np.arange(len(rows)), lines)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    counts = sorted({cell["evaluated"]["num_candidates"] for cell in results["cells"]})
-    candidates = " or ".join(map(str, counts))
-    axes.set_xlabel(f"HitRatio@1 (share of rows), {candidates} sampled candidates")
-    axes.set_title(f"{results['name']}: ranked candidates, intervals over users", fontsize=11)
+    axes.set_xlabel(textwrap.fill(f"HitRatio@{k}, {_words(results)}", 100))
+    heading = f"{results['name']}: ranked candidates, intervals over {_resampled(results)}"
+    axes.set_title(heading, fontsize=11)
     clean(axes)
     return figure
 
