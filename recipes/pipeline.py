@@ -57,6 +57,7 @@ class Pipeline:
         """
         check(experiment)
         compared = comparison(experiment)
+        evaluating.check_arms(experiment.evaluate, compared.arms)
         return cls(Run(experiment, compared.networks, shared), compared.arms)
 
     def prepare(self) -> None:
@@ -117,7 +118,7 @@ class Pipeline:
     def _check_rows(self) -> None:
         """Refuse settings that leave no rows of these data, before anything is trained."""
         data, config = self.run.data, self.run.experiment.evaluate
-        evaluated_rows(data.split(config.split), config)
+        evaluated_rows(data, config)
         longest = data.split("train").history_lengths.max()
         for network in self.run.networks.values():
             check_fits(network.config, data)

@@ -25,6 +25,7 @@ from typing import Any
 from recipes.arms import comparison
 from recipes.artifacts import write_json, write_text
 from recipes.evaluation.outcomes import metrics_for
+from recipes.evaluation.protocol import Protocol
 from recipes.experiment import Experiment
 from recipes.experiment_files import (
     EXPERIMENTS,
@@ -128,10 +129,9 @@ def _check_vary(path: Path, vary: Any) -> None:
 
 
 def _check_columns(path: Path, columns: Any, cells: Sequence[Cell]) -> None:
-    known = [
-        metric.key
-        for metric in metrics_for(cells[0].experiment.evaluate.ks, num_candidates=len(cells))
-    ]
+    experiment = cells[0].experiment
+    protocol = Protocol(experiment.evaluate, experiment.prepare.num_candidates)
+    known = [metric.key for metric in metrics_for(protocol)]
     if not isinstance(columns, list) or not set(columns) <= set(known):
         raise ValueError(f"{path}: columns={columns!r} must be a list from {', '.join(known)}")
 

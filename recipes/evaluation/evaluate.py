@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from recipes.artifacts import read_table, read_tensors, write_json, write_table
+from recipes.evaluation.catalogue import ranked_counts
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import (
     GATE_WEIGHTS,
@@ -22,18 +23,20 @@ from recipes.evaluation.parts import (
     planned_parts,
     predict_part,
 )
+from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling
-from recipes.evaluation.summary import summarise
+from recipes.evaluation.summary import random_order, random_value, summarise
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm
 from recipes.ranges import check_ranges
 from recipes.records import Record, Stage, required_record
 from recipes.run import Run
+from recipes.scoring.masking import Masked
 from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
 from recipes.stages import run_stage
 
 METRICS, GATES = "metrics.json", "gates.json"
-VERSION = 1
+VERSION = 2
 """Version of this stage, see `Record`."""
 
 
@@ -52,17 +55,21 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
     config = run.experiment.evaluate
     resampling = check_config(config)
     parts = planned_parts(run, arms)
-    rows = evaluated_rows(run.data.split(config.split), config)
+    rows = evaluated_rows(run.data, config)
+    masks = config.mask != "none"
+    masked = Masked.history(run.data, rows) if masks else Masked.nothing()
     folder = run.folder / "evaluate"
     for part in parts:
-        predict_part(part, run, rows, config)
+        predict_part(part, run, rows, masked, config)
 
     def work(place: Path) -> None:
         tables = [read_table(part.folder / PREDICTIONS) for part in parts]
         table = pd.concat(tables, ignore_index=True)
         write_table(place / PREDICTIONS, table)
-        summary = summarise(table, arms, config.ks, rows.num_candidates, resampling)
-        evaluated = {**_described(rows, config), "ambiguous_rows": _ambiguous_rows(table)}
+        protocol = Protocol(config, rows.num_candidates)
+        random = random_order(rows.user_ids, ranked_counts(rows, masked, config))
+        summary = summarise(table, arms, protocol, random, resampling)
+        evaluated = {**described(rows, protocol, random), "ambiguous_rows": _ambiguous_rows(table)}
         write_json(place / METRICS, {"evaluated": evaluated, **summary})
         write_json(place / GATES, _gates(parts, rows))
 
@@ -102,22 +109,55 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
     check_ranges(config, "evaluate.")
     if len(set(config.ks)) < len(config.ks):
         raise ValueError(f"evaluate.ks={config.ks} names a cut-off twice: leave one out")
-    if num_candidates is not None:
-        check_cutoffs(config.ks, num_candidates)
+    if config.candidates == "sampled":
+        if config.mask != "none":
+            raise ValueError(
+                f"evaluate.mask={config.mask!r} is for a ranking of all items, and "
+                "evaluate.candidates='sampled' ranks a few: choose `catalogue`, or mask `none`"
+            )
+        if num_candidates is not None:
+            check_cutoffs(config.ks, num_candidates)
     return Resampling(
         samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
     )
 
 
-def _described(rows: EvaluatedRows, config: EvaluateConfig) -> Mapping[str, Any]:
+def check_arms(config: EvaluateConfig, arms: Sequence[Arm]) -> None:
+    """Refuse arms that cannot rank the candidates (ValueError)."""
+    if config.candidates == "sampled":
+        return
+    for arm in arms:
+        if not arm.method.ranks_catalogue:
+            raise ValueError(
+                f"evaluate.candidates='catalogue': the arm {arm.name!r} ranks only the candidates "
+                "of its prompts: leave it out, or choose evaluate.candidates `sampled`"
+            )
+
+
+def described(rows: EvaluatedRows, protocol: Protocol, random: pd.DataFrame) -> Mapping[str, Any]:
+    """What was evaluated, and how, for the report.
+
+    Args:
+        rows: The evaluated rows.
+        protocol: What their targets are ranked among.
+        random: `random_order`'s predictions of these rows.
+    """
+    config, k = protocol.config, protocol.headline
     return {
         "split": config.split,
         "rows": config.rows,
+        "candidates": config.candidates,
+        "mask": config.mask,
+        "average": config.average,
         "min_history": config.min_history,
         "max_users": config.max_users,
-        "num_rows": len(rows.rows),
+        "num_rows": len(rows),
         "num_users": len(np.unique(rows.user_ids)),
         "num_candidates": rows.num_candidates,
+        "among": protocol.among,
+        "words": protocol.words,
+        "headline": k,
+        "chance": random_value(f"hit_ratio@{k}/ranking", protocol, random),
     }
 
 

@@ -1,14 +1,15 @@
 """The reported metrics. Each is a ratio, with a numerator and a denominator for every row."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from recipes.evaluation.metrics import gains, hits, sampled_label
-from recipes.evaluation.statistics import mean_over_seeds
+from recipes.evaluation.metrics import Places, gains, hits, reciprocal_ranks
+from recipes.evaluation.protocol import Protocol
 from recipes.scoring.arrays import Floats, Ints
 
 Outcome = Callable[[pd.DataFrame], tuple[Floats, Floats]]
@@ -22,25 +23,26 @@ class Metric:
     label: str
     """Name in tables; `{source}` stands for the score by which the method ranks."""
     reads: Literal["text", "ranks"]
-    """Whether the metric is computed from generated answers or from ranks."""
+    """Whether the metric is computed from generated answers or from places."""
     outcome: Outcome
     """Predictions of one arm and seed -> each row's (numerator, denominator), float64 [n] each."""
 
 
-def metrics_for(ks: Sequence[int], num_candidates: int) -> list[Metric]:
-    """The metrics of a report; the first one is its headline."""
-    sampled = sampled_label(num_candidates)
-    found = _text_metrics(sampled)
-    for k in ks:
-        place = f"@{k} ({{source}}, {sampled})"
+def metrics_for(protocol: Protocol) -> list[Metric]:
+    """The metrics of a report."""
+    found, words = _text_metrics(protocol), f"({{source}}, {protocol.words})"
+    for k in protocol.config.ks:
         found += [
-            Metric(f"hit_ratio@{k}/ranking", f"HitRatio{place}", "ranks", _rank_outcome(hits, k)),
-            Metric(f"ndcg@{k}/ranking", f"NDCG{place}", "ranks", _rank_outcome(gains, k)),
+            _rank_metric(f"hit_ratio@{k}", f"HitRatio@{k} {words}", partial(hits, k=k)),
+            _rank_metric(f"ndcg@{k}", f"NDCG@{k} {words}", partial(gains, k=k)),
         ]
+    found.append(_rank_metric("mrr", f"MRR {words}", reciprocal_ranks))
+    if protocol.config.average == "users":
+        found = [replace(one, outcome=_by_user(one.outcome)) for one in found]
     return found
 
 
-def _text_metrics(sampled: str) -> list[Metric]:
+def _text_metrics(protocol: Protocol) -> list[Metric]:
     """Hit ratio of all and of valid answers, and valid ratio; by our and the reference's rule."""
     reference = ", substring rule of the reference"
     found = []
@@ -49,21 +51,21 @@ def _text_metrics(sampled: str) -> list[Metric]:
         ("substring", reference, "substring_item"),
     ):
         for kind in ("total", "valid"):
-            label = f"HitRatio@1 (generation, of {kind}{words}, {sampled})"
+            label = f"HitRatio@1 (generation, of {kind}{words}, {protocol.words})"
             outcome = _text_outcome(column, kind)
             found.append(Metric(f"hit_ratio@1/{rule}/{kind}", label, "text", outcome))
-        label = f"ValidRatio (generation{words})"
+        label = f"ValidRatio (generation{words}{protocol.scope})"
         outcome = _text_outcome(column, "validity")
         found.append(Metric(f"valid_ratio/{rule}", label, "text", outcome))
     return found
 
 
-def _rank_outcome(outcome: Callable[[Floats, int], Floats], k: int) -> Outcome:
+def _rank_metric(key: str, label: str, outcome: Callable[[Places], Floats]) -> Metric:
     def ranked(table: pd.DataFrame) -> tuple[Floats, Floats]:
-        ranks = table["rank"].to_numpy(dtype=np.float64)
-        return outcome(ranks, k), np.ones_like(ranks)
+        found = outcome(Places(table["better"].to_numpy(), table["tied"].to_numpy()))
+        return found, np.ones_like(found)
 
-    return ranked
+    return Metric(f"{key}/ranking", label, "ranks", ranked)
 
 
 def _text_outcome(column: str, kind: Literal["total", "valid", "validity"]) -> Outcome:
@@ -77,6 +79,19 @@ def _text_outcome(column: str, kind: Literal["total", "valid", "validity"]) -> O
     return parsed
 
 
+def _by_user(outcome: Outcome) -> Outcome:
+    """The same metric as a mean over users of each user's ratio: its rows count for one in all."""
+
+    def averaged(table: pd.DataFrame) -> tuple[Floats, Floats]:
+        top, bottom = outcome(table)
+        _, user = np.unique(table["user_id"], return_inverse=True)
+        counted = np.bincount(user, weights=bottom)[user]
+        share = np.divide(1.0, counted, out=np.zeros_like(counted), where=counted > 0)
+        return top * share, bottom * share
+
+    return averaged
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """Outcomes of one metric and arm: the same n rows for each seed."""
@@ -88,10 +103,6 @@ class Outcomes:
     """float64 [seeds, n], numerator of each seed and row."""
     denominators: Floats
     """float64 [seeds, n], denominator of each seed and row."""
-
-    def averaged(self) -> tuple[Floats, Floats]:
-        """Each row's mean outcomes over the seeds: (numerator, denominator), float64 [n] each."""
-        return mean_over_seeds(self.numerators), mean_over_seeds(self.denominators)
 
     def per_seed(self) -> list[float | None]:
         """The ratio of each seed; None where the denominator is zero."""

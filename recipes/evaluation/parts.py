@@ -5,18 +5,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recipes.artifacts import write_table, write_tensors
+from recipes.evaluation.catalogue import catalogue_places
+from recipes.evaluation.metrics import places_of
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm, trained_name
 from recipes.records import Record, Stage, required_record
 from recipes.run import Run
+from recipes.scoring.masking import Masked
 from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
 
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
-SUMMARY_FIELDS = ("ks", "bootstrap_samples", "confidence", "seed")
+SUMMARY_FIELDS = ("ks", "average", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
-VERSION = 1
+VERSION = 2
 """Version of this stage, see `Record`."""
 
 
@@ -73,15 +76,23 @@ def _part(run: Run, arm: Arm, seed: int) -> Part:
     return Part(arm, seed, stage, run.place(f"evaluate/parts/{name}", key))
 
 
-def predict_part(part: Part, run: Run, rows: EvaluatedRows, config: EvaluateConfig) -> Record:
+def predict_part(
+    part: Part, run: Run, rows: EvaluatedRows, masked: Masked, config: EvaluateConfig
+) -> Record:
     """Predict a part, unless it is finished already; returns its record."""
+    arm, seed, titles = part.arm, part.seed, run.data.titles
 
     def work(place: Path) -> None:
-        found = part.arm.method.predict(run, part.arm, part.seed, rows, config)
-        table = predictions_table(part.arm.name, part.seed, rows, found, run.data.titles)
+        if rows.whole_catalogue:
+            places = catalogue_places(arm.method.scorer(run, arm, seed), rows, masked, config)
+            table = predictions_table(arm.name, seed, rows, places, titles)
+        else:
+            found = arm.method.predict(run, arm, seed, rows, config)
+            places = places_of(found.scores, rows.target_index)
+            table = predictions_table(arm.name, seed, rows, places, titles, found)
+            if found.gates is not None:
+                write_tensors(place / GATE_WEIGHTS, {"weights": found.gates})
         write_table(place / PREDICTIONS, table)
-        if found.gates is not None:
-            write_tensors(place / GATE_WEIGHTS, {"weights": found.gates})
 
     return run_stage(part.stage, part.folder, work)
 

@@ -4,21 +4,34 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from recipes.evaluation.metrics import random_hit_ratio, random_ndcg, sampled_label
 from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
+from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
 from recipes.methods.method import Arm
+from recipes.scoring.arrays import Ints
 
 Entry = dict[str, Any]
+
+
+def random_order(user_ids: Ints, counts: Ints) -> pd.DataFrame:
+    """Predictions of a random order, as a table with one line a row: all candidates tie.
+
+    Args:
+        user_ids: int64 [n], user id of each row.
+        counts: int64 [n], number of candidates that each row's target is ranked among, itself
+            included.
+    """
+    return pd.DataFrame({"user_id": user_ids, "better": np.zeros_like(counts), "tied": counts})
 
 
 def summarise(
     predictions: pd.DataFrame,
     arms: Sequence[Arm],
-    ks: Sequence[int],
-    num_candidates: int,
+    protocol: Protocol,
+    random: pd.DataFrame,
     resampling: Resampling,
 ) -> dict[str, list[dict[str, Any]]]:
     """All metrics and differences of a table of predictions (`metrics.json`).
@@ -26,8 +39,8 @@ def summarise(
     Args:
         predictions: Predictions of every arm that predicts, as `predictions_table` writes them.
         arms: All arms, from simple to elaborate; a difference is the later arm minus the earlier.
-        ks: Cut-offs K of the ranking metrics.
-        num_candidates: Number of candidates in a row.
+        protocol: Cut-offs, and what targets are ranked among.
+        random: `random_order`'s predictions of the same rows.
         resampling: Settings of the bootstrap.
 
     Returns:
@@ -38,7 +51,7 @@ def summarise(
     having = [arm for arm in arms if arm.name in tables]
     writing = [arm for arm in having if not _mute(tables[arm.name])]
     metrics, comparisons = [], []
-    for metric in metrics_for(ks, num_candidates):
+    for metric in metrics_for(protocol):
         own = having if metric.reads == "ranks" else writing
         found = {arm.name: outcomes_of(metric, tables[arm.name]) for arm in own}
         metrics += [_metric_entry(metric, arm, found[arm.name], resampling) for arm in own]
@@ -52,9 +65,9 @@ def summarise(
             for position, later in enumerate(own)
             for earlier in own[:position]
         ]
-    scoring = [arm.name for arm in having if arm not in writing]
-    random = [arm.name for arm in arms if arm.method.is_random_order]
-    metrics += _exact_entries(ks, num_candidates, random, scoring)
+    silent = [arm.name for arm in having if writing and arm not in writing]
+    drawn = [arm.name for arm in arms if arm.method.is_random_order]
+    metrics += _exact_entries(protocol, random, drawn, silent)
     return {"metrics": metrics, "comparisons": comparisons}
 
 
@@ -64,7 +77,7 @@ def _mute(table: pd.DataFrame) -> bool:
 
 
 def _metric_entry(metric: Metric, arm: Arm, found: Outcomes, resampling: Resampling) -> Entry:
-    estimate = ratio_interval(*found.averaged(), found.user_ids, resampling)
+    estimate = ratio_interval(found.numerators, found.denominators, found.user_ids, resampling)
     entry: Entry = {
         "method": arm.name,
         "key": metric.key,
@@ -89,7 +102,11 @@ def _comparison_entry(
 ) -> Entry:
     (method, found), (other, baseline) = first, second
     difference = paired_difference(
-        found.averaged(), baseline.averaged(), found.user_ids, resampling
+        (found.numerators, found.denominators),
+        (baseline.numerators, baseline.denominators),
+        found.user_ids,
+        resampling,
+        same_seeds=found.seeds == baseline.seeds,
     )
     entry: Entry = {
         "method": method,
@@ -120,23 +137,28 @@ def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | N
 
 
 def _exact_entries(
-    ks: Sequence[int], num_candidates: int, random: Sequence[str], scoring: Sequence[str]
+    protocol: Protocol, random: pd.DataFrame, drawn: Sequence[str], silent: Sequence[str]
 ) -> list[Entry]:
     """Figures known exactly: metrics of a random order, and validity of arms that only score."""
-    sampled = f"(random order, exact, {sampled_label(num_candidates)})"
-    entries = [
-        _exact(arm, f"{key}@{k}/ranking", f"{name}@{k} {sampled}", value(k, num_candidates))
-        for arm in random
-        for k in ks
-        for key, name, value in (
-            ("hit_ratio", "HitRatio", random_hit_ratio),
-            ("ndcg", "NDCG", random_ndcg),
-        )
-    ]
+    entries = []
+    for metric in metrics_for(protocol):
+        if metric.reads == "ranks":
+            label = metric.label.format(source="random order, exact")
+            entries += [_exact(arm, metric.key, label, _ratio(metric, random)) for arm in drawn]
     return entries + [
-        _exact(arm, "valid_ratio/generation", "ValidRatio (by construction)", 1.0)
-        for arm in scoring
+        _exact(arm, "valid_ratio/generation", "ValidRatio (by construction)", 1.0) for arm in silent
     ]
+
+
+def random_value(key: str, protocol: Protocol, random: pd.DataFrame) -> float:
+    """The exact expectation of a ranking metric for a random order."""
+    (metric,) = [one for one in metrics_for(protocol) if one.key == key]
+    return _ratio(metric, random)
+
+
+def _ratio(metric: Metric, table: pd.DataFrame) -> float:
+    top, bottom = metric.outcome(table)
+    return float(top.sum() / bottom.sum())
 
 
 def _exact(method: str, key: str, label: str, value: float) -> Entry:

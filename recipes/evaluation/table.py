@@ -1,8 +1,10 @@
 """The table of predictions, with one line for each arm, seed and evaluated row.
 
-`scores` are in the order of the row's candidates in `prepare/candidates.parquet`. The columns about
-generated text are null for methods that only score. `ambiguous` rows are those whose target has the
-title of another candidate, as the language model writes it, so that no answer is right there.
+`better` and `tied` say where the target stands among the row's candidates (`Places`). `scores` are
+in the order of the row's candidates in `prepare/candidates.parquet`; they are not kept where all
+items are ranked. The columns about generated text are null for methods that only score. `ambiguous`
+rows are those whose target has the title of another candidate, as the language model writes it, so
+that no answer is right there.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from recipes.evaluation.answers import parse_answer, parse_answer_by_substring
-from recipes.evaluation.metrics import rank_of_target
+from recipes.evaluation.metrics import Places
 from recipes.scoring.predictions import Predictions
 from recipes.scoring.rows import EvaluatedRows
 
@@ -21,7 +23,12 @@ NO_ITEM = -1
 
 
 def predictions_table(
-    arm: str, seed: int, rows: EvaluatedRows, found: Predictions, titles: Sequence[str]
+    arm: str,
+    seed: int,
+    rows: EvaluatedRows,
+    places: Places,
+    titles: Sequence[str],
+    found: Predictions | None = None,
 ) -> pd.DataFrame:
     """The table's lines for one arm and seed.
 
@@ -29,8 +36,9 @@ def predictions_table(
         arm: Name of the arm, written to the column `method`.
         seed: Training seed of the arm.
         rows: The evaluated rows.
-        found: The arm's predictions for these rows.
+        places: Where each row's target stands.
         titles: Title of each item, by item id.
+        found: The arm's predictions for these rows; None where all items are ranked.
     """
     count = len(rows.rows)
     table = pd.DataFrame(
@@ -46,10 +54,13 @@ def predictions_table(
             "valid": pd.array([None] * count, dtype="boolean"),
             "substring_item": pd.array([None] * count, dtype="Int64"),
             "ambiguous": pd.array([None] * count, dtype="boolean"),
-            "rank": rank_of_target(found.scores, rows.target_index),
-            "scores": list(np.asarray(found.scores, dtype=np.float64)),
+            "better": places.better,
+            "tied": places.tied,
         }
     )
+    if found is None:
+        return table
+    table["scores"] = list(np.asarray(found.scores, dtype=np.float64))
     if found.texts is not None:
         titles = titles if found.titles is None else found.titles
         items = _parsed(found.texts, rows, titles, parse_answer)

@@ -42,6 +42,7 @@ class AdapterMethod(Method):
     """Trains a PEFT adapter and a projector on hybrid prompts, then ranks and generates."""
 
     is_adapter = True
+    ranks_catalogue = False
     Config: ClassVar[type[AdapterSettings]] = AdapterSettings
     """Settings with defaults in the section `adapt`, which an arm may replace by its own values."""
     Peft: ClassVar[type[PeftConfig]] = LoraConfig
@@ -133,7 +134,7 @@ class AdapterMethod(Method):
         written_titles(outline.tokenizer, store.answer_ids)
         check_new_tokens(store.answers, config.max_new_tokens)
         answer = int(store.answers.lengths.max())
-        evaluated = evaluated_rows(data.split(config.split), config)
+        evaluated = evaluated_rows(data, config)
         longest = {}
         used: list[tuple[SplitName, np.ndarray, int]] = [
             ("train", training_rows(data.split("train"), settings), answer),

@@ -4,10 +4,10 @@ import numpy as np
 
 from recipes.about import About
 from recipes.data.padding import PADDING
-from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm, Method
 from recipes.run import Run
-from recipes.scoring.predictions import Predictions
+from recipes.scoring.arrays import Floats
+from recipes.scoring.predictions import Scorer
 from recipes.scoring.rows import EvaluatedRows
 
 
@@ -26,18 +26,21 @@ class CoOccurrence(Method):
         ranks_by="co-occurrence",
     )
 
-    def predict(
-        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
-    ) -> Predictions:
-        """Score candidates by cosine with the history."""
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+        """Scores candidates by cosine with the history."""
         train, num_items = run.data.split("train"), run.data.num_items
         users = np.unique(train.user_ids, return_inverse=True)[1]
         met = np.zeros((users.max() + 1, num_items + 1), np.float32)  # the last column is padding
         met[users, train.targets] = 1
         met /= np.maximum(np.linalg.norm(met, axis=0), 1)
-        histories = run.data.split(rows.split).histories[rows.rows]
-        scores = np.empty(rows.candidates.shape)
-        for row, (history, candidates) in enumerate(zip(histories, rows.candidates, strict=True)):
-            profile = met[:, np.where(history == PADDING, num_items, history)].sum(axis=1)
-            scores[row] = profile @ met[:, candidates]
-        return Predictions(scores)
+
+        def scores(rows: EvaluatedRows) -> Floats:
+            histories = run.data.split(rows.split).histories[rows.rows]
+            found = np.empty(rows.candidates.shape)
+            for row, history in enumerate(histories):
+                seen = met[:, np.where(history == PADDING, num_items, history)].sum(axis=1)
+                wanted = met[:, :-1] if rows.whole_catalogue else met[:, rows.candidates[row]]
+                found[row] = seen @ wanted
+            return found
+
+        return scores

@@ -1,12 +1,11 @@
 """The interface of a method: its description, settings, inputs, training and predictions.
 
-A method that trains nothing overrides only `predict`, and `configure` if it has settings (see
+A method that trains nothing overrides only `scorer`, and `configure` if it has settings (see
 `co_occurrence.py`). An adapter of a language model derives from `AdapterMethod`.
 """
 
 import hashlib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from recipes.about import About
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.records import Stage
 from recipes.run import Network, Run
-from recipes.scoring.predictions import Predictions
+from recipes.scoring.predictions import Predictions, Scorer
 from recipes.scoring.rows import EvaluatedRows
 
 
@@ -67,7 +66,7 @@ def folder_name(name: str, *, distinct: bool = False) -> str:
     return f"{clean.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
 
-class Method(ABC):
+class Method:
     """Base class of methods. Subclasses are listed in `recipes/methods/__init__.py`."""
 
     name: str
@@ -79,6 +78,8 @@ class Method(ABC):
     """Whether the method is a uniformly random order, whose metrics are exact expectations."""
     is_adapter: ClassVar[bool] = False
     """Whether the method adapts a language model."""
+    ranks_catalogue: ClassVar[bool] = True
+    """Whether the method can rank all items of the catalogue, by `scorer`."""
     version: int = 1
     """Raised when the same settings begin to give other results."""
 
@@ -122,7 +123,7 @@ class Method(ABC):
         """
         raise NotImplementedError
 
-    def check(self, run: Run, arm: Arm) -> None:  # noqa: B027
+    def check(self, run: Run, arm: Arm) -> None:
         """Refuse what training or evaluation would stumble over, before the first long stage.
 
         Args:
@@ -143,11 +144,19 @@ class Method(ABC):
         files = run.prepared.files
         return {name: files[name] for name in ("examples.parquet", "candidates.parquet")}
 
-    @abstractmethod
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+        """What scores candidates, whichever they are: a row's frozen ones or all items.
+
+        A method that is called for some rows after others loads here what it needs for all. The
+        rows' targets must not be used.
+        """
+        raise NotImplementedError
+
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
-        """Predictions for the rows, whose targets a method must not use."""
+        """Predictions for the rows, whose targets a method must not use: by default, scores."""
+        return Predictions(self.scorer(run, arm, seed)(rows))
 
 
 def trained_name(arm: Arm, seed: int) -> str:

@@ -1,12 +1,7 @@
 """A uniformly random order of the candidates, which is the lower baseline."""
 
-from typing import NoReturn
-
 from recipes.about import About
-from recipes.experiment import EvaluateConfig
-from recipes.methods.method import Arm, Method
-from recipes.run import Run
-from recipes.scoring.rows import EvaluatedRows
+from recipes.methods.method import Method
 
 
 class Random(Method):
@@ -21,9 +16,3 @@ class Random(Method):
         ranks_by="random order",
     )
     is_random_order = True
-
-    def predict(
-        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
-    ) -> NoReturn:
-        """Is never called, see `is_random_order`."""
-        raise NotImplementedError

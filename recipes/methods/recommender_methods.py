@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from recipes.experiment import EvaluateConfig, Experiment, RecommenderConfig
+from recipes.experiment import Experiment, RecommenderConfig
 from recipes.methods.method import Arm, Method
 from recipes.methods.settings import checked
 from recipes.ranges import LAST_SEED
@@ -12,7 +12,8 @@ from recipes.recommenders.recommender import AnyRecommender, Counter, SequenceRe
 from recipes.recommenders.representations import Representations
 from recipes.recommenders.train import check_config
 from recipes.run import Network, Run
-from recipes.scoring.predictions import Predictions
+from recipes.scoring.arrays import Floats
+from recipes.scoring.predictions import Scorer
 from recipes.scoring.rows import EvaluatedRows
 
 
@@ -24,13 +25,12 @@ class CounterMethod(Method):
         self.name, self.summary, self.about = counter.name, counter.summary, counter.about
         self.version = counter.version
 
-    def predict(
-        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
-    ) -> Predictions:
-        """The counter's scores of the candidates."""
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+        """The counter's scores."""
         counter = self.counter(run.data.split("train"), run.data.num_items)
-        histories = run.data.split(rows.split).histories[rows.rows]
-        return Predictions(counter.scores(histories, rows.candidates))
+        return lambda rows: counter.scores(
+            run.data.split(rows.split).histories[rows.rows], rows.candidates
+        )
 
 
 class NetworkMethod(Method):
@@ -68,13 +68,16 @@ class NetworkMethod(Method):
         record = run.network_record(arm.name, seed)
         return super().inputs(run, arm, seed) | {"recommender": record.content}
 
-    def predict(
-        self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
-    ) -> Predictions:
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
         """The network's scores: dot products of user representation and item embedding."""
         vectors = Representations.load(run.network_folder(arm.name, seed))
-        scores = vectors.scores(rows.split, rows.rows, rows.candidates)
-        return Predictions(scores.double().numpy())
+
+        def scores(rows: EvaluatedRows) -> Floats:
+            if rows.whole_catalogue:
+                return vectors.catalogue_scores(rows.split, rows.rows).numpy()
+            return vectors.scores(rows.split, rows.rows, rows.candidates).double().numpy()
+
+        return scores
 
 
 def as_methods(recommenders: Iterable[AnyRecommender]) -> list[Method]:

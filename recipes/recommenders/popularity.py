@@ -8,11 +8,7 @@ from recipes.recommenders.recommender import Counter
 
 
 class Popularity(Counter):
-    """Ranks items by how often they occur in the train users' interactions.
-
-    Equal counts are ordered by item id, the smaller one first, so that there are no ties. Ties
-    count against a method, which would penalise every item that does not occur in training.
-    """
+    """Ranks items by how often they occur in the train users' interactions."""
 
     name = "popularity"
     summary = "how often an item occurs in the train interactions"
@@ -22,14 +18,12 @@ class Popularity(Counter):
         order=10,
         ranks_by="train count",
     )
+    version = 2
 
     def __init__(self, train: Split, num_items: int) -> None:
-        counts = np.bincount(train.targets, minlength=num_items)
-        order = np.lexsort((np.arange(num_items), -counts))
-        self.place = np.empty(num_items)
-        """Each item's place in the popularity list, from 0 for the most popular: [num_items]."""
-        self.place[order] = np.arange(num_items)
+        self.counts = np.bincount(train.targets, minlength=num_items).astype(np.float64)
+        """How often each item occurs: [num_items]."""
 
     def scores(self, histories: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """The negative of each candidate's place in the popularity list."""
-        return -self.place[candidates]
+        """Each candidate's count."""
+        return self.counts[candidates]

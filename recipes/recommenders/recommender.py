@@ -115,7 +115,7 @@ class Counter(ABC):
             candidates: int64 [n, c], item ids.
 
         Returns:
-            float64 [n, c]; higher is better. Ties count against the method.
+            float64 [n, c], an array of their own; higher is better.
         """
 
 

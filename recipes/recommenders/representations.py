@@ -66,6 +66,10 @@ class Representations:
             scores[chunk] = torch.einsum("nh,nch->nc", users, self.items[wanted[chunk]])
         return scores
 
+    def catalogue_scores(self, split: SplitName, rows: np.ndarray) -> Tensor:
+        """Scores of all items for n rows of a split, in item order: float32 [n, num_items]."""
+        return self.users[split][torch.tensor(rows)] @ self.items.T
+
 
 @torch.no_grad()
 def encode(model: SequenceRecommender, histories: Tensor) -> Tensor:

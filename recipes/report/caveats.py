@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from recipes.experiment import AdapterSettings
-from recipes.report.naming import arms_of
+from recipes.report.naming import arms_of, headline_key, several_seeds
 
 Results = Mapping[str, Any]
 FEW_USERS = 30
@@ -24,11 +24,7 @@ def caveats(results: Results) -> list[str]:
             "model, and must not be set beside the paper's."
         )
     found += [*results["dataset"]["caveats"], *results["dataset"].get("notes", ())]
-    found.append(
-        f"**Metrics are sampled**: a method chooses among {evaluated['num_candidates']} candidates "
-        "(the target and uniform negatives), not among the whole catalogue. Sampled metrics need "
-        "not keep the order that methods have on the full catalogue."
-    )
+    found += _ranked_among(evaluated)
     if evaluated["split"] == "val":
         found.append(_selected_on_these(results))
     found += _unequal_training(results)
@@ -53,11 +49,46 @@ def caveats(results: Results) -> list[str]:
         found.append(
             "Adapters were trained with **one seed**: what another seed would give is unknown."
         )
-    found.append(
-        "Intervals speak of other users, given these trained models. They are not corrected for "
-        "the number of comparisons; the first comparison listed is the one to read."
-    )
+    found.append(_intervals(results))
     return found
+
+
+def _ranked_among(evaluated: Mapping[str, Any]) -> list[str]:
+    """The warning about what targets were ranked among."""
+    if evaluated["candidates"] == "sampled":
+        return [
+            f"**Metrics are sampled**: a method chooses among {evaluated['num_candidates']} "
+            "candidates (the target and uniform negatives), not among the whole catalogue. Sampled "
+            "metrics need not keep the order that methods have on the full catalogue."
+        ]
+    return {
+        "none": [
+            "**Items that the user has met are ranked too** (`evaluate.mask: none`). Where nobody "
+            "meets an item twice, they can only stand in a target's way: figures are lower than "
+            "with `evaluate.mask: history`, and must not be set beside such."
+        ],
+        "zero": [
+            "**Items that the user has met score 0** (`evaluate.mask: zero`), as in S3-Rec's code. "
+            "They stay in the ranking, above whatever scores below 0, so figures depend on where a "
+            "method's scores happen to lie."
+        ],
+        "history": [],
+    }[evaluated["mask"]]
+
+
+def _intervals(results: Results) -> str:
+    """What intervals do and do not speak of."""
+    speak = "Intervals speak of other users, given these trained models."
+    if several_seeds(results):
+        speak = (
+            "Intervals speak of other users and, for arms with several seeds, of other trainings; "
+            "few seeds make them too narrow where trainings differ more than users do. An arm with "
+            "one seed is taken as it was trained."
+        )
+    return (
+        f"{speak} They are not corrected for the number of comparisons; the first comparison "
+        "listed is the one to read."
+    )
 
 
 def _selected_on_these(results: Results) -> str:
@@ -124,8 +155,8 @@ def _other_versions(results: Results) -> list[str]:
 
 def _weak_methods(results: Results) -> list[str]:
     """Warnings about arms that are too weak for a comparison to mean much."""
-    chance = 1 / results["evaluated"]["num_candidates"]
-    arms = arms_of(results)
+    evaluated, key, arms = results["evaluated"], headline_key(results), arms_of(results)
+    chance = evaluated["chance"]
 
     def title(entry: Mapping[str, Any]) -> str:
         return arms[entry["method"]]["title"]
@@ -139,7 +170,7 @@ def _weak_methods(results: Results) -> list[str]:
     weak = [
         f"{title(entry)} ({entry['value']:.3f}, interval from {entry['low']:.3f})"
         for entry in metrics
-        if entry["key"] == "hit_ratio@1/ranking" and entry["low"] <= chance
+        if entry["key"] == key and entry["low"] <= chance
     ]
     ceiling = (results["ceilings"] or {}).get("last_item", 0.0)
     behind = [
@@ -155,8 +186,9 @@ def _weak_methods(results: Results) -> list[str]:
         )
     if weak:
         found.append(
-            f"**Not clearly above a random order** by ranked HitRatio@1 (chance: {chance:.3f}): "
-            f"{', '.join(weak)}. A difference between such methods means little."
+            f"**Not clearly above a random order** by ranked HitRatio@{evaluated['headline']} "
+            f"(chance: {chance:.3f}): {', '.join(weak)}. A difference between such methods means "
+            "little."
         )
     if behind:
         found.append(

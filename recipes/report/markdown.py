@@ -5,15 +5,27 @@ from typing import Any
 
 import yaml
 
-from recipes.report.naming import NOTHING, arms_of, interval, per_seed
+from recipes.report.naming import (
+    GENERATED,
+    NOTHING,
+    arms_of,
+    interval,
+    per_seed,
+    resampled,
+    several_seeds,
+)
 from recipes.report.verdict import differences, headlines, verdict
 
 Results = Mapping[str, Any]
 
 TEXT_COLUMNS = {
-    "hit_ratio@1/generation/total": "HitRatio@1 (generation, of total)",
+    GENERATED: "HitRatio@1 (generation, of total)",
     "hit_ratio@1/generation/valid": "HitRatio@1 (generation, of valid)",
     "valid_ratio/generation": "ValidRatio",
+}
+AVERAGES = {
+    "rows": "means over rows",
+    "users": "means over users of each user's mean over rows",
 }
 SUBSTRING_COLUMNS = {
     "hit_ratio@1/substring/total": "HitRatio@1 (of total)",
@@ -57,20 +69,50 @@ def _what_was_run(results: Results) -> str:
     size = f", {llm['parameters']:,} parameters" if "parameters" in llm else ""
     seconds = results["seconds"]
     hours = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
-    every = "each user's last window" if evaluated["rows"] == "last" else "every window"
+    every = {"last": "each user's last window", "first": "each user's first window"}.get(
+        evaluated["rows"], "every window"
+    )
     return (
         "## What was run\n\n"
-        "A recommender reads each user's history. A frozen language model reads a prompt "
-        "with the newest items of that history and a list of candidates, and names the next item. "
-        "Small adapters are trained on top of it; the question is which adapter answers best.\n\n"
+        f"{_setting(results)}\n\n"
         f"- **Data:** `{dataset['dataset']}`, protocol `{dataset['protocol']}`: "
         f"{counts['interactions']:,} interactions, {counts['items']:,} items; users: {users}.\n"
         f"- **Language model:** `{llm['name']}`{size}.\n"
         f"- **Evaluated rows:** {every} with at least {evaluated['min_history']} items of history, "
         f"{evaluated['split']} split: n = {evaluated['num_rows']:,} rows of "
-        f"{evaluated['num_users']:,} users, {evaluated['num_candidates']} frozen candidates each.\n"
+        f"{evaluated['num_users']:,} users.\n"
+        f"- **Ranked among:** {_among(evaluated)}.\n"
+        f"- **Figures:** {AVERAGES[evaluated['average']]}. {_interval_note(results)}\n"
         f"- **Seeds:** {_seeds(seeds)}.\n"
         f"- **Time:** {hours}."
+    )
+
+
+def _setting(results: Results) -> str:
+    if results["llm"] is None:
+        return (
+            "Methods read each user's history and rank items; the question is which method ranks "
+            "the next item best. No language model is involved."
+        )
+    return (
+        "A recommender reads each user's history. A frozen language model reads a prompt "
+        "with the newest items of that history and a list of candidates, and names the next item. "
+        "Small adapters are trained on top of it; the question is which adapter answers best."
+    )
+
+
+def _among(evaluated: Mapping[str, Any]) -> str:
+    if evaluated["candidates"] == "sampled":
+        return f"{evaluated['num_candidates']} frozen candidates of each row"
+    return (
+        f"all {evaluated['num_candidates']:,} items"
+        + {
+            "none": ", also those that the user met before (`evaluate.mask: none`)",
+            "history": " but those that the user met before (`evaluate.mask: history`); the target "
+            "always counts",
+            "zero": "; those that the user met before score 0 (`evaluate.mask: zero`), the target "
+            "excepted",
+        }[evaluated["mask"]]
     )
 
 
@@ -93,7 +135,6 @@ def _generated(results: Results) -> str:
         "model that often fails to answer. "
         "Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
-        f"{_interval_note(results)}\n\n"
         "<details><summary>The same answers under the reference's rule</summary>\n\n"
         "The published code calls an answer valid when exactly one candidate title is a substring "
         "of it. This voids a perfect answer whose title contains another candidate's, and accepts "
@@ -104,23 +145,31 @@ def _generated(results: Results) -> str:
 
 def _ranked(results: Results) -> str:
     ks = results["config"]["evaluate"]["ks"]
-    tables = [
-        _table(
-            results, list(arms_of(results)), {f"{key}@{k}/ranking": f"{name}@{k}" for k in cutoffs}
-        )
-        for key, name, cutoffs in (
-            ("hit_ratio", "HitRatio", ks),
-            ("ndcg", "NDCG", [k for k in ks if k > 1]),  # NDCG@1 is HitRatio@1
-        )
-        if cutoffs
-    ]
-    mean = "mean" if results["config"]["evaluate"]["length_normalised"] else "sum"
+    shares = {f"hit_ratio@{k}/ranking": f"HitRatio@{k}" for k in ks}
+    # NDCG@1 is HitRatio@1
+    places = {f"ndcg@{k}/ranking": f"NDCG@{k}" for k in ks if k > 1} | {"mrr/ranking": "MRR"}
+    tables = [_table(results, list(arms_of(results)), columns) for columns in (shares, places)]
+    whole = results["evaluated"]["candidates"] == "catalogue"
     return (
-        f"## Ranked candidates ({_sample(results)})\n\n"
+        f"## Ranked {'items' if whole else 'candidates'} ({_sample(results)})\n\n"
+        f"{_scores(results)} Candidates that score the same are in no order: each figure is its "
+        "expectation over all orders of the tied, so a method that scores all alike is worth a "
+        f"random order, which is the floor.{_ceilings(results)}\n\n" + "\n\n".join(tables)
+    )
+
+
+def _scores(results: Results) -> str:
+    """What candidates are ranked by."""
+    evaluate = results["config"]["evaluate"]
+    if evaluate["candidates"] == "catalogue":
+        return "Every method scores all items."
+    if results["llm"] is None:
+        return "Every method scores all candidates of a row."
+    mean = "mean" if evaluate["length_normalised"] else "sum"
+    return (
         "Every method scores all candidates of a row: an adapted language model by the likelihood "
         f"of the title after the prompt ({mean} of its tokens' log-probabilities, end of sequence "
-        "included), a recommender by its own score. Ties count against the "
-        f"method. A random order is the floor.{_ceilings(results)}\n\n" + "\n\n".join(tables)
+        "included), a recommender by its own score."
     )
 
 
@@ -154,7 +203,7 @@ def _differences(results: Results) -> str:
         "## Differences\n\n"
         "The best arm against its strongest rival first, then adapters against each other and "
         "against the strongest arm without a language model. Both sides of a difference are taken "
-        "on the same rows and the same resampled users.\n\n"
+        f"on the same rows and the same resampled {resampled(results)}.\n\n"
         f"{sentences}\n\n{markdown_table(head, rows)}\n\n"
         "All other pairs and metrics are in `results.json`, under `comparisons`."
     )
@@ -162,7 +211,7 @@ def _differences(results: Results) -> str:
 
 def _plots(results: Results, plots: Sequence[str]) -> str:
     titles = {
-        "hit_ratio.png": "HitRatio@1 of every arm",
+        "hit_ratio.png": f"HitRatio@{results['evaluated']['headline']} of every arm",
         "loss.png": "Training loss",
         **{f"gates-{name}.png": "Gate weights of ten users" for name in results["gates"]},
     }
@@ -203,14 +252,14 @@ def _reproduce(results: Results) -> str:
         "Stages that are finished in `out` are not run again. "
         f"Versions: {versions}. Other hardware may change the last digits.\n\n"
         f"<details><summary>experiment.yaml</summary>\n\n```yaml\n{config}```\n\n</details>\n\n"
-        "`predictions.parquet` holds every single answer and score behind this report."
+        "`predictions.parquet` holds what every method predicts for every row."
     )
 
 
 def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str]) -> str:
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
     # With several seeds, a last column lists the first metric's value for each seed.
-    seeds = results["config"]["seeds"] > 1
+    seeds = several_seeds(results)
     rows = []
     for method in methods:
         cells = [entries.get((method, key)) for key in columns]
@@ -234,21 +283,23 @@ def _interval_note(results: Results) -> str:
     settings = results["config"]["evaluate"]
     note = (
         f"In brackets: {settings['confidence']:.0%} intervals, {settings['bootstrap_samples']:,} "
-        "resamples of users with all their rows; outcomes are averaged over seeds first."
+        "bootstrap resamples of users with all their rows"
     )
+    if several_seeds(results):
+        note += ", and of the seeds of arms that have several"
     marked = any(entry.get("degenerate") for entry in results["metrics"])
     dagger = (
         " † Every resample gave the same figure; where all or none hit, the interval is Wilson's "
         "score interval, one trial a user."
     )
-    return note + (dagger if marked else "")
+    return f"{note}.{dagger if marked else ''}"
 
 
 def _sample(results: Results) -> str:
     evaluated = results["evaluated"]
     return (
         f"n = {evaluated['num_rows']:,} rows, {evaluated['num_users']:,} users, "
-        f"{evaluated['num_candidates']} sampled candidates"
+        f"{evaluated['words']}"
     )
 
 

@@ -4,18 +4,42 @@ from collections.abc import Mapping
 from typing import Any
 
 NOTHING = "There is nothing to compare."
-MAIN_COLUMNS = {
-    "hit_ratio@1/generation/total": "HitRatio@1 generated, of total",
-    "valid_ratio/generation": "ValidRatio",
-    "hit_ratio@1/ranking": "HitRatio@1 ranked",
-}
-"""The main figures of an arm: metric and heading."""
+GENERATED = "hit_ratio@1/generation/total"
+"""The metric of generated answers that a report shows first."""
 Arms = Mapping[str, Mapping[str, Any]]
 
 
 def arms_of(results: Mapping[str, Any]) -> Arms:
     """Name of each arm -> its entry in `results.json`, in the order of tables and plots."""
     return {arm["name"]: arm for arm in results["arms"]}
+
+
+def headline_key(results: Mapping[str, Any]) -> str:
+    """The ranking metric that a report shows first."""
+    return f"hit_ratio@{results['evaluated']['headline']}/ranking"
+
+
+def main_columns(results: Mapping[str, Any]) -> dict[str, str]:
+    """The main figures of an arm: metric and heading."""
+    k = results["evaluated"]["headline"]
+    if any(entry["key"] == GENERATED for entry in results["metrics"]):
+        return {
+            GENERATED: "HitRatio@1 generated, of total",
+            "valid_ratio/generation": "ValidRatio",
+            headline_key(results): f"HitRatio@{k} ranked",
+        }
+    gain = {} if k == 1 else {f"ndcg@{k}/ranking": f"NDCG@{k}"}
+    return {headline_key(results): f"HitRatio@{k}", **gain, "mrr/ranking": "MRR"}
+
+
+def several_seeds(results: Mapping[str, Any]) -> bool:
+    """Whether some figure is a mean over several seeds."""
+    return any(len(entry.get("seeds", [])) > 1 for entry in results["metrics"])
+
+
+def resampled(results: Mapping[str, Any]) -> str:
+    """What intervals speak of: `users`, or `users and seeds` where an arm has several."""
+    return "users and seeds" if several_seeds(results) else "users"
 
 
 def interval(entry: dict[str, Any], sign: bool = False) -> str:

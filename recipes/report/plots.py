@@ -11,14 +11,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from recipes.artifacts import written_whole
-from recipes.report.naming import Arms, arms_of
+from recipes.report.naming import GENERATED, Arms, arms_of, headline_key, resampled, several_seeds
 from recipes.scoring.arrays import Floats
 
-KINDS = {
-    "hit_ratio@1/generation/total": ("generated answer, of total", "#0072B2"),
-    "hit_ratio@1/ranking": ("ranked candidates", "#E69F00"),
-}
-"""Metrics in the bar chart, with legend and colour."""
 CEILINGS = {
     "last_item": ("ceiling given the last item", (0, (1, 1.5))),
     "oracle": ("ceiling given the user's kind", (0, (5, 1.5, 1, 1.5))),
@@ -132,14 +127,23 @@ def gate_figure(arm: str, summary: Mapping[str, Any], results: Mapping[str, Any]
     return figure
 
 
+def kinds(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Metrics in the bar chart, with legend and colour."""
+    ranked = {headline_key(results): ("ranked candidates", "#E69F00")}
+    if results["evaluated"]["headline"] > 1:  # generated answers have no other HitRatio than @1
+        return ranked
+    return {GENERATED: ("generated answer, of total", "#0072B2"), **ranked}
+
+
 def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
-    """HitRatio@1 of every arm as bars with intervals; lines show a random order and ceilings."""
+    """HitRatio of every arm as bars with intervals; lines show a random order and ceilings."""
+    shown = kinds(results)
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
     arms = arms_of(results)
     bars = [
         (name, kind, entries[name, kind])
         for name in arms
-        for kind in KINDS
+        for kind in shown
         if entries.get((name, kind), {}).get("value") is not None
         and entries[name, kind].get("interval") != "exact"
     ]
@@ -147,23 +151,24 @@ def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 2.1 + 0.5 * len(bars)), layout="constrained")
     axes = figure.subplots()
     for (_, kind, entry), centre in zip(bars, centres, strict=True):
-        _bar(axes, centre, entry, *KINDS[kind])
+        _bar(axes, centre, entry, *shown[kind])
     evaluated = results["evaluated"]
-    chance = 1 / evaluated["num_candidates"]
+    chance = evaluated["chance"]
     line = f"random order ({chance:.3f})"
     axes.axvline(chance, color="black", linestyle="--", linewidth=1.2, label=line)
-    for name, ceiling in (results["ceilings"] or {}).items():
+    ceilings = (results["ceilings"] or {}) if evaluated["headline"] == 1 else {}
+    for name, ceiling in ceilings.items():
         label, style = CEILINGS[name]
         line = f"{label} ({ceiling:.3f})"
         axes.axvline(ceiling, color="#666666", linestyle=style, linewidth=1.4, label=line)
     titles = [wrapped(arms[name]["title"]) for _, name in labels]
     axes.set_yticks([centre for centre, _ in labels], titles)
     axes.set_ylim(max(centres) + 0.75, min(centres) - 0.75)
-    marks = [chance, *(results["ceilings"] or {}).values()]
+    marks = [chance, *ceilings.values()]
     axes.set_xlim(0, max(*marks, *(entry["high"] for _, _, entry in bars)) * 1.12)
-    axes.set_xlabel(f"HitRatio@1 (share of rows), {evaluated['num_candidates']} sampled candidates")
+    axes.set_xlabel(f"HitRatio@{evaluated['headline']}, {evaluated['words']}")
     axes.set_title(_hit_ratio_title(results), fontsize=11)
-    _legend(figure, axes)
+    _legend(figure, axes, [label for label, _ in shown.values()])
     clean(axes)
     axes.tick_params(axis="y", length=0)
     return figure
@@ -174,12 +179,13 @@ def _hit_ratio_title(results: Mapping[str, Any]) -> str:
     evaluated, config = results["evaluated"], results["config"]
     found = results["llm"] or {"stand_in": False, "name": "no language model"}
     llm = "stand-in language model" if found["stand_in"] else found["name"]
-    circles = "; circles: single seeds" if config["seeds"] > 1 else ""
+    circles = "; circles: single seeds" if several_seeds(results) else ""
     return (
         f"{results['name']}, {llm}\n"
         f"n = {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
         f"{evaluated['split']} split\n"
-        f"lines: {config['evaluate']['confidence']:.0%} intervals over users{circles}"
+        f"lines: {config['evaluate']['confidence']:.0%} intervals over {resampled(results)}"
+        f"{circles}"
     )
 
 
@@ -213,11 +219,11 @@ def _bar(axes: Axes, centre: float, entry: Mapping[str, Any], label: str, colour
     )
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, first: Sequence[str]) -> None:
     """Legend below the axes, with one entry for each kind of bar and of line."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(reversed(labels), reversed(handles), strict=True))
-    known = [label for label, _ in KINDS.values() if label in by_label]
+    known = [label for label in first if label in by_label]
     order = [*known, *(label for label in by_label if label not in known)]
     figure.legend(
         [by_label[label] for label in order],

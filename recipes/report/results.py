@@ -135,9 +135,12 @@ def trainable_parameters(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, i
 
 
 def _ceilings(run: Run) -> dict[str, float] | None:
-    """Attainable HitRatio@1; None where it is unknown. It is known only for last windows."""
-    prepared = run.experiment.prepare
-    if run.experiment.evaluate.rows != "last":
+    """Attainable HitRatio@1; None where it is unknown.
+
+    It is known only for last windows and sampled candidates.
+    """
+    prepared, evaluate = run.experiment.prepare, run.experiment.evaluate
+    if evaluate.rows != "last" or evaluate.candidates != "sampled":
         return None
     return DATASETS[prepared.dataset].ceilings(prepared)
 

@@ -1,5 +1,6 @@
 """The results of a study: a table with one row for each arm in each cell, a page and a plot."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,12 +11,18 @@ from matplotlib.figure import Figure
 
 from recipes.published import Published
 from recipes.report.markdown import markdown_table
-from recipes.report.naming import MAIN_COLUMNS, NOTHING, arms_of, interval
+from recipes.report.naming import (
+    NOTHING,
+    arms_of,
+    headline_key,
+    interval,
+    main_columns,
+    resampled,
+)
 from recipes.report.plots import clean, styles, wrapped
 from recipes.report.published import published_section
 from recipes.report.verdict import headlines, verdict
 
-FIGURE_KEY = "hit_ratio@1/ranking"
 Results = Mapping[str, Any]
 
 
@@ -55,7 +62,7 @@ def study_results(
     return {
         "name": name,
         "differs": [*dict.fromkeys(key for values in varied for key in values), *own],
-        "columns": list(columns) or list(MAIN_COLUMNS),
+        "columns": list(columns),
         "published": None if published is None else asdict(published),
         "arms": list(arms.values()),
         "rows": rows,
@@ -91,9 +98,7 @@ def study_page(results: Results, figure: str) -> str:
     """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
     differs = results["differs"]
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
-    columns = {
-        key: MAIN_COLUMNS.get(key, key.removesuffix("/ranking")) for key in results["columns"]
-    }
+    first, columns = results["cells"][0], _columns(results)
     head = ["method", *differs, *columns.values(), "trained parameters", "seeds"]
     table = [
         [
@@ -106,16 +111,15 @@ def study_page(results: Results, figure: str) -> str:
         for row in results["rows"]
     ]
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
-    first = results["cells"][0]
     confidence = first["config"]["evaluate"]["confidence"]
     sections = [
         f"# Study: {results['name']}",
         "> **Read this first**\n>\n" + "\n".join(f"> - {note}" for note in caveats),
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
-        "users.",
+        f"{_resampled(results)}.",
         markdown_table(head, table),
         published_section(results) if results["published"] else "",
-        f"![{columns[_figure_key(results)]}]({figure})",
+        f"![{_figure_title(results)}]({figure})",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
         "## How to reproduce\n\n<details><summary>configuration</summary>\n\n```yaml\n"
         + yaml.safe_dump([cell["config"] for cell in results["cells"]], sort_keys=False)
@@ -125,8 +129,14 @@ def study_page(results: Results, figure: str) -> str:
 
 
 def _figure_key(results: Results) -> str:
-    """The metric of the plot: the last of the main columns, or the first of a study's own."""
-    return FIGURE_KEY if FIGURE_KEY in results["columns"] else results["columns"][0]
+    """The metric of the plot: the first of a study's own columns, or the headline."""
+    return results["columns"][0] if results["columns"] else headline_key(results["cells"][0])
+
+
+def _figure_title(results: Results) -> str:
+    """What the plot shows, such as `HitRatio@10`."""
+    name, at, k = _figure_key(results).removesuffix("/ranking").partition("@")
+    return {"hit_ratio": "HitRatio", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + at + k
 
 
 def _what_was_run(results: Results) -> str:
@@ -137,8 +147,25 @@ def _what_was_run(results: Results) -> str:
     counts = ", ".join(f"{rows:,} rows of {users:,} users" for rows, users in sizes)
     return (
         f"Data: {', '.join(datasets)}. Language model: {', '.join(models)}. Evaluated: "
-        f"{counts}, {cells[0]['evaluated']['split']} split."
+        f"{counts}, {cells[0]['evaluated']['split']} split, {_words(results)}."
     )
+
+
+def _words(results: Results) -> str:
+    """What targets were ranked among, in any of the cells."""
+    found = dict.fromkeys(cell["evaluated"]["words"] for cell in results["cells"])
+    return " or ".join(found)
+
+
+def _columns(results: Results) -> dict[str, str]:
+    """The metrics of the table: the study's own, or the main figures of all cells."""
+    if results["columns"]:
+        return {key: key.removesuffix("/ranking") for key in results["columns"]}
+    return {key: head for cell in results["cells"] for key, head in main_columns(cell).items()}
+
+
+def _resampled(results: Results) -> str:
+    return max(map(resampled, results["cells"]), key=len)
 
 
 def _verdicts(results: Results) -> list[str]:
@@ -172,10 +199,9 @@ def study_figure(results: Results) -> Figure:
     axes.set_yticks(np.arange(len(rows)), lines)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    counts = sorted({cell["evaluated"]["num_candidates"] for cell in results["cells"]})
-    candidates = " or ".join(map(str, counts))
-    axes.set_xlabel(f"HitRatio@1 (share of rows), {candidates} sampled candidates")
-    axes.set_title(f"{results['name']}: ranked candidates, intervals over users", fontsize=11)
+    axes.set_xlabel(textwrap.fill(f"{_figure_title(results)}, {_words(results)}", 100))
+    heading = f"{results['name']}: ranked candidates, intervals over {_resampled(results)}"
+    axes.set_title(heading, fontsize=11)
     clean(axes)
     return figure
 

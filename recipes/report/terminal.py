@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.report.naming import MAIN_COLUMNS, arms_of, interval
+from recipes.report.naming import arms_of, interval, main_columns
 from recipes.report.verdict import headlines, verdict
 
 
@@ -18,15 +18,16 @@ def summary_text(results: Mapping[str, Any], report: Path) -> str:
     evaluated = results["evaluated"]
     entries = {(entry["method"], entry["key"]): entry for entry in results["metrics"]}
     arms = arms_of(results)
-    rows = [["method", *MAIN_COLUMNS.values()]]
+    columns = main_columns(results)
+    rows = [["method", *columns.values()]]
     for name, arm in arms.items():
-        cells = [entries.get((name, key)) for key in MAIN_COLUMNS]
+        cells = [entries.get((name, key)) for key in columns]
         rows.append([arm["title"], *("–" if cell is None else interval(cell) for cell in cells)])
     table, llm = _aligned(rows), results["llm"] or {"name": "none", "stand_in": False}
     toy = " (a toy made on the spot: no statement about real ones)" if llm["stand_in"] else ""
     lines = [
         f"{results['name']}: {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
-        f"{evaluated['split']} split, {evaluated['num_candidates']} sampled candidates",
+        f"{evaluated['split']} split, {evaluated['words']}",
         f"language model: {llm['name']}{toy}",
         "",
         *table,

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.report.naming import Arms, arms_of
+from recipes.report.naming import GENERATED, Arms, arms_of, headline_key
 
-HEADLINE_KEYS = ("hit_ratio@1/generation/total", "hit_ratio@1/ranking")
-"""Metrics whose comparisons are put into words."""
 Entry = Mapping[str, Any]
+
+
+def headline_keys(results: Mapping[str, Any]) -> tuple[str, str]:
+    """Metrics whose comparisons are put into words: of generated answers, and of ranks."""
+    return GENERATED, headline_key(results)
 
 
 def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -16,7 +19,7 @@ def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     These are the arms with the highest and the second highest value, whichever they are.
     """
     found = []
-    for key in HEADLINE_KEYS:
+    for key in headline_keys(results):
         ranked = _ranked(results, key)
         if len(ranked) > 1:
             found += _between(results, key, ranked[0], ranked[1])
@@ -32,11 +35,11 @@ def differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     arms = arms_of(results)
     adapters = [name for name, arm in arms.items() if arm["is_adapter"]][::-1]
     pairs = [(one, other) for place, one in enumerate(adapters) for other in adapters[place + 1 :]]
-    others = [name for name in _ranked(results, HEADLINE_KEYS[-1]) if name not in adapters]
+    others = [name for name in _ranked(results, headline_key(results)) if name not in adapters]
     pairs += [(one, other) for one in adapters for other in others[:1]]
     found = headlines(results)
     for pair in pairs:
-        for key in HEADLINE_KEYS:
+        for key in headline_keys(results):
             found += [e for e in _between(results, key, *pair) if e not in found]
     return found
 

@@ -1,6 +1,6 @@
 """A method's predictions for the evaluated rows: scores of candidates, and answers if it writes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from recipes.scoring.arrays import Floats
 from recipes.scoring.generate import generate_answers
 from recipes.scoring.rank import score_candidates
 from recipes.scoring.rows import EvaluatedRows
+
+Scorer = Callable[[EvaluatedRows], Floats]
+"""Scores of the candidates of some rows, float64 or float32 [n, c], in an array of their own."""
 
 
 @dataclass(frozen=True)

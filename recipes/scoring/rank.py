@@ -58,8 +58,8 @@ def score_candidates(
 def _tied(scores: Floats, candidates: Ints, answer_ids: Sequence[Sequence[int]]) -> Floats:
     """Give candidates of a row that have the same title exactly the same score.
 
-    Their scores differ by rounding, since a matrix product may round its rows differently. Ties
-    count against the method; rounding would instead break them at random.
+    Their scores differ by rounding, since a matrix product may round its rows differently, and
+    would break the tie at random. Metrics are expectations over the order of the tied instead.
     """
     titles: dict[tuple[int, ...], int] = {}
     kinds = np.array([titles.setdefault(tuple(ids), len(titles)) for ids in answer_ids])

@@ -1,18 +1,19 @@
 """Selects the rows of a split that are evaluated."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from recipes.data.splits import SplitName
-from recipes.data.tables import Split
+from recipes.data.tables import PreparedData, Split
 from recipes.experiment import EvaluateConfig
 from recipes.scoring.arrays import Ints
 
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """n rows of one split with their frozen candidates."""
+    """n rows of one split with their candidates."""
 
     split: SplitName
     rows: Ints
@@ -22,32 +23,49 @@ class EvaluatedRows:
     targets: Ints
     """int64 [n], item ids."""
     candidates: Ints
-    """int64 [n, c], item ids."""
+    """int64 [n, c], item ids. Where all items are ranked, line i is 0 .. c-1 and all lines share
+    their memory."""
     target_index: Ints
     """int64 [n]; column of the target in `candidates`."""
+    whole_catalogue: bool = False
+    """Whether the candidates are all items, in the order of their ids."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def num_candidates(self) -> int:
         return self.candidates.shape[1]
 
+    def chunk(self, start: int, stop: int) -> "EvaluatedRows":
+        """The rows start .. stop-1."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            rows=self.rows[part],
+            user_ids=self.user_ids[part],
+            targets=self.targets[part],
+            candidates=self.candidates[part],
+            target_index=self.target_index[part],
+        )
 
-def evaluated_rows(split: Split, config: EvaluateConfig) -> EvaluatedRows:
+
+def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
     """Select rows of a split by `rows` and `min_history`, then limit them to `max_users` users.
 
     The first users in the order of the split are kept, so the users of a smaller `max_users` are a
     prefix of those of a larger one.
 
+    Args:
+        data: The prepared data.
+        config: Split, rows, candidates and cut-offs.
+
     Raises:
         ValueError: Fewer than two users are left, a row's candidates do not contain its target
             exactly once, or a cut-off exceeds the number of candidates.
     """
-    chosen = split.is_last.copy() if config.rows == "last" else np.ones_like(split.is_last)
-    chosen &= split.history_lengths >= config.min_history
-    rows = np.flatnonzero(chosen).astype(np.int64)
-    if config.max_users is not None:
-        users, first = np.unique(split.user_ids[rows], return_index=True)
-        kept = users[np.argsort(first)][: config.max_users]
-        rows = rows[np.isin(split.user_ids[rows], kept)]
+    split = data.split(config.split)
+    rows = _selected(split, config)
     num_users = len(np.unique(split.user_ids[rows]))
     if num_users < 2:
         raise ValueError(
@@ -55,8 +73,41 @@ def evaluated_rows(split: Split, config: EvaluateConfig) -> EvaluatedRows:
             f"at least 2: raise evaluate.max_users ({config.max_users}), lower "
             f"evaluate.min_history ({config.min_history}), or prepare more users"
         )
-    candidates, targets = split.candidates[rows], split.targets[rows]
-    check_cutoffs(config.ks, candidates.shape[1])
+    whole = config.candidates == "catalogue"
+    targets = split.targets[rows]
+    if whole:
+        candidates = np.broadcast_to(np.arange(data.num_items), (len(rows), data.num_items))
+        check_cutoffs(config.ks, data.num_items, f"the catalogue has {data.num_items} items")
+    else:
+        candidates = split.candidates[rows]
+        check_cutoffs(config.ks, candidates.shape[1])
+    return EvaluatedRows(
+        split=config.split,
+        rows=rows,
+        user_ids=split.user_ids[rows],
+        targets=targets,
+        candidates=candidates,
+        target_index=targets if whole else _places(config, rows, candidates, targets),
+        whole_catalogue=whole,
+    )
+
+
+def _selected(split: Split, config: EvaluateConfig) -> Ints:
+    chosen = split.history_lengths >= config.min_history
+    if config.rows == "last":
+        chosen &= split.is_last
+    rows = np.flatnonzero(chosen).astype(np.int64)
+    if config.rows == "first":
+        rows = rows[np.sort(np.unique(split.user_ids[rows], return_index=True)[1])]
+    if config.max_users is not None:
+        users, first = np.unique(split.user_ids[rows], return_index=True)
+        kept = users[np.argsort(first)][: config.max_users]
+        rows = rows[np.isin(split.user_ids[rows], kept)]
+    return rows
+
+
+def _places(config: EvaluateConfig, rows: Ints, candidates: Ints, targets: Ints) -> Ints:
+    """Column of each row's target in its candidates: int64 [n]."""
     is_target = candidates == targets[:, None]
     wrong = np.flatnonzero(is_target.sum(axis=1) != 1)
     if len(wrong):
@@ -64,20 +115,20 @@ def evaluated_rows(split: Split, config: EvaluateConfig) -> EvaluatedRows:
             f"the candidates of row {rows[wrong[0]]} of split {config.split!r} do not hold the "
             "target exactly once: run the prepare stage again"
         )
-    return EvaluatedRows(
-        split=config.split,
-        rows=rows,
-        user_ids=split.user_ids[rows],
-        targets=targets,
-        candidates=candidates,
-        target_index=is_target.argmax(axis=1).astype(np.int64),
-    )
+    return is_target.argmax(axis=1).astype(np.int64)
 
 
-def check_cutoffs(ks: list[int], num_candidates: int) -> None:
-    bad = [k for k in ks if not 1 <= k <= num_candidates]
+def check_cutoffs(ks: Sequence[int], most: int, what: str | None = None) -> None:
+    """Refuse cut-offs beyond what is ranked (ValueError).
+
+    Args:
+        ks: `evaluate.ks`.
+        most: Number of candidates in a row.
+        what: Says so in the message; None stands for `a row has .. candidates`.
+    """
+    bad = [k for k in ks if not 1 <= k <= most]
     if bad:
         raise ValueError(
-            f"evaluate.ks holds {bad}, but a row has {num_candidates} candidates: "
-            f"keep cut-offs within 1..{num_candidates}"
+            f"evaluate.ks holds {bad}, but {what or f'a row has {most} candidates'}: "
+            f"keep cut-offs within 1..{most}"
         )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.padding import PADDING, to_padded
+from recipes.data.padding import to_padded
 from recipes.data.tables import PreparedData, Split
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods.co_occurrence import CoOccurrence
@@ -54,16 +54,10 @@ def scores(counter: type[Counter], *rows: tuple[list[int], list[int]]) -> list[l
 # ------------------------------------------------------------------ popularity
 
 
-def test_popularity_is_the_place_in_the_list_of_counts_and_ties_go_to_the_smaller_id() -> None:
+def test_popularity_is_the_count_and_equal_counts_tie() -> None:
     everything = [[3, 0, 4, 2, 1]] * 2
     (one, other) = scores(Popularity, ([], everything[0]), ([0, 1, 2], everything[1]))
-    assert one == other == [-3, 0, -4, -2, -1]
-
-
-def test_no_two_items_are_equally_popular_even_if_nobody_met_them() -> None:
-    counter = Popularity(split_of([[7]], 9), 9)
-    found = counter.scores(np.full((1, WIDTH), PADDING), np.arange(9)[None])
-    assert found.tolist() == [[-1, -2, -3, -4, -5, -6, -7, 0, -8]]
+    assert one == other == [1, 3, 0, 2, 2]
 
 
 # ------------------------------------------------------------------ the Markov chain
@@ -147,9 +141,10 @@ def test_a_counter_is_a_method_that_counts_the_train_windows(counter: type[Count
 
 def test_a_method_predicts_the_evaluated_rows_alone() -> None:
     test = split_of([[1, 0, 4], [2, 3], [0, 1, 2]], 5)
-    rows = evaluated_rows(test, EvaluateConfig(min_history=1, ks=[1]))
+    data = PreparedData([""] * 5, {"train": TRAIN, "test": test})
+    rows = evaluated_rows(data, EvaluateConfig(min_history=1, ks=[1]))
     assert rows.rows.tolist() == [2, 4, 7]
-    run: Any = SimpleNamespace(data=PreparedData([""] * 5, {"train": TRAIN, "test": test}))
+    run: Any = SimpleNamespace(data=data)
     for method in (CoOccurrence(), CounterMethod(Markov)):
         arm = Arm(method.name, method, {}, {})
         found = method.predict(run, arm, 0, rows, EvaluateConfig()).scores

@@ -12,8 +12,9 @@ from recipes.arms import comparison
 from recipes.artifacts import read_json, read_table, write_tensors
 from recipes.data.tables import PreparedData, Split
 from recipes.evaluation.gates import gate_summary
+from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling
-from recipes.evaluation.summary import summarise
+from recipes.evaluation.summary import random_order, summarise
 from recipes.experiment import (
     AdaptConfig,
     EvaluateConfig,
@@ -188,7 +189,7 @@ def test_predictions_hold_every_method_seed_and_row(run):
         assert line.user_id == split.user_ids[line.row]
         assert line.predicted_item == (line.target if line.row % 2 == 0 else -1)
         assert bool(line.valid) == (line.predicted_item >= 0)
-        assert line.rank == (1 if line.row % 2 == 0 else 20)
+        assert (line.better, line.tied) == ((0, 1) if line.row % 2 == 0 else (19, 1))
         assert len(line.scores) == 20
 
 
@@ -199,7 +200,7 @@ def test_sasrec_is_scored_by_its_vectors(run):
     candidates = data.split("test").candidates
     for line in table[table["method"] == "sasrec"].itertuples():
         assert line.scores.tolist() == (2.0 * candidates[line.row]).tolist()
-        assert line.rank == 1 + (candidates[line.row] > line.target).sum()
+        assert line.better == (candidates[line.row] > line.target).sum()
 
 
 def test_a_killed_evaluation_resumes_with_the_missing_part(run, monkeypatch):
@@ -298,17 +299,24 @@ def small_split() -> Split:
     )
 
 
+def small_data() -> PreparedData:
+    return PreparedData([f"title {item}" for item in range(6)], {"test": small_split()})
+
+
 @pytest.mark.parametrize(
     ("change", "rows"),
     [
         ({"rows": "last"}, [2, 4]),
+        ({"rows": "first"}, [1, 3]),
+        ({"rows": "first", "min_history": 0}, [0, 3, 5]),
+        ({"rows": "first", "min_history": 0, "max_users": 2}, [0, 3]),
         ({"rows": "all"}, [1, 2, 3, 4]),
         ({"rows": "last", "min_history": 0}, [2, 4, 5]),
         ({"rows": "all", "min_history": 0, "max_users": 2}, [0, 1, 2, 3, 4]),
     ],
 )
 def test_rows_are_chosen_by_kind_history_and_first_users(change, rows):
-    found = evaluated_rows(small_split(), EvaluateConfig(ks=[1], **change))
+    found = evaluated_rows(small_data(), EvaluateConfig(ks=[1], **change))
     assert found.rows.tolist() == rows
     assert found.targets.tolist() == found.target_index.tolist() == rows
 
@@ -317,14 +325,14 @@ def test_candidates_without_their_target_are_refused():
     split = small_split()
     split.candidates[2, 2] = 1
     with pytest.raises(ValueError, match=r"row 2 of split 'test'.*prepare stage again"):
-        evaluated_rows(split, EvaluateConfig(ks=[1]))
+        evaluated_rows(replace(small_data(), splits={"test": split}), EvaluateConfig(ks=[1]))
 
 
-def test_popularity_counts_train_interactions_and_breaks_ties_by_item_id():
+def test_popularity_counts_train_interactions_and_leaves_ties():
     split = replace(small_split(), targets=np.array([2, 2, 1, 3]))
     counter = Popularity(split, 5)
     scores = counter.scores(np.zeros((1, 5), dtype=np.int64), np.array([[0, 1, 2, 3, 4]]))
-    assert scores.tolist() == [[-3, -1, 0, -2, -4]]
+    assert scores.tolist() == [[0, 1, 2, 1, 0]]
 
 
 def test_gate_summaries_show_the_last_row_of_the_first_ten_users():
@@ -359,9 +367,16 @@ def predictions_of(method, seed, items, ranks):
             "target": [5] * count,
             "predicted_item": pd.array(items, dtype="Int64"),
             "substring_item": pd.array(items, dtype="Int64"),
-            "rank": ranks,
+            "better": np.asarray(ranks) - 1,
+            "tied": 1,
         }
     )
+
+
+def summary_of(table, **changes):
+    protocol = Protocol(EvaluateConfig(**{"ks": [1], **changes}), 20)
+    random = random_order(np.arange(4), np.full(4, 20))
+    return summarise(table, ARMS, protocol, random, Resampling(samples=100))
 
 
 def test_seeds_are_averaged_and_shown_one_by_one():
@@ -371,7 +386,7 @@ def test_seeds_are_averaged_and_shown_one_by_one():
             predictions_of("lora", 1, [5, 5, 5, -1], [1, 1, 1, 9]),
         ]
     )
-    summary = summarise(table, ARMS, [1], 20, Resampling(samples=100))
+    summary = summary_of(table)
     total = entry_of(summary, "lora", "hit_ratio@1/generation/total")
     assert (total["value"], total["per_seed"]) == (0.625, [0.5, 0.75])
     valid = entry_of(summary, "lora", "hit_ratio@1/generation/valid")
@@ -383,7 +398,7 @@ def test_seeds_are_averaged_and_shown_one_by_one():
 
 def test_a_method_that_never_answers_has_an_undefined_ratio_of_valid():
     tables = [predictions_of(name, 0, [-1, -1, -1], [2, 2, 1]) for name in ("lora", "ilora")]
-    summary = summarise(pd.concat(tables), ARMS, [1], 20, Resampling(samples=100))
+    summary = summary_of(pd.concat(tables))
     key = "hit_ratio@1/generation/valid"
     assert entry_of(summary, "lora", key)["value"] is None
     (found,) = [entry for entry in summary["comparisons"] if entry["key"] == key]
@@ -395,4 +410,4 @@ def test_seeds_with_other_rows_are_refused():
         [predictions_of("lora", 0, [5, 5], [1, 1]), predictions_of("lora", 1, [5] * 3, [1] * 3)]
     )
     with pytest.raises(ValueError, match="different rows"):
-        summarise(table, ARMS, [1], 20, Resampling(samples=100))
+        summary_of(table)

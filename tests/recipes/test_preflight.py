@@ -221,7 +221,7 @@ def longest(prepared, tokenizer) -> int:
     data = prepared.run.data
     answer = int(encode_answers(tokenizer, data.titles).lengths.max())
     test = data.split("test")
-    rows = evaluated_rows(test, prepared.run.experiment.evaluate).rows
+    rows = evaluated_rows(data, prepared.run.experiment.evaluate).rows
     train = (data.split("train").history_lengths >= 3).nonzero()[0]
     prompts = [
         encode_prompts(tokenizer, data.titles, split.histories[rows, -1:], split.candidates[rows])

@@ -10,11 +10,12 @@ from matplotlib.image import imread
 
 from recipes.artifacts import read_json, read_table, write_json, write_table
 from recipes.data.prepare import prepare_stage
-from recipes.evaluation.evaluate import _stage
+from recipes.evaluation.evaluate import _stage, described
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import planned_parts
+from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling
-from recipes.evaluation.summary import summarise
+from recipes.evaluation.summary import random_order, summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
@@ -24,6 +25,7 @@ from recipes.report.plots import moving_average, save, smoothing_window
 from recipes.report.results import trained
 from recipes.report.study import study_figure, study_results
 from recipes.report.verdict import differences, headlines, verdict
+from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
 
 USERS = 60
@@ -50,7 +52,8 @@ def predictions(arms, seeds, rates):
                         "target": 5,
                         "predicted_item": items,
                         "substring_item": items,
-                        "rank": np.where(hit, 1, 4),
+                        "better": np.where(hit, 0, 3),
+                        "tied": 1,
                     }
                 )
             )
@@ -104,19 +107,20 @@ def finish_stages(made, rates, steps=30):
     weights = np.random.default_rng(1).dirichlet([1, 1, 1], size=USERS)
     gate = gate_summary(weights, np.arange(USERS), np.arange(USERS), seed=0)
     gates = {arm.name: gate for arm in made.arms if arm.method.name == "ilora"}
-    evaluated = {
-        "split": "test",
-        "rows": experiment.evaluate.rows,
-        "min_history": 3,
-        "max_users": experiment.evaluate.max_users,
-        "num_rows": USERS,
-        "num_users": USERS,
-        "num_candidates": 20,
-    }
+    config, items = experiment.evaluate, 20
+    rows = EvaluatedRows(
+        split="test",
+        rows=np.arange(USERS),
+        user_ids=np.arange(USERS),
+        targets=np.full(USERS, 5),
+        candidates=np.tile(np.arange(items), (USERS, 1)),
+        target_index=np.full(USERS, 5),
+    )
+    protocol, random = Protocol(config, items), random_order(rows.user_ids, np.full(USERS, items))
 
     def evaluate(folder):
-        ks, resampling = experiment.evaluate.ks, Resampling(samples=200)
-        summary = summarise(table, made.arms, ks, 20, resampling)
+        summary = summarise(table, made.arms, protocol, random, Resampling(samples=200))
+        evaluated = described(rows, protocol, random)
         write_json(folder / "metrics.json", {"evaluated": evaluated, **summary})
         write_json(folder / "gates.json", gates)
         write_table(folder / "predictions.parquet", table)

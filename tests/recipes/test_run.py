@@ -149,7 +149,7 @@ def test_a_gate_that_reads_something_else_is_trained_and_saved(finished, name):
 def test_predictions_of_every_arm_cover_the_same_rows(finished):
     run = finished[0].run
     table = read_table(run.folder / "predictions.parquet")
-    rows = evaluated_rows(run.data.split("test"), run.experiment.evaluate).rows.tolist()
+    rows = evaluated_rows(run.data, run.experiment.evaluate).rows.tolist()
     found = {name: part["row"].tolist() for name, part in table.groupby("method")}
     assert found.keys() == {"popularity", "sasrec", "lora", "ilora", "prompt", "token", "each"}
     assert all(part == rows for part in found.values())

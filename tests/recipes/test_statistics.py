@@ -3,9 +3,9 @@ import pytest
 
 from recipes.evaluation.statistics import (
     Resampling,
-    mean_over_seeds,
     paired_difference,
     ratio_interval,
+    resampled_seeds,
     resampled_users,
     wilson_interval,
 )
@@ -153,10 +153,75 @@ def test_a_difference_that_never_varies_supports_no_claim():
     assert (constant.value, constant.degenerate, constant.excludes_zero) == (1.0, True, False)
 
 
-def test_seeds_are_averaged_row_by_row():
-    assert mean_over_seeds([[1, 0, 1], [0, 0, 1]]).tolist() == [0.5, 0.0, 1.0]
-    with pytest.raises(ValueError, match="seeds, n"):
-        mean_over_seeds([1.0, 0.0])
+@pytest.fixture
+def seeded():
+    """(numerators, denominators, users) under three seeds of 9 users with 1 to 4 rows each."""
+    generator = np.random.default_rng(8)
+    users = np.repeat(np.arange(9), generator.integers(1, 5, size=9))
+    denominators = (generator.random((3, users.size)) < 0.8).astype(float)
+    numerators = denominators * (generator.random((3, users.size)) < [[0.2], [0.5], [0.8]])
+    return numerators, denominators, users
+
+
+def naive_ratios(numerators, denominators, users, stream):
+    """The pigeonhole bootstrap in plain loops: every drawn user under every drawn seed."""
+    seeds = resampled_seeds(len(numerators), FEW, stream)
+    draws = np.concatenate(list(resampled_users(9, FEW)))
+    values = []
+    for times, drawn in zip(seeds, draws, strict=True):
+        top = bottom = 0.0
+        for seed, count in enumerate(times):
+            for user in drawn:
+                rows = users == user
+                top += count * numerators[seed, rows].sum()
+                bottom += count * denominators[seed, rows].sum()
+        values.append(top / bottom)
+    return np.asarray(values)
+
+
+def test_users_and_seeds_are_resampled_as_in_a_naive_loop(seeded):
+    numerators, denominators, users = seeded
+    found = ratio_interval(*seeded, FEW)
+    assert found.value == pytest.approx(numerators.sum() / denominators.sum())
+    assert (found.interval, found.num_users) == ("bootstrap over users and seeds", 9)
+    naive = naive_ratios(*seeded, stream=0)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(naive, [0.05, 0.95]))
+    users_only = ratio_interval(numerators.mean(axis=0), denominators.mean(axis=0), users, FEW)
+    assert found.high - found.low > users_only.high - users_only.low
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_arms_of_the_same_seeds_share_their_draws_and_others_do_not(seeded, same):
+    numerators, denominators, users = seeded
+    other = np.roll(numerators, 1, axis=1) * denominators
+    sides = (numerators, denominators), (other, denominators)
+    found = paired_difference(*sides, users, FEW, same_seeds=same)
+    own = naive_ratios(numerators, denominators, users, stream=0)
+    naive = own - naive_ratios(other, denominators, users, stream=0 if same else 1)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(naive, [0.05, 0.95]))
+    assert found.interval == "bootstrap over users and seeds"
+
+
+def test_a_method_minus_itself_never_varies_under_the_same_seeds(seeded):
+    numerators, denominators, users = seeded
+    side = numerators, denominators
+    assert paired_difference(side, side, users, FEW, same_seeds=True).degenerate
+    assert not paired_difference(side, side, users, FEW, same_seeds=False).degenerate
+
+
+def test_one_seed_beside_several_is_in_every_resample(seeded):
+    numerators, denominators, users = seeded
+    ones = np.ones(users.size)
+    found = paired_difference((numerators, denominators), (ones, ones), users, FEW)
+    alone = ratio_interval(numerators, denominators, users, FEW)
+    assert (found.low, found.high) == pytest.approx((alone.low - 1, alone.high - 1))
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_every_resample_draws_as_many_seeds_as_there_are(seeds):
+    counts = resampled_seeds(seeds, FEW)
+    assert counts.shape == (300, seeds) and (counts.sum(axis=1) == seeds).all()
+    assert (counts == resampled_seeds(seeds, FEW)).all()
 
 
 def test_outcomes_must_align_with_users():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.evaluation.metrics import places_of
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.llm.adapted import PromptInputs
@@ -73,7 +74,8 @@ def table_of(tokenizer, titles, monkeypatch):
     found = predictions.llm_predictions(
         Oracle(tokenizer, titles), "lora seed 0", rows, EvaluateConfig()
     )
-    return predictions_table("lora", 0, rows, found, titles)
+    places = places_of(found.scores, rows.target_index)
+    return predictions_table("lora", 0, rows, places, titles, found)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
