@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.dropout import Dropout
 from recipes.recommenders.items import ItemTable
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.recurrence import gru
@@ -19,6 +20,7 @@ class GRU4Rec(SequenceRecommender):
     """
 
     name = "gru4rec"
+    version = 2
     summary = "GRU4Rec: a recurrent network over the items (Hidasi et al., 2016)"
     about = About(
         title="GRU4Rec",
@@ -30,7 +32,7 @@ class GRU4Rec(SequenceRecommender):
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__(config, num_items, max_history)
         self.items = ItemTable(num_items, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.recurrence = nn.GRU(
             config.hidden_size, config.state_size, config.num_layers, batch_first=True
         )
