@@ -1,10 +1,10 @@
-"""Benchmark of SASRec's training against RecBole's: speed, and HitRatio@10 at equal settings.
+"""Benchmark of SASRec's and GRU4Rec's training against RecBole's: speed, and HitRatio@10.
 
 Both sides run in turn, in processes of their own, on the same sequences. A user's last item is held
 out. Every other item except the first is the target of one training example, whose history is the
 items before it. Both sides train with Adam on the softmax cross entropy over the whole catalogue,
-computed at the newest state of each example. RecBole needs an environment of its own
-(`--peer_python`).
+computed at the newest state of each example. RecBole's GRU4Rec has no biases in its recurrence;
+else the settings are equal. RecBole needs an environment of its own (`--peer_python`).
 """
 
 import json
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -21,13 +21,15 @@ import torch
 
 from recipes.bench.measure import BenchConfig, Figure, compare, peak_bytes, publish
 from recipes.data.padding import to_padded
-from recipes.experiment import RecommenderConfig as SASRecConfig
+from recipes.experiment import RecommenderConfig as NetworkConfig
 from recipes.recommenders.fit import Windows, build_optimizer, train_epoch, window_ranks
+from recipes.recommenders.gru4rec import GRU4Rec
 from recipes.recommenders.ranking import target_ranks
+from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.sasrec import SASRec
 from recipes.recommenders.train import build_model
 
-PEER = Path(__file__).parent / "peers" / "recbole_sasrec.py"
+PEER = Path(__file__).parent / "peers" / "recbole_side.py"
 MAKE_PEER = (
     "python -m venv PEER && PEER/bin/pip install torch==2.13.0 recbole==1.2.1 'numpy<2' 'pandas<3' "
     "'scipy<1.15', then --peer_python PEER/bin/python"
@@ -35,11 +37,14 @@ MAKE_PEER = (
 RESAMPLES = 2000
 SCORINGS = 9
 BOUNDS = (0.025, 0.975)
+NETWORKS: dict[str, type[SequenceRecommender]] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
+TARGETS = {"SASRec": 5.0, "GRU4Rec": 1.5}
+"""How many times as many examples a second as RecBole."""
 
 
 @dataclass(kw_only=True)
 class RecommenderConfig(BenchConfig):
-    """Sizes of the generated sequences, and settings of SASRec on both sides."""
+    """Sizes of the generated sequences, and settings of the networks on both sides."""
 
     rounds: int = 3
     peer_python: str | None = None
@@ -60,7 +65,11 @@ class RecommenderConfig(BenchConfig):
     hidden_size: int = 64
     """Width of item embeddings and states."""
     num_layers: int = 2
-    """Number of self-attention blocks."""
+    """Number of self-attention blocks of SASRec."""
+    recurrent_layers: int = 1
+    """Number of layers of GRU4Rec."""
+    state_size: int = 128
+    """Width of GRU4Rec's hidden state."""
     num_heads: int = 2
     """Attention heads of each block."""
     dropout: float = 0.2
@@ -85,51 +94,76 @@ class RecommenderConfig(BenchConfig):
 
 
 def run(config: RecommenderConfig) -> list[Figure]:
-    """Train both sides `rounds` times, and measure the memory of scoring."""
+    """Train both sides `rounds` times, network by network, and measure the memory of scoring."""
     scoring = scoring_memory(config)  # measured first, since an idle process may be paged out
-    sequences = make_sequences(config)
-    sides = {"SASRec": [sys.executable, "-m", __name__]}
     if config.peer_python is None:
         print(f"no --peer_python: this project's side alone. RecBole's environment: {MAKE_PEER}")
-    else:
+    figures, notes = [], {}
+    for name in NETWORKS:
+        found = trained(name, config)
+        figures += compared(name, found)
+        notes[name] = described(found)
+    figures.append(scoring)
+    notes["loss"] = "softmax cross-entropy over the catalogue, on both sides"
+    notes["feed-forward width"] = "hidden_size, on both sides"
+    publish("recommender", config, figures, notes)
+    return figures
+
+
+def trained(name: str, config: RecommenderConfig) -> dict[str, list[dict]]:
+    """What each side's program prints of a network, round by round, in turn."""
+    sides = {name: [sys.executable, "-m", __name__]}
+    if config.peer_python is not None:
         sides["RecBole"] = [config.peer_python, str(PEER)]
-    found: dict[str, list[dict]] = {name: [] for name in sides}
+    found: dict[str, list[dict]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as temporary:
         data, settings = Path(temporary) / "sequences.json", Path(temporary) / "settings.json"
-        data.write_text(json.dumps(sequences), encoding="utf-8")
+        data.write_text(json.dumps(make_sequences(config)), encoding="utf-8")
         for turn in range(config.rounds):
-            chosen = {name: getattr(config, name) for name in SHARED} | {"seed": turn}
-            names = list(sides)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            chosen = {field: getattr(config, field) for field in SHARED}
+            chosen |= {"model": name, "seed": turn}
+            if name == "GRU4Rec":
+                chosen["num_layers"] = config.recurrent_layers
+            order = list(sides)
+            for side in order[turn % len(order) :] + order[: turn % len(order)]:
                 settings.write_text(json.dumps(chosen), encoding="utf-8")
-                found[name].append(in_a_process(sides[name], data, settings))
+                found[side].append(in_a_process(sides[side], data, settings))
     examples = {run["examples"] for runs in found.values() for run in runs}
     if len(examples) > 1:
         raise ValueError(f"the sides do not train on the same examples: {sorted(examples)}")
-    seconds = {
-        name: [epoch for run in runs for epoch in run["seconds"][1:]]
-        for name, runs in found.items()
-    }
-    hits = {name: np.array([run["hits"] for run in runs]) for name, runs in found.items()}
-    figures = []
-    if "RecBole" in found:
-        figures = [
-            compare("examples a second", seconds, "SASRec", "RecBole", 1.5, at_least=True),
-            hit_ratio(hits["SASRec"], hits["RecBole"]),
-        ]
-    figures.append(scoring)
-    count = examples.pop()
-    notes = {
+    return found
+
+
+def compared(name: str, found: dict[str, list[dict]]) -> list[Figure]:
+    """Speed and quality of a network, where RecBole ran too."""
+    if "RecBole" not in found:
+        return []
+    seconds = _seconds(found)
+    what = f"{name}, examples a second"
+    speed = compare(what, seconds, name, "RecBole", TARGETS[name], at_least=True)
+    own, peer = (np.array([run["hits"] for run in found[side]]) for side in (name, "RecBole"))
+    return [speed, hit_ratio(f"{name}, HitRatio@10", own, peer)]
+
+
+def described(found: dict[str, list[dict]]) -> dict:
+    """Notes about one network's trainings."""
+    count = next(iter(found.values()))[0]["examples"]
+    hits = {side: np.array([run["hits"] for run in runs]) for side, runs in found.items()}
+    return {
         "examples of an epoch": count,
-        "examples a second": {name: count / median(times) for name, times in seconds.items()},
-        "HitRatio@10": {name: interval(values) for name, values in hits.items()},
-        "last loss": {name: runs[0]["losses"][-1] for name, runs in found.items()},
-        "parameters": {name: runs[0]["parameters"] for name, runs in found.items()},
-        "loss": "softmax cross-entropy over the catalogue, on both sides",
-        "feed-forward width": "hidden_size, on both sides",
+        "examples a second": {side: count / median(s) for side, s in _seconds(found).items()},
+        "HitRatio@10": {side: interval(values) for side, values in hits.items()},
+        "last loss": {side: runs[0]["losses"][-1] for side, runs in found.items()},
+        "parameters": {side: runs[0]["parameters"] for side, runs in found.items()},
     }
-    publish("recommender", config, figures, notes)
-    return figures
+
+
+def _seconds(found: dict[str, list[dict]]) -> dict[str, list[float]]:
+    """Seconds of each epoch without the first, by side."""
+    return {
+        side: [epoch for run in runs for epoch in run["seconds"][1:]]
+        for side, runs in found.items()
+    }
 
 
 SHARED = (
@@ -138,6 +172,7 @@ SHARED = (
     "epochs",
     "max_history",
     "hidden_size",
+    "state_size",
     "num_layers",
     "num_heads",
     "dropout",
@@ -186,7 +221,7 @@ def interval(hits: np.ndarray) -> list[float]:
     return [float(hits.mean()), float(low), float(high)]
 
 
-def hit_ratio(own: np.ndarray, peer: np.ndarray) -> Figure:
+def hit_ratio(what: str, own: np.ndarray, peer: np.ndarray) -> Figure:
     """The ratio of two sides' HitRatio@10, with its 95 % bootstrap interval.
 
     The target is 1 minus half the interval's width, so that only a difference larger than noise
@@ -197,7 +232,7 @@ def hit_ratio(own: np.ndarray, peer: np.ndarray) -> Figure:
     low, high = np.quantile(a[rows].mean(axis=1) / np.maximum(b[rows].mean(axis=1), 1e-9), BOUNDS)
     ratio = float(a.mean() / max(b.mean(), 1e-9))
     target = round(1 - float(high - low) / 2, 3)
-    return Figure("HitRatio@10", "RecBole", ratio, float(low), float(high), {}, target, True)
+    return Figure(what, "RecBole", ratio, float(low), float(high), {}, target, True)
 
 
 def _resampled(users: int) -> np.ndarray:
@@ -227,13 +262,13 @@ def own_side(data: Path, settings: dict) -> dict:
     """Train this project's side; returns what the peer's program prints."""
     torch.set_num_threads(settings["threads"])
     sequences = json.loads(data.read_text(encoding="utf-8"))
-    names = ("hidden_size", "num_layers", "num_heads", "dropout", "learning_rate", "batch_size")
-    chosen = SASRecConfig(seed=settings["seed"], **{name: settings[name] for name in names})
+    names = {spec.name for spec in fields(NetworkConfig)} & settings.keys()
+    chosen = NetworkConfig(**{name: settings[name] for name in names})
     width = settings["max_history"]
     train = [(items[:end], items[end]) for items in sequences for end in range(1, len(items) - 1)]
     test = [(items[:-1], items[-1]) for items in sequences]
     windows, held_out = _windows(train, width), _windows(test, width)
-    model = build_model(SASRec, chosen, settings["num_items"], width)
+    model = build_model(NETWORKS[settings["model"]], chosen, settings["num_items"], width)
     optimizer = build_optimizer(model, chosen)
     seconds, losses = [], []
     for epoch in range(settings["epochs"]):

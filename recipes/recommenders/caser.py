@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.dropout import Dropout
 from recipes.recommenders.items import ItemTable
 from recipes.recommenders.recommender import SequenceRecommender
 
@@ -19,6 +20,7 @@ class Caser(SequenceRecommender):
     """
 
     name = "caser"
+    version = 2
     summary = "Caser: convolutions over the last items (Tang & Wang, 2018)"
     about = About(
         title="Caser",
@@ -40,7 +42,7 @@ class Caser(SequenceRecommender):
             nn.Conv1d(hidden, across, height) for height in range(1, max_history + 1)
         )
         self.vertical = nn.Linear(max_history, down, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.output = nn.Linear(across * max_history + down * hidden, hidden)
 
     @property

@@ -1,13 +1,14 @@
 """GRU4Rec: a recurrent network over the items of a user (Hidasi et al., ICLR 2016)."""
 
-import torch
 from torch import Tensor, nn
 
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.dropout import Dropout
 from recipes.recommenders.items import ItemTable
 from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.recurrence import gru
 
 
 class GRU4Rec(SequenceRecommender):
@@ -19,6 +20,7 @@ class GRU4Rec(SequenceRecommender):
     """
 
     name = "gru4rec"
+    version = 2
     summary = "GRU4Rec: a recurrent network over the items (Hidasi et al., 2016)"
     about = About(
         title="GRU4Rec",
@@ -30,7 +32,7 @@ class GRU4Rec(SequenceRecommender):
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__(config, num_items, max_history)
         self.items = ItemTable(num_items, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.recurrence = nn.GRU(
             config.hidden_size, config.state_size, config.num_layers, batch_first=True
         )
@@ -46,23 +48,27 @@ class GRU4Rec(SequenceRecommender):
 
         The representation of an empty history is finite and means nothing.
         """
-        states, _ = self._recurrent(histories)
-        newest = (histories != PADDING).sum(dim=1).clamp(min=1) - 1
-        return self.output(states[torch.arange(len(states)), newest])
+        states, _, order = self._recurrent(histories, newest=True)
+        return self.output(states[order.argsort()])
 
     def states(self, histories: Tensor) -> Tensor:
         """The representation of the history up to each item: float [rows, time, hidden]."""
-        states, place = self._recurrent(histories)
-        return self.output(states.gather(1, place[:, :, None].expand(-1, -1, states.shape[2])))
+        states, real, order = self._recurrent(histories, newest=False)
+        found = states.new_zeros(*real.shape, states.shape[1])
+        found[real] = states  # [time, rows, state]
+        return self.output(found.transpose(0, 1)[order.argsort()])
 
-    def _recurrent(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """States of left-aligned rows, [rows, time, state], and where each column's item went.
+    def _recurrent(self, histories: Tensor, newest: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The states of all items, step by step, or of the newest; the longest history first.
 
-        Left-padded rows become right-padded ones, since the recurrence begins at the first item.
+        Returns:
+            States, float [items or rows, state]; where those of all items belong, bool
+            [time, rows], with the rows in order; and that order, int64 [rows].
         """
-        time = histories.shape[1]
-        shift = (histories == PADDING).sum(dim=1)[:, None]
-        columns = torch.arange(time, device=histories.device)
-        rows = histories.gather(1, (columns + shift) % time)
-        states, _ = self.recurrence(self.dropout(self.items(rows)))
-        return states, (columns - shift) % time
+        real = histories != PADDING
+        real[:, -1] = True  # an empty history has one item, which is padding
+        order = real.sum(dim=1).argsort(descending=True, stable=True)
+        rows, real = histories[order].T, real[order].T
+        inputs = self.dropout(self.items(rows[real]))
+        active = [count for count in real.sum(dim=1).tolist() if count]
+        return gru(self.recurrence, inputs, active, newest), real, order

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.dropout import Dropout
 from recipes.recommenders.recommender import SequenceRecommender
 
 GROUP, GROUPS = 64, 8
@@ -24,6 +25,7 @@ class SASRec(SequenceRecommender):
     """
 
     name = "sasrec"
+    version = 2
     summary = "SASRec: causal self-attention over the last items (Kang & McAuley, 2018)"
     about = About(
         title="SASRec",
@@ -43,7 +45,7 @@ class SASRec(SequenceRecommender):
             for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.apply(_initialise)
 
     @classmethod
@@ -126,7 +128,7 @@ class Block(nn.Module):
             nn.ReLU(),
             nn.Linear(inner_size or hidden_size, hidden_size),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor, newest: bool = False) -> Tensor:
         """States after the block.
@@ -157,8 +159,12 @@ class Block(nn.Module):
                 (self.value, hidden),
             )
         )
-        rate = self.dropout.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+        if self.training:  # torch's attention with dropout is slower on a CPU
+            scores = query / math.sqrt(query.shape[-1]) @ key.transpose(2, 3)
+            weights = (scores + torch.where(mask, 0.0, -torch.inf)).softmax(dim=3)
+            mixed = self.dropout(weights) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return mixed.transpose(1, 2).reshape(rows, query.shape[2], width)
 
 

@@ -450,7 +450,7 @@ def test_every_setting_and_the_recommenders_version_determine_it(
         recommender_stage(SASRec, config, files)
         for config in (SMALL, replace(SMALL, seed=1), replace(SMALL, dropout=0.1))
     ]
-    monkeypatch.setattr(SASRec, "version", 2)
+    monkeypatch.setattr(SASRec, "version", 3)
     stages.append(recommender_stage(SASRec, SMALL, files))
     assert len({stage.fingerprint for stage in stages}) == 4
 

@@ -233,3 +233,15 @@ def test_a_few_windows_are_learned_by_heart(tmp_path: Path):
     curve = fit(model, windows, windows, config, tmp_path, "by heart")
     assert validate(model, windows).hr_1 == 1.0
     assert curve[-1].train_loss < 0.1 < 2.0 < curve[0].train_loss
+
+
+def test_attention_in_training_is_that_of_evaluation(model: SASRec):
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    hidden, mask = (
+        torch.randn(2, 5, 8),
+        attention_mask(torch.tensor([[False] * 2 + [True] * 3] * 2)),
+    )
+    expected = block(hidden, mask)
+    block.train().dropout.p = block.dropout.threshold = 0
+    torch.testing.assert_close(block(hidden, mask), expected)

@@ -1,4 +1,4 @@
-"""Trains RecBole's SASRec: `python recbole_sasrec.py SEQUENCES.json SETTINGS.json`.
+"""Trains RecBole's SASRec or GRU4Rec: `python recbole_side.py SEQUENCES.json SETTINGS.json`.
 
 This runs in RecBole's environment and therefore imports nothing of this project. The last line that
 it prints is JSON with the `seconds` and `losses` of each epoch, the number of `examples` in an
@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.model.sequential_recommender import SASRec  # noqa: E402
+from recbole.model.sequential_recommender import GRU4Rec, SASRec  # noqa: E402
 from recbole.trainer import Trainer  # noqa: E402
 from recbole.utils import init_seed  # noqa: E402
 from recbole.utils.case_study import full_sort_topk  # noqa: E402
@@ -50,6 +50,26 @@ def write_interactions(folder: Path, sequences: list[list[int]]) -> None:
     (folder / "bench" / "bench.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def sizes(settings: dict) -> dict:
+    """The network's sizes under RecBole's names."""
+    if settings["model"] == "GRU4Rec":
+        return {
+            "embedding_size": settings["hidden_size"],
+            "hidden_size": settings["state_size"],
+            "num_layers": settings["num_layers"],
+            "dropout_prob": settings["dropout"],
+        }
+    return {
+        "hidden_size": settings["hidden_size"],
+        "inner_size": settings["hidden_size"],
+        "n_layers": settings["num_layers"],
+        "n_heads": settings["num_heads"],
+        "hidden_dropout_prob": settings["dropout"],
+        "attn_dropout_prob": settings["dropout"],
+        "hidden_act": "relu",
+    }
+
+
 def main(sequences: list[list[int]], settings: dict) -> dict:
     torch.set_num_threads(settings["threads"])
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,13 +88,7 @@ def main(sequences: list[list[int]], settings: dict) -> dict:
             "TIME_FIELD": "timestamp",
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
             "MAX_ITEM_LIST_LENGTH": settings["max_history"],
-            "hidden_size": settings["hidden_size"],
-            "inner_size": settings["hidden_size"],
-            "n_layers": settings["num_layers"],
-            "n_heads": settings["num_heads"],
-            "hidden_dropout_prob": settings["dropout"],
-            "attn_dropout_prob": settings["dropout"],
-            "hidden_act": "relu",
+            **sizes(settings),
             "loss_type": "CE",
             "train_neg_sample_args": None,
             "learner": "adam",
@@ -89,11 +103,12 @@ def main(sequences: list[list[int]], settings: dict) -> dict:
                 "group_by": "user",
             },
         }
-        config = Config(model="SASRec", dataset="bench", config_dict=options)
+        config = Config(model=settings["model"], dataset="bench", config_dict=options)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         train, _, test = data_preparation(config, dataset)
-        model = SASRec(config, train.dataset).to(config["device"])
+        network = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}[settings["model"]]
+        model = network(config, train.dataset).to(config["device"])
         trainer = TimedTrainer(config, model)
         trainer.fit(train, saved=False, verbose=False, show_progress=False)
         model.eval()
