@@ -34,6 +34,10 @@ class Split:
     is_last: np.ndarray
     """bool [n]: the user's last window, the one that the paper evaluates."""
 
+    further_candidates: np.ndarray | None = None
+    """int64 [n, candidate_draws - 1, num_candidates], what was drawn after `candidates`; None in
+    `train`, and where `prepare.candidate_draws` is 1."""
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -56,18 +60,18 @@ class PreparedData:
             raise ValueError(f"split={name!r}: choose one of {', '.join(SPLITS)}")
         return self.splits[name]
 
-    def earlier(self, name: SplitName, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def earlier(self, split: SplitName, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All items that the users of some rows have met before them, whatever the splits.
 
         Args:
-            name: The rows' split.
+            split: The rows' split.
             rows: int64 [n], row numbers.
 
         Returns:
             Each row's items, one row after the other (int64), and their number in each row (int64
             [n]): the targets of the user's earlier windows, and the visible history.
         """
-        order = [one for one in SPLITS if one in self.splits]
+        order: list[SplitName] = [one for one in SPLITS if one in self.splits]
         starts = dict(
             zip(order, np.cumsum([0, *(len(self.splits[s]) for s in order)]), strict=False)
         )
@@ -76,9 +80,9 @@ class PreparedData:
         by_user = users.argsort(kind="stable")
         place = np.empty_like(by_user)
         place[by_user] = np.arange(len(by_user))
-        at = place[rows + starts[name]]
-        before = at - np.searchsorted(users[by_user], users[rows + starts[name]])
-        histories = self.split(name).histories[rows]
+        at = place[rows + starts[split]]
+        before = at - np.searchsorted(users[by_user], users[rows + starts[split]])
+        histories = self.split(split).histories[rows]
         found = [
             np.append(targets[by_user[end - length : end]], history[history >= 0])
             for end, length, history in zip(at, before, histories, strict=True)
