@@ -243,7 +243,7 @@ def test_a_run_ranks_all_items_and_says_so_everywhere(tmp_path):
     assert f"## Ranked items (n = 168 rows, 24 users, {words})" in page
     assert "means over users of each user's mean over rows" in page
     assert words in (tmp_path / "summary.txt").read_text()
-    assert "sampled" not in page.split("<details>")[0] and "mask: none" not in page
+    assert "sampled candidates" not in page and "mask: none" not in page
     assert not any(entry["key"].startswith("valid") for entry in results["metrics"])
 
 
