@@ -57,7 +57,7 @@ class Pipeline:
         """
         check(experiment)
         compared = comparison(experiment)
-        evaluating.check_arms(experiment.evaluate, compared.arms)
+        evaluating.check_arms(experiment, compared.arms)
         return cls(Run(experiment, compared.networks, shared), compared.arms)
 
     def prepare(self) -> None:

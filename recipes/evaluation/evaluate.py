@@ -26,7 +26,7 @@ from recipes.evaluation.parts import (
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import random_order, random_value, summarise
-from recipes.experiment import EvaluateConfig
+from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods.method import Arm
 from recipes.ranges import check_ranges
 from recipes.records import Record, Stage, required_record
@@ -66,7 +66,7 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         tables = [read_table(part.folder / PREDICTIONS) for part in parts]
         table = pd.concat(tables, ignore_index=True)
         write_table(place / PREDICTIONS, table)
-        protocol = Protocol(config, rows.num_candidates)
+        protocol = Protocol(config, rows.num_candidates, rows.draws)
         random = random_order(rows.user_ids, ranked_counts(rows, masked, config))
         summary = summarise(table, arms, protocol, random, resampling)
         evaluated = {**described(rows, protocol, random), "ambiguous_rows": _ambiguous_rows(table)}
@@ -122,15 +122,24 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
     )
 
 
-def check_arms(config: EvaluateConfig, arms: Sequence[Arm]) -> None:
-    """Refuse arms that cannot rank the candidates (ValueError)."""
-    if config.candidates == "sampled":
+def check_arms(experiment: Experiment, arms: Sequence[Arm]) -> None:
+    """Refuse arms that rank nothing but the candidates of their prompts, where there are others.
+
+    Raises:
+        ValueError: All items are ranked, or several draws; the message names the arm and the field.
+    """
+    whole = experiment.evaluate.candidates == "catalogue"
+    draws = experiment.prepare.candidate_draws
+    if not whole and draws == 1:
         return
+    field, remedy = "evaluate.candidates='catalogue'", "evaluate.candidates `sampled`"
+    if not whole:
+        field, remedy = f"prepare.candidate_draws={draws}", "prepare.candidate_draws 1"
     for arm in arms:
-        if not arm.method.ranks_catalogue:
+        if arm.method.reads_candidates:
             raise ValueError(
-                f"evaluate.candidates='catalogue': the arm {arm.name!r} ranks only the candidates "
-                "of its prompts: leave it out, or choose evaluate.candidates `sampled`"
+                f"{field}: the arm {arm.name!r} ranks only the candidates of its prompts: leave it "
+                f"out, or choose {remedy}"
             )
 
 
@@ -151,7 +160,7 @@ def described(rows: EvaluatedRows, protocol: Protocol, random: pd.DataFrame) -> 
         "average": config.average,
         "min_history": config.min_history,
         "max_users": config.max_users,
-        "num_rows": len(rows),
+        "num_rows": len(rows) // rows.draws,
         "num_users": len(np.unique(rows.user_ids)),
         "num_candidates": rows.num_candidates,
         "among": protocol.among,

@@ -116,18 +116,22 @@ class Outcomes:
 def outcomes_of(metric: Metric, table: pd.DataFrame) -> Outcomes:
     """Outcomes of a metric on the predictions of one arm, all seeds included.
 
+    A row's outcome is its mean over the draws of candidates.
+
     Raises:
         ValueError: The seeds do not cover the same rows.
     """
     seeds = sorted(int(seed) for seed in table["seed"].unique())
-    by_seed = [table.loc[table["seed"] == seed].sort_values(by="row") for seed in seeds]
+    by_seed = [table.loc[table["seed"] == seed].sort_values(by=["row", "draw"]) for seed in seeds]
     first = by_seed[0]["row"].to_numpy()
     if any(not np.array_equal(first, other["row"].to_numpy()) for other in by_seed):
         raise ValueError("seeds of one method cover different rows: run the evaluate stage again")
+    draws = by_seed[0]["draw"].nunique()
     pairs = [metric.outcome(one) for one in by_seed]
     return Outcomes(
         seeds=seeds,
-        user_ids=by_seed[0]["user_id"].to_numpy(),
-        numerators=np.stack([pair[0] for pair in pairs]),
-        denominators=np.stack([pair[1] for pair in pairs]),
+        user_ids=by_seed[0]["user_id"].to_numpy()[::draws],
+        # [seeds, n * draws] -> [seeds, n]
+        numerators=np.stack([top.reshape(-1, draws).mean(axis=1) for top, _ in pairs]),
+        denominators=np.stack([bottom.reshape(-1, draws).mean(axis=1) for _, bottom in pairs]),
     )

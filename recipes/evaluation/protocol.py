@@ -19,6 +19,8 @@ class Protocol:
     config: EvaluateConfig
     num_candidates: int
     """Number of candidates in a row, or of items in the catalogue."""
+    draws: int = 1
+    """Number of candidate sets that a row is ranked in."""
 
     @property
     def whole_catalogue(self) -> bool:
@@ -29,7 +31,8 @@ class Protocol:
     def among(self) -> str:
         """What targets are ranked among: `all 3,646 items, history left out`."""
         if not self.whole_catalogue:
-            return f"{self.num_candidates} sampled candidates"
+            several = f", mean of {self.draws} draws" if self.draws > 1 else ""
+            return f"{self.num_candidates} sampled candidates{several}"
         return f"all {self.num_candidates:,} items{MASKS[self.config.mask]}"
 
     @property

@@ -236,11 +236,12 @@ def _user_sums(
         raise ValueError(
             f"an interval over users needs at least 2 users, got {num_users}: raise max_users"
         )
-    sums = [
-        np.stack([np.bincount(index, weights=seed, minlength=num_users) for seed in side])
-        for side in (top, bottom)
-    ]
-    return sums[0], sums[1]
+
+    def summed(seeds: Floats) -> Floats:
+        sums = [np.bincount(index, weights=seed, minlength=num_users) for seed in seeds]
+        return np.stack(sums).astype(np.float64)
+
+    return summed(top), summed(bottom)
 
 
 def _ratios(side: Side, resampling: Resampling, stream: int) -> Floats:

@@ -1,7 +1,7 @@
-"""The table of predictions, with one line for each arm, seed and evaluated row.
+"""The table of predictions, with one line for each arm, seed, evaluated row and draw.
 
 `better` and `tied` say where the target stands among the row's candidates (`Places`). `scores` are
-in the order of the row's candidates in `prepare/candidates.parquet`; they are not kept where all
+in the order of the draw's candidates in `prepare/candidates.parquet`; they are not kept where all
 items are ranked. The columns about generated text are null for methods that only score. `ambiguous`
 rows are those whose target has the title of another candidate, as the language model writes it, so
 that no answer is right there.
@@ -47,6 +47,7 @@ def predictions_table(
             "seed": np.full(count, seed, dtype=np.int64),
             "split": pd.array([rows.split] * count, dtype="str"),
             "row": rows.rows,
+            "draw": np.tile(np.arange(rows.draws), count // rows.draws),
             "user_id": rows.user_ids,
             "target": rows.targets,
             "output": pd.array([None] * count, dtype="str"),

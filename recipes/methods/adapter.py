@@ -42,7 +42,7 @@ class AdapterMethod(Method):
     """Trains a PEFT adapter and a projector on hybrid prompts, then ranks and generates."""
 
     is_adapter = True
-    ranks_catalogue = False
+    reads_candidates = True
     Config: ClassVar[type[AdapterSettings]] = AdapterSettings
     """Settings with defaults in the section `adapt`, which an arm may replace by its own values."""
     Peft: ClassVar[type[PeftConfig]] = LoraConfig

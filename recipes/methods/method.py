@@ -78,8 +78,8 @@ class Method:
     """Whether the method is a uniformly random order, whose metrics are exact expectations."""
     is_adapter: ClassVar[bool] = False
     """Whether the method adapts a language model."""
-    ranks_catalogue: ClassVar[bool] = True
-    """Whether the method can rank all items of the catalogue, by `scorer`."""
+    reads_candidates: ClassVar[bool] = False
+    """Whether the method's input holds a row's candidates, so that it ranks no others."""
     version: int = 1
     """Raised when the same settings begin to give other results."""
 

@@ -17,7 +17,7 @@ class EvaluatedRows:
 
     split: SplitName
     rows: Ints
-    """int64 [n], ascending row numbers of the split."""
+    """int64 [n], ascending row numbers of the split; each as often as there are draws."""
     user_ids: Ints
     """int64 [n], user id of each row."""
     targets: Ints
@@ -27,6 +27,8 @@ class EvaluatedRows:
     their memory."""
     target_index: Ints
     """int64 [n]; column of the target in `candidates`."""
+    draws: int = 1
+    """Number of candidate sets that were drawn for each row of the split."""
     whole_catalogue: bool = False
     """Whether the candidates are all items, in the order of their ids."""
 
@@ -73,14 +75,19 @@ def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
             f"at least 2: raise evaluate.max_users ({config.max_users}), lower "
             f"evaluate.min_history ({config.min_history}), or prepare more users"
         )
-    whole = config.candidates == "catalogue"
-    targets = split.targets[rows]
+    whole, further = config.candidates == "catalogue", split.further_candidates
+    draws = 1 if whole or further is None else 1 + further.shape[1]
     if whole:
         candidates = np.broadcast_to(np.arange(data.num_items), (len(rows), data.num_items))
         check_cutoffs(config.ks, data.num_items, f"the catalogue has {data.num_items} items")
     else:
         candidates = split.candidates[rows]
+        if further is not None:
+            drawn = np.concatenate([candidates[:, None], further[rows]], axis=1)
+            candidates = drawn.reshape(-1, candidates.shape[1])
         check_cutoffs(config.ks, candidates.shape[1])
+    rows = np.repeat(rows, draws)
+    targets = split.targets[rows]
     return EvaluatedRows(
         split=config.split,
         rows=rows,
@@ -88,6 +95,7 @@ def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
         targets=targets,
         candidates=candidates,
         target_index=targets if whole else _places(config, rows, candidates, targets),
+        draws=draws,
         whole_catalogue=whole,
     )
 

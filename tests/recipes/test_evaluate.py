@@ -363,6 +363,7 @@ def predictions_of(method, seed, items, ranks):
             "method": [method] * count,
             "seed": [seed] * count,
             "row": range(count),
+            "draw": 0,
             "user_id": range(count),
             "target": [5] * count,
             "predicted_item": pd.array(items, dtype="Int64"),

@@ -144,6 +144,7 @@ def ratios_of(items, ranks, users=None, **changes):
         {
             "seed": 0,
             "row": range(len(items)),
+            "draw": 0,
             "user_id": range(len(items)) if users is None else users,
             "target": 5,
             "predicted_item": pd.array(items, dtype="Int64"),

@@ -48,6 +48,7 @@ def predictions(arms, seeds, rates):
                         "method": arm.name,
                         "seed": seed,
                         "row": range(USERS),
+                        "draw": 0,
                         "user_id": range(USERS),
                         "target": 5,
                         "predicted_item": items,

@@ -1,0 +1,73 @@
+"""HitRatio@k, NDCG@k and MRR of rows with one relevant item, for the library `evaluate`.
+
+    metric = evaluate.load("recipes/evaluation/hf/sequential_ranking")
+    metric.compute(predictions=scores, references=targets, ks=[1, 10])
+
+It computes nothing by itself: `recipes.evaluation.metrics` does, with ties as an expectation.
+"""
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+import numpy as np
+
+from recipes.evaluation.metrics import Places, gains, hits, places_of, reciprocal_ranks
+
+DESCRIPTION = """
+Ranking metrics where each row has exactly one relevant item, the target. Candidates that score the
+same as the target are in no order: every figure is the expectation over all orders of the tied.
+"""
+INPUTS = """
+Args:
+    predictions: by default the scores of each row's candidates (floats, higher is better), as many
+        in every row; with the configuration "ranks", each target's rank, from 1.
+    references: place of the target among the row's candidates, from 0. Not for "ranks".
+    ks: cut-offs; by default 1, 5 and 10.
+Returns:
+    hit_ratio@k and ndcg@k for each k, and mrr: means over rows.
+"""
+CITATION = """
+@inproceedings{mcsherry2008ties,
+  title = {Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied
+           Scores},
+  author = {McSherry, Frank and Najork, Marc},
+  booktitle = {ECIR},
+  year = {2008}
+}
+"""
+
+
+class SequentialRanking(evaluate.Metric):
+    """The metric, in the configurations `default` (scores and targets) and `ranks`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        if self.config_name == "ranks":
+            features = {"predictions": datasets.Value("int64")}
+        elif self.config_name == "default":
+            scores = datasets.Sequence(datasets.Value("float64"))
+            features = {"predictions": scores, "references": datasets.Value("int64")}
+        else:
+            raise ValueError(
+                f"config_name={self.config_name!r}: choose `ranks`, or none for scores and targets"
+            )
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(features),
+        )
+
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        predictions: Sequence[Sequence[float]] | Sequence[int],
+        references: Sequence[int] | None = None,
+        ks: Sequence[int] = (1, 5, 10),
+    ) -> dict[str, float]:
+        if references is None:
+            places = Places.of_ranks(predictions)
+        else:
+            places = places_of(np.asarray(predictions, dtype=np.float64), references)
+        found = {f"hit_ratio@{k}": float(hits(places, k).mean()) for k in ks}
+        found |= {f"ndcg@{k}": float(gains(places, k).mean()) for k in ks}
+        return found | {"mrr": float(reciprocal_ranks(places).mean())}

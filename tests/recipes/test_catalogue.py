@@ -1,0 +1,256 @@
+"""Rankings of all items: places, masks and labels, by hand and from the command line."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.arms import comparison
+from recipes.artifacts import read_table
+from recipes.data.padding import PADDING
+from recipes.data.tables import PreparedData, Split
+from recipes.evaluation import catalogue
+from recipes.evaluation.catalogue import catalogue_places, ranked_counts
+from recipes.evaluation.evaluate import check_arms, check_config
+from recipes.evaluation.protocol import Protocol
+from recipes.evaluation.summary import random_order, random_value
+from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
+from recipes.methods.co_occurrence import CoOccurrence
+from recipes.methods.method import Arm
+from recipes.methods.recommender_methods import CounterMethod
+from recipes.pipeline import Pipeline
+from recipes.recommenders import RECOMMENDERS
+from recipes.recommenders.recommender import Counter
+from recipes.scoring.masking import Masked
+from recipes.scoring.rows import evaluated_rows
+
+ITEMS, WIDTH = 6, 2
+ALL = EvaluateConfig(candidates="catalogue", min_history=1, ks=[1])
+
+
+def split_of(walks: dict[int, list[int]], held: int) -> Split:
+    """The last `held` windows of each user; histories show the newest `WIDTH` items."""
+    windows = [
+        (user, walk[:at], walk[at], at == len(walk) - 1)
+        for user, walk in walks.items()
+        for at in range(len(walk) - held, len(walk))
+    ]
+    histories = np.full((len(windows), WIDTH), PADDING)
+    for line, (_, history, _, _) in zip(histories, windows, strict=True):
+        shown = history[-WIDTH:]
+        line[WIDTH - len(shown) :] = shown
+    return Split(
+        user_ids=np.array([user for user, *_ in windows]),
+        histories=histories,
+        history_lengths=(histories != PADDING).sum(axis=1),
+        targets=np.array([target for _, _, target, _ in windows]),
+        candidates=np.tile(np.arange(ITEMS), (len(windows), 1)),
+        is_last=np.array([last for *_, last in windows]),
+    )
+
+
+WALKS = {3: [0, 1, 2, 3], 5: [5, 4, 0, 4], 9: [1, 2]}
+"""User 5 meets item 4 again."""
+
+
+def data_of(walks: dict[int, list[int]] = WALKS) -> PreparedData:
+    """All but each user's last item in train, the last in test."""
+    train = {user: walk[:-1] for user, walk in walks.items()}
+    splits = [split_of({u: w}, len(w)) for u, w in train.items()]
+    joined = {
+        name: np.concatenate([getattr(one, name) for one in splits])
+        for name in vars(splits[0])
+        if name != "further_candidates"
+    }
+    titles = [f"title {item}" for item in range(ITEMS)]
+    return PreparedData(titles, {"train": Split(**joined), "test": split_of(walks, 1)})
+
+
+def places(scores, config, data=None):
+    data = data or data_of()
+    rows = evaluated_rows(data, config)
+    masked = Masked.nothing() if config.mask == "none" else Masked.history(data, rows)
+    found = catalogue_places(lambda rows: np.array(scores)[rows.rows], rows, masked, config)
+    return found, ranked_counts(rows, masked, config)
+
+
+# Item by item, for users 3, 5 and 9: their targets are 3, 4 and 2.
+SCORES = [[9.0, -1, 3, 2, 8, 2], [1.0, 7, 1, 1, 1, 5], [-4.0, 3, -1, -2, -2, -1]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "better", "tied", "counts"),
+    [
+        ("none", [3, 2, 1], [2, 4, 2], [6, 6, 6]),
+        # Left out: 0, 1 and 2; 5 and 0, while 4 is the target; 1.
+        ("history", [1, 1, 0], [2, 3, 2], [3, 4, 5]),
+        # These score 0: below the first targets, above the last one's -1.
+        ("zero", [1, 1, 1], [2, 3, 2], [6, 6, 6]),
+    ],
+)
+def test_places_among_all_items_by_hand(mask, better, tied, counts):
+    found, ranked = places(SCORES, replace(ALL, mask=mask))
+    assert (found.better.tolist(), found.tied.tolist()) == (better, tied)
+    assert ranked.tolist() == counts
+
+
+def test_items_that_the_history_no_longer_shows_are_masked_too():
+    data = data_of()
+    rows = evaluated_rows(data, ALL)
+    assert data.split("test").histories[0].tolist() == [1, 2]
+    masked = Masked.history(data, rows)
+    pairs = list(zip(masked.rows.tolist(), masked.items.tolist(), strict=True))
+    assert pairs == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 5), (2, 1)]
+
+
+@given(st.integers(1, 20), st.sampled_from(["none", "history", "zero"]), st.integers(0, 99))
+def test_chunks_change_nothing(size, mask, seed):
+    scores = np.random.default_rng(seed).integers(-2, 3, size=(3, ITEMS)).astype(float)
+    config = replace(ALL, mask=mask)
+    whole, _ = places(scores.copy(), config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "SCORES", size)
+        found, _ = places(scores.copy(), config)
+    assert found.better.tolist() == whole.better.tolist()
+    assert found.tied.tolist() == whole.tied.tolist()
+
+
+@pytest.mark.parametrize("average", ["rows", "users"])
+def test_a_random_order_is_known_exactly_whatever_is_left_out(average):
+    # Two rows of one user, which are ranked among 4 and 2 items, and one of another among 3.
+    random = random_order(np.array([1, 1, 2]), np.array([4, 2, 3]))
+    protocol = Protocol(replace(ALL, average=average, ks=[1, 3]), ITEMS)
+    hit = random_value("hit_ratio@1/ranking", protocol, random)
+    rows, users = (1 / 4 + 1 / 2 + 1 / 3) / 3, ((1 / 4 + 1 / 2) / 2 + 1 / 3) / 2
+    assert hit == pytest.approx(rows if average == "rows" else users)
+    found = random_value("mrr/ranking", protocol, random)
+    own = [(1 + 1 / 2 + 1 / 3 + 1 / 4) / 4, (1 + 1 / 2) / 2, (1 + 1 / 2 + 1 / 3) / 3]
+    expected = sum(own) / 3 if average == "rows" else ((own[0] + own[1]) / 2 + own[2]) / 2
+    assert found == pytest.approx(expected)
+
+
+METHODS = [CoOccurrence()] + [
+    CounterMethod(one) for one in RECOMMENDERS.values() if issubclass(one, Counter)
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_method_scores_all_items_as_it_scores_candidates(method):
+    data = data_of()
+    run: Any = SimpleNamespace(data=data)
+    scorer = method.scorer(run, Arm(method.name, method, {}, {}), 0)
+    rows = evaluated_rows(data, ALL)
+    some = evaluated_rows(data, replace(ALL, candidates="sampled"))
+    assert rows.whole_catalogue and not some.whole_catalogue
+    np.testing.assert_allclose(scorer(rows), scorer(some), rtol=1e-6)
+
+
+# ------------------------------------------------------------------ several draws
+
+
+def test_several_draws_are_so_many_lines_of_a_row():
+    data = data_of()
+    further = np.tile(np.arange(ITEMS)[::-1], (3, 1, 1))
+    test = replace(data.split("test"), further_candidates=further)
+    both = replace(data, splits={**data.splits, "test": test})
+    rows = evaluated_rows(both, replace(ALL, candidates="sampled"))
+    assert (rows.rows.tolist(), rows.draws) == ([0, 0, 1, 1, 2, 2], 2)
+    assert rows.target_index.tolist() == [3, 2, 4, 1, 2, 3]
+    assert rows.candidates[:2].tolist() == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]
+    assert evaluated_rows(both, ALL).draws == 1
+    words = Protocol(EvaluateConfig(), 20, draws=2).words
+    assert words == "20 sampled candidates, mean of 2 draws"
+
+
+# ------------------------------------------------------------------ what does not fit
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EvaluateConfig(mask="zero"), "evaluate.mask='zero'.*candidates='sampled'.*`catalogue`"),
+        (EvaluateConfig(mask="history"), "evaluate.mask='history'"),
+    ],
+)
+def test_a_mask_of_sampled_candidates_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+def test_a_cutoff_beyond_the_catalogue_is_refused_once_its_size_is_known():
+    config = replace(ALL, ks=[1, ITEMS])
+    check_config(config, 2)
+    assert evaluated_rows(data_of(), config).num_candidates == ITEMS
+    with pytest.raises(ValueError, match=r"\[7\], but the catalogue has 6 items"):
+        evaluated_rows(data_of(), replace(ALL, ks=[7]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"evaluate": ALL},
+            "candidates='catalogue': the arm 'lora' .*leave it out, or .*`sampled`",
+        ),
+        ({"prepare": PrepareConfig(candidate_draws=3)}, "candidate_draws=3: the arm 'lora'"),
+    ],
+)
+def test_arms_that_read_the_candidates_are_refused(fields, message):
+    experiment = Experiment(arms=[{"method": "sasrec"}, {"method": "lora"}], **fields)
+    with pytest.raises(ValueError, match=message):
+        check_arms(experiment, comparison(experiment).arms)
+    with pytest.raises(ValueError, match=message):
+        Pipeline.of(experiment)
+    assert Pipeline.of(replace(experiment, arms=[{"method": "sasrec"}])).arms
+
+
+# ------------------------------------------------------------------ a run
+
+
+def ring(folder, **changes):
+    experiment = Experiment(
+        out=str(folder),
+        prepare=PrepareConfig(dataset="ring", protocol="chronological"),
+        adapt=AdaptConfig(methods=["popularity", "markov"]),
+        evaluate=replace(ALL, ks=[1, 10], bootstrap_samples=100, **changes),
+    )
+    return Pipeline.of(experiment).run_all()
+
+
+def value(results, method, key):
+    (found,) = [e for e in results["metrics"] if (e["method"], e["key"]) == (method, key)]
+    return found["value"], found["label"]
+
+
+def test_a_run_ranks_all_items_and_says_so_everywhere(tmp_path):
+    results = ring(tmp_path, mask="history", rows="all", average="users")
+    words = "all 40 items, history left out, all windows, mean over users"
+    assert value(results, "markov", "hit_ratio@1/ranking") == (
+        1.0,
+        f"HitRatio@1 (transition count, {words})",
+    )
+    # The windows of a user are ranked among 39, 38, .. 33 items.
+    chance = np.mean([10 / count for count in range(39, 32, -1)])
+    assert value(results, "random", "hit_ratio@10/ranking")[0] == pytest.approx(chance)
+    assert results["evaluated"]["chance"] == pytest.approx(chance)
+    table = read_table(tmp_path / "predictions.parquet")
+    assert "scores" not in table and {"better", "tied"} <= set(table)
+    page = (tmp_path / "report.md").read_text()
+    assert f"## Ranked items (n = 168 rows, 24 users, {words})" in page
+    assert "means over users of each user's mean over rows" in page
+    assert words in (tmp_path / "summary.txt").read_text()
+    assert "sampled candidates" not in page and "mask: none" not in page
+    assert not any(entry["key"].startswith("valid") for entry in results["metrics"])
+
+
+def test_another_mask_ranks_again_and_another_average_does_not(tmp_path, monkeypatch):
+    one = ring(tmp_path)
+    assert any("met are ranked too" in caveat for caveat in one["caveats"])
+    zero = ring(tmp_path, mask="zero")
+    assert any("score 0" in caveat for caveat in zero["caveats"])
+    monkeypatch.setattr(CounterMethod, "scorer", None)
+    assert ring(tmp_path, mask="zero", average="users")
