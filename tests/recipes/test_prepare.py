@@ -279,7 +279,7 @@ def test_a_new_version_of_the_stage_is_prepared_anew(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(CONFIG, copy)
-    monkeypatch.setattr(preparing, "VERSION", 2)
+    monkeypatch.setattr(preparing, "VERSION", preparing.VERSION + 1)
     second = prepare(CONFIG, copy)
     assert second.fingerprint != first.fingerprint
     assert second.files == first.files
