@@ -48,7 +48,8 @@ class PrepareBenchConfig(BenchConfig):
     """Number of interactions at the larger size; the smaller size is a quarter of it."""
     rounds: int = 3
     protocol: str = "chronological"
-    """Protocol of the dataset `lastfm`; `chronological` also sorts by time."""
+    """Protocol of the dataset `lastfm`; all but `llara` also sort by time, and draw the order of
+    equal times."""
     shuffled: bool = False
     """Write the rows in random order; the official file is sorted by user and item."""
     folder: str | None = None
@@ -59,6 +60,11 @@ class PrepareBenchConfig(BenchConfig):
         super().__post_init__()
         if self.rows < 40_000:
             raise ValueError(f"rows={self.rows} is too few to measure: use 40,000 or more")
+        known = lastfm.LastFM.protocols
+        if self.protocol not in known:
+            raise ValueError(f"protocol={self.protocol!r}: choose one of {', '.join(known)}")
+        if self.shuffled and self.protocol == "llara":
+            raise ValueError("shuffled=true: protocol=llara reads sorted rows alone; leave it out")
 
 
 def run(config: PrepareBenchConfig) -> list[Figure]:

@@ -103,10 +103,11 @@ def read(folder: Path, protocol: str, ties: TieRule = "stable") -> tuple[pd.Data
 
 
 def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
-    return {
-        int(user): rows["item_id"].tolist()
-        for user, rows in interactions.groupby("user_id", sort=False)
-    }
+    found: dict[int, list[int]] = {}
+    pairs = interactions[["user_id", "item_id"]].to_numpy().tolist()
+    for user, item in pairs:
+        found.setdefault(user, []).append(item)
+    return found
 
 
 EXCHANGED = {"tags": (2, 3), "artists": (3, 4), "users": (6, 7)}
