@@ -144,10 +144,18 @@ class RecommenderConfig:
     """Width of GRU4Rec's hidden state."""
 
     horizontal_filters: Count = 16
-    """Caser's horizontal filters of each height from 1 to the longest history."""
+    """Caser's horizontal filters of each height from 1 to `markov_order`."""
 
     vertical_filters: Count = 4
     """Caser's vertical filters."""
+
+    markov_order: Count | None = None
+    """How many of the newest items Caser reads (L in its paper: 5 on MovieLens); None: all of the
+    history."""
+
+    initial_std: Rate | None = None
+    """Standard deviation of all embeddings at the start; None stands for 1 / sqrt(hidden_size),
+    with which items have about unit length."""
 
     inner_size: Count | None = None
     """Width of SASRec's feed-forward networks; None stands for `hidden_size`, as in its paper."""

@@ -1,5 +1,6 @@
 """The prepared data as arrays: what every later stage reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """The windows of several splits, one split after the other, without further candidates."""
+    if len(splits) == 1:
+        return splits[0]
+    names = ("user_ids", "histories", "history_lengths", "targets", "candidates", "is_last")
+    return Split(**{name: np.concatenate([getattr(one, name) for one in splits]) for name in names})
 
 
 @dataclass(frozen=True)

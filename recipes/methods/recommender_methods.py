@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from recipes.data.tables import joined
 from recipes.experiment import Experiment, RecommenderConfig
 from recipes.methods.method import Arm, Method
-from recipes.methods.settings import checked
+from recipes.methods.settings import checked, refuse_unknown
 from recipes.ranges import LAST_SEED
 from recipes.recommenders.recommender import AnyRecommender, Counter, SequenceRecommender
 from recipes.recommenders.representations import Representations
@@ -25,9 +26,28 @@ class CounterMethod(Method):
         self.name, self.summary, self.about = counter.name, counter.summary, counter.about
         self.version = counter.version
 
+    def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arm's one setting, `counted`: the splits whose interactions count, by default train.
+
+        Under protocols by time, whoever ranks for the test has seen validation too.
+        """
+        refuse_unknown(f"method {self.name}", given, ("counted",))
+        counted = given.get("counted", ["train"])
+        if counted not in (["train"], ["train", "val"]):
+            raise ValueError(
+                f"method {self.name}: counted={counted!r} must be [train] or [train, val]"
+            )
+        if "val" in counted and experiment.evaluate.split == "val":
+            raise ValueError(
+                f"method {self.name}: counted={counted!r} holds the targets of "
+                "evaluate.split='val': leave val out"
+            )
+        return {"counted": counted}
+
     def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
         """The counter's scores."""
-        counter = self.counter(run.data.split("train"), run.data.num_items)
+        counted = [run.data.split(name) for name in arm.settings["counted"]]
+        counter = self.counter(joined(counted), run.data.num_items)
         return lambda rows: counter.scores(
             run.data.split(rows.split).histories[rows.rows], rows.candidates
         )

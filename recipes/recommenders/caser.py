@@ -31,7 +31,7 @@ class Caser(SequenceRecommender):
 
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__(config, num_items, max_history)
-        self.longest = max_history
+        self.longest, self.order = max_history, min(config.markov_order or max_history, max_history)
         hidden, across, down = (
             config.hidden_size,
             config.horizontal_filters,
@@ -39,11 +39,11 @@ class Caser(SequenceRecommender):
         )
         self.items = ItemTable(num_items, hidden)
         self.horizontal = nn.ModuleList(
-            nn.Conv1d(hidden, across, height) for height in range(1, max_history + 1)
+            nn.Conv1d(hidden, across, height) for height in range(1, self.order + 1)
         )
-        self.vertical = nn.Linear(max_history, down, bias=False)
+        self.vertical = nn.Linear(self.order, down, bias=False)
         self.dropout = Dropout(config.dropout)
-        self.output = nn.Linear(across * max_history + down * hidden, hidden)
+        self.output = nn.Linear(across * self.order + down * hidden, hidden)
 
     @property
     def item_embeddings(self) -> Tensor:
@@ -59,8 +59,9 @@ class Caser(SequenceRecommender):
         time = histories.shape[1]
         if time > self.longest:
             raise ValueError(f"histories of width {time}: this model was built for {self.longest}")
-        real = F.pad(histories, (self.longest - time, 0), value=PADDING)
-        # [rows, hidden, time]
+        # A negative padding leaves off the oldest items.
+        real = F.pad(histories, (self.order - time, 0), value=PADDING)
+        # [rows, hidden, order]
         image = self.items(real).transpose(1, 2)
         across = [F.relu(convolve(image)).amax(dim=2) for convolve in self.horizontal]
         down = self.vertical(image).flatten(1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from recipes.artifacts import write_json, write_tensors
 from recipes.data.splits import SPLITS
@@ -95,7 +96,18 @@ def build_model(
     """A new model; equal settings, seed included, give equal initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return recommender(config, num_items, max_history)
+        model = recommender(config, num_items, max_history)
+    if config.initial_std is not None:
+        _rescale(model, config.initial_std)
+    return model
+
+
+@torch.no_grad()
+def _rescale(model: SequenceRecommender, std: float) -> None:
+    """Give all embeddings another standard deviation than they were drawn with."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight *= std * module.embedding_dim**0.5
 
 
 def _trained(split: Split, config: RecommenderConfig) -> np.ndarray:
