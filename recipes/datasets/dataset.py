@@ -17,8 +17,8 @@ class Interactions:
     """User-item interactions in order. `prepare` splits the users and cuts the windows."""
 
     table: pd.DataFrame
-    """Columns user_id, item_id, position (from 0 within a user), timestamp (ms, or null); rows in
-    any order."""
+    """Columns user_id, item_id, timestamp (int64 ms, or null); rows in file order. A column
+    `position` (from 0 within a user) only where the dataset orders by itself."""
 
     titles: list[str]
     """Title of each item, by item id 0 .. num_items-1."""
@@ -26,6 +26,15 @@ class Interactions:
     ranking: np.ndarray | None = None
     """A timestamp for each row of `table`: users are ranked by their earliest one, and split in
     that order. None stands for the column `timestamp`."""
+
+    item_keys: list[str] | None = None
+    """The source's id of each item, by item id, where it is not the number itself."""
+
+    user_keys: list[str] | None = None
+    """The source's id of each user, by user id, where it is not the number itself."""
+
+    notes: tuple[str, ...] = ()
+    """What reading took for granted, a line each; recorded in manifest.json."""
 
 
 @dataclass(frozen=True)

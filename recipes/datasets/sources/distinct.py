@@ -1,0 +1,69 @@
+"""The distinct values of a column as text, numbered in order of first appearance."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from recipes.datasets.sources.source import Column
+
+EXACT = 2.0**53
+"""From here on floats leave out whole numbers."""
+REMEDY = "write text or whole numbers"
+
+
+def distinct(column: Column) -> tuple[np.ndarray, pa.Array]:
+    """Number a column's values.
+
+    Args:
+        column: Text, numbers or null.
+
+    Returns:
+        The number of each row's value, int64 [n], and -1 for null; and the values as text. A whole
+        number of a column of floats is written 12.0, and with an exponent from 2**53 on, where
+        floats are not exact.
+
+    Raises:
+        ValueError: The column's type is another.
+    """
+    values = column.values
+    if pa.types.is_null(values.type):
+        return np.full(len(values), -1), pa.array([], pa.string())
+    encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    encoded = encoded.unify_dictionaries()
+    if encoded.num_chunks == 0:
+        return np.zeros(0, np.int64), pa.array([], pa.string())
+    indices = np.concatenate(
+        [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    )
+    texts = _texts(encoded.chunk(0).dictionary, column)
+    codes, used = pd.factorize(np.where(indices < 0, -1, indices), use_na_sentinel=True)
+    return _without_nulls(codes, used, texts)
+
+
+def _without_nulls(
+    codes: np.ndarray, used: np.ndarray, texts: pa.Array
+) -> tuple[np.ndarray, pa.Array]:
+    """Codes of values that occur alone; the value -1 becomes the code -1."""
+    codes = codes.astype(np.int64, copy=False)
+    null = np.flatnonzero(used < 0)
+    if len(null):
+        (gap,) = null
+        codes = np.where(codes == gap, -1, codes - (codes > gap))
+        used = np.delete(used, gap)
+    return codes, texts.take(pa.array(used))
+
+
+def _texts(values: pa.Array, column: Column) -> pa.Array:
+    kind = values.type
+    if pa.types.is_floating(kind):
+        return pa.array([float_text(value) for value in values.to_pylist()], pa.string())
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    texts = texts or pa.types.is_string_view(kind)
+    if texts or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
+        return values.cast(pa.string())
+    raise column.refused_type(REMEDY)
+
+
+def float_text(value: float) -> str:
+    """A float as text: 12.0 for a whole number, with an exponent where its digits are not exact."""
+    return f"{value:e}" if value.is_integer() and abs(value) >= EXACT else repr(value)
