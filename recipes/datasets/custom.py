@@ -13,6 +13,7 @@ What was guessed and taken for what is printed, and recorded in manifest.json.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ class Custom(Dataset):
         kept = _kept(rows, config, told)
         users, user_keys = _numbered(rows.users, kept)
         items, item_keys = _numbered(rows.items, kept)
-        table = {"user_id": users, "item_id": items}
+        table: dict[str, Any] = {"user_id": users, "item_id": items}
         if rows.times is None:
             table["timestamp"] = pd.array([pd.NA] * len(kept), dtype="Int64")
             table["position"] = positions(users, order_by(users))

@@ -37,7 +37,7 @@ def distinct(column: Column) -> tuple[np.ndarray, pa.Array]:
     )
     texts = _texts(encoded.chunk(0).dictionary, column)
     codes, used = pd.factorize(np.where(indices < 0, -1, indices), use_na_sentinel=True)
-    return _without_nulls(codes, used, texts)
+    return _without_nulls(codes, np.asarray(used), texts)
 
 
 def _without_nulls(
