@@ -122,7 +122,7 @@ def _read(source: Source, config: PrepareConfig) -> _Rows:
     read = source.read(list(dict.fromkeys(name for name in wanted if name is not None)))
     users, items = ids(read[columns.user]), ids(read[columns.item])
     count = f"{len(users.codes)} rows, {len(users.keys)} users, {len(items.keys)} items"
-    told = [f"{source.name}: {count}", f"columns: {columns.told()}"]
+    told = [f"{Path(source.name).name}: {count}", f"columns: {columns.told()}"]
     if columns.time is None:
         times, meaning = None, "none; the rows are taken to be in order"
     else:
@@ -147,7 +147,7 @@ def _titles(
         item, title = title_columns(source, config, rows.columns.item)
         read = source.read(list(dict.fromkeys((item, title))))
         items, column, guessed = ids(read[item]), read[title], config.title is None
-        told = [f"titles: {source.name}, item = {item!r}, title = {title!r}"]
+        told = [f"titles: {Path(source.name).name}, item = {item!r}, title = {title!r}"]
     elif rows.title is not None:
         items, column, told = rows.items, rows.title, []
         guessed = "title" in rows.columns.guessed

@@ -28,6 +28,8 @@ def distinct(column: Column) -> tuple[np.ndarray, pa.Array]:
     values = column.values
     if pa.types.is_null(values.type):
         return np.full(len(values), -1), pa.array([], pa.string())
+    if not _is_readable(values.type):
+        raise column.refused_type(REMEDY)
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
     encoded = encoded.unify_dictionaries()
     if encoded.num_chunks == 0:
@@ -35,7 +37,7 @@ def distinct(column: Column) -> tuple[np.ndarray, pa.Array]:
     indices = np.concatenate(
         [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     )
-    texts = _texts(encoded.chunk(0).dictionary, column)
+    texts = _texts(encoded.chunk(0).dictionary)
     codes, used = pd.factorize(np.where(indices < 0, -1, indices), use_na_sentinel=True)
     return _without_nulls(codes, np.asarray(used), texts)
 
@@ -53,15 +55,18 @@ def _without_nulls(
     return codes, texts.take(pa.array(used))
 
 
-def _texts(values: pa.Array, column: Column) -> pa.Array:
-    kind = values.type
-    if pa.types.is_floating(kind):
+def _is_readable(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return text or number
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    if pa.types.is_floating(values.type):
         return pa.array([float_text(value) for value in values.to_pylist()], pa.string())
-    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    texts = texts or pa.types.is_string_view(kind)
-    if texts or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
-        return values.cast(pa.string())
-    raise column.refused_type(REMEDY)
+    return values.cast(pa.string())
 
 
 def float_text(value: float) -> str:

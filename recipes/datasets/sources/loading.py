@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files by which a folder made by `save_to_disk` is told."""
-AS_TEXT = {"dtype": "str", "keep_default_na": False}
-"""Options under which `datasets` leaves the values of CSV as they are."""
 
 
 def saved(folder: Path, split: str) -> Loaded:
@@ -35,21 +33,30 @@ def saved(folder: Path, split: str) -> Loaded:
     return Loaded(f"{folder} ({split})", found[split])
 
 
-def loaded(name: str, split: str, *, as_text: bool = False) -> Loaded:
+def loaded(name: str, split: str, texts: Sequence[str] = ()) -> Loaded:
     """Open what `load_dataset` knows by this name, or the tables of a folder.
 
     Args:
         name: Name on the hub, or a folder.
         split: Name of a split, or several, such as `train+test`.
-        as_text: Whether the tables are CSV, whose values are not to be guessed at.
+        texts: The columns of a folder of CSV, whose values are left as they are; else `datasets`
+            makes the number 7 of the id 007.
 
     Raises:
         ValueError: The data set cannot be loaded, or has no such split.
     """
-    known = _load(name, None, AS_TEXT if as_text else {})
+    options = _as_text(texts) if texts else {}
+    known = _load(name, None, options)
     if not set(split.split("+")) <= set(known):
-        raise _no_split(name, split, list(known))
-    return Loaded(f"{name} ({split})", _load(name, split, AS_TEXT if as_text else {}))
+        raise _no_split(name, split, list(map(str, known)))
+    return Loaded(f"{name} ({split})", _load(name, split, options))
+
+
+def _as_text(columns: Sequence[str]) -> dict[str, Any]:
+    from datasets import Features, Value
+
+    texts = Features({name: Value("string") for name in columns})
+    return {"features": texts, "keep_default_na": False}
 
 
 def cached_files(name: str) -> dict[str, Path]:

@@ -93,8 +93,15 @@ def open_source(source: Path, config: CustomConfig) -> Opened:
     if pair is not None:
         first, second = (reader_of(path)(path, config.encoding) for path in pair)
         return Opened(first, second)
-    as_text = all(path.suffix == ".csv" for path in tables)
-    return Opened(loaded(str(source), config.split, as_text=as_text))
+    readers = {str(_ending(path)): path for path in tables}
+    if len(readers) > 1:
+        raise ValueError(
+            f"{source} holds tables of several kinds, {' and '.join(sorted(readers))}: pass one of "
+            "the files, or name a file of titles titles.csv or the like"
+        )
+    first = reader_of(tables[0])(tables[0], config.encoding)
+    texts = first.columns() if isinstance(first, Delimited) else ()
+    return Opened(loaded(str(source), config.split, texts))
 
 
 def reader_of(path: Path) -> Callable[[Path, str], Source]:

@@ -106,6 +106,8 @@ def _whole(column: Column, values: np.ndarray) -> tuple[np.ndarray, str]:
     _refuse_negative(column, values)
     bounds = list(UNITS.values())
     highest = int(values.argmax())
+    if values[highest] >= 2**63:
+        raise column.refusal(highest, REMEDY)
     unit = int(np.searchsorted(bounds, values[highest], side="right"))
     name = list(UNITS)[unit]
     lower = 0.0 if unit == 0 else bounds[unit - 1]
@@ -116,8 +118,6 @@ def _whole(column: Column, values: np.ndarray) -> tuple[np.ndarray, str]:
             f"not of the unit of {column.where(highest)}, which holds {values[highest]:.0f} "
             f"({name}): write all times in one unit",
         )
-    if values[highest] >= 2**63:
-        raise column.refusal(highest, REMEDY)
     counts = values.astype(np.int64)
     times = counts * 1000 if unit == 0 else counts // 1000 ** (unit - 1)
     return times, f"whole numbers, taken as {name}{_span(times)}"
