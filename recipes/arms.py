@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.experiment import Experiment
 from recipes.methods import METHODS
 from recipes.methods.method import Arm, Method, folder_name, shown
 from recipes.methods.recommender_methods import NetworkMethod
-from recipes.run import Network
+from recipes.run import Network, seeded_name
 
 BASELINES = ("random", "popularity")
 """Methods that every run reports, whether its arms name them or not."""
@@ -45,10 +45,11 @@ def comparison(experiment: Experiment) -> Comparison:
     arms += added
     arms.sort(key=lambda arm: arm.method.about.order)
     networks = {
-        arm.name: network
+        arm.name: replace(network, seeds=tuple(arm.method.seeds(experiment, arm.settings)))
         for arm in arms
         if (network := arm.method.network(arm.settings)) is not None
     }
+    _refuse_folders_of_seeds(networks)
     for source in sorted(sources - networks.keys()):
         raise _no_vectors(source, networks)
     if experiment.recommender.name not in {*METHODS, *names}:  # also if no arm reads its vectors
@@ -119,6 +120,17 @@ def _refuse_copies_of_sources(arms: Sequence[Arm], added: Sequence[Arm]) -> None
                 raise ValueError(
                     f"the arm {arm.name!r} has the same settings as {source.name!r}, whose vectors "
                     f"other arms read: give these `recommender: {arm.name}`, or leave it out"
+                )
+
+
+def _refuse_folders_of_seeds(networks: Mapping[str, Network]) -> None:
+    """Refuse a name that is the folder of another network's further seed."""
+    for name, network in networks.items():
+        for seed in network.seeds:
+            if seed != network.config.seed and seeded_name(name, seed) in networks:
+                raise ValueError(
+                    f"arm name={seeded_name(name, seed)!r} is the folder of {name!r} with seed "
+                    f"{seed}: choose another name"
                 )
 
 

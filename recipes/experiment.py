@@ -160,11 +160,13 @@ class RecommenderConfig:
     `num_negatives` random items, or binary cross entropy against as many (paper: `bce`)."""
 
     num_negatives: Count | None = None
-    """Random items for each target; None stands for 256 of `sampled-softmax` and 1 of `bce`."""
+    """Random items for each target; None stands for 256 of `sampled-softmax` (or all others, where
+    there are fewer) and 1 of `bce`."""
 
     positions: Literal["newest", "all"] = "newest"
-    """`newest`: every train window trains the state at its newest item. `all`: each user's last
-    train window trains the states at all its items, as in SASRec's paper."""
+    """`newest`: every train window trains the state at its newest item. `all`: each user's train
+    sequence is cut into windows of `max_history` items, which train the states at all of them, as
+    in SASRec's paper (which keeps the newest window only). It takes a fraction of the time."""
 
     encoder: str | None = None
     """Hugging Face name or local path of the encoder that the recommender `text` reads titles

@@ -28,6 +28,7 @@ from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
 from recipes.preflight import preflight
 from recipes.ranges import check_ranges
+from recipes.recommenders.train import check_fits
 from recipes.report.report import SUMMARY, report
 from recipes.run import Run
 from recipes.scoring.rows import evaluated_rows
@@ -78,7 +79,7 @@ class Pipeline:
             tried.add(model)
 
     def recommender(self) -> None:
-        """Train the recommenders on the train windows, and write their vectors."""
+        """Train the recommenders on the train windows: all with their first seed, then the next."""
         with held(self.run.folder):
             self._recommender()
 
@@ -118,6 +119,8 @@ class Pipeline:
         data, config = self.run.data, self.run.experiment.evaluate
         evaluated_rows(data.split(config.split), config)
         longest = data.split("train").history_lengths.max()
+        for network in self.run.networks.values():
+            check_fits(network.config, data)
         for arm in self.arms:
             if arm.settings.get("min_history", 0) > longest:
                 raise ValueError(
@@ -126,8 +129,8 @@ class Pipeline:
                 )
 
     def _recommender(self) -> None:
-        for name in self.run.networks:
-            self.run.train_network(name)
+        for name, seed in self.run.trainings:
+            self.run.train_network(name, seed)
 
     def _adapt(self) -> None:
         preflight(self.run, self.arms)

@@ -39,7 +39,8 @@ LARGEST = 2**31 - 1
 """Of whole numbers without an upper limit: what every library below can count."""
 Count = Annotated[int, Range(1)]
 Number = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, 2**32 - 1)]
+LAST_SEED = 2**32 - 1
+Seed = Annotated[int, Range(0, LAST_SEED)]
 """What NumPy, PyTorch and the Trainer all take."""
 Rate = Annotated[float, Range(0, open="low")]
 Decay = Annotated[float, Range(0)]

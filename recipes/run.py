@@ -7,7 +7,7 @@ tokens. Each is loaded when it is first used, and only once.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, canonical, read_record, required_record
 from recipes.stages import run_stage
 
-CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
+CANDIDATE_FIELDS = ("num_candidates", "candidate_seed", "candidate_draws", "negatives")
 """Settings of `prepare` that do not affect the windows."""
 
 
@@ -39,6 +39,14 @@ class Network:
 
     recommender: type[SequenceRecommender]
     config: RecommenderConfig
+    seeds: tuple[int, ...] = ()
+    """Seeds that it is trained with as an arm, besides its config's, with which it is always
+    trained: that one's vectors fill slots and route adapters."""
+
+
+def seeded_name(name: str, seed: int) -> str:
+    """The folder of a recommender with another seed than its own: `sasrec-seed1`."""
+    return f"{name}-seed{seed}"
 
 
 class Run:
@@ -121,38 +129,55 @@ class Run:
 
     # ---------------------------------------------------------------- recommenders
 
-    def network_stage(self, name: str) -> Stage:
+    @property
+    def trainings(self) -> list[tuple[str, int]]:
+        """Name and seed of each recommender to train: all with their first seed, then the next."""
+        seeds = {
+            name: list(dict.fromkeys([network.config.seed, *network.seeds]))
+            for name, network in self.networks.items()
+        }
+        turns = max(map(len, seeds.values()), default=0)
+        return [(name, own[k]) for k in range(turns) for name, own in seeds.items() if k < len(own)]
+
+    def network_config(self, name: str, seed: int | None = None) -> RecommenderConfig:
+        """A recommender's settings; with no `seed`, here and below, the seed is the config's."""
+        config = self.networks[name].config
+        return config if seed is None else replace(config, seed=seed)
+
+    def network_stage(self, name: str, seed: int | None = None) -> Stage:
         """The training of a recommender as a stage."""
-        network = self.networks[name]
-        return recommender_stage(network.recommender, network.config, self.prepared.files)
+        recommender = self.networks[name].recommender
+        return recommender_stage(recommender, self.network_config(name, seed), self.prepared.files)
 
-    def network_folder(self, name: str) -> Path:
-        """Folder of a trained recommender."""
-        return self.place(f"recommenders/{name}", self.network_key(name))
+    def network_folder(self, name: str, seed: int | None = None) -> Path:
+        """Folder of a trained recommender, such as `sasrec`; with another seed, `sasrec-seed1`."""
+        own = self.network_config(name, seed).seed
+        named = name if own == self.networks[name].config.seed else seeded_name(name, own)
+        return self.place(f"recommenders/{named}", self.network_key(name, seed))
 
-    def network_key(self, name: str) -> list[Any]:
+    def network_key(self, name: str, seed: int | None = None) -> list[Any]:
         """Settings that determine a trained recommender."""
-        return [self.windows_key, name, asdict(self.networks[name].config)]
+        return [self.windows_key, name, asdict(self.network_config(name, seed))]
 
-    def train_network(self, name: str) -> Record:
+    def train_network(self, name: str, seed: int | None = None) -> Record:
         """Train a recommender, unless it has been trained already."""
-        network, stage = self.networks[name], self.network_stage(name)
+        recommender, config = self.networks[name].recommender, self.network_config(name, seed)
+        stage = self.network_stage(name, seed)
 
         def work(place: Path) -> None:
-            train_recommender(
-                network.recommender, network.config, self.data, place, stage.fingerprint
-            )
+            train_recommender(recommender, config, self.data, place, stage.fingerprint)
 
-        return run_stage(stage, self.network_folder(name), work)
+        return run_stage(stage, self.network_folder(name, seed), work)
 
-    def network_record(self, name: str) -> Record:
+    def network_record(self, name: str, seed: int | None = None) -> Record:
         """The record of a trained recommender.
 
         Raises:
             FileNotFoundError: The recommender has not been trained.
             ValueError: The recommender was trained with other settings or on other data.
         """
-        return required_record(self.network_stage(name), self.network_folder(name), "recommender")
+        stage, folder = self.network_stage(name, seed), self.network_folder(name, seed)
+        return required_record(stage, folder, "recommender")
 
     def vectors(self, name: str) -> Vectors:
         """Standardised vectors of a trained recommender."""

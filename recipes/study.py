@@ -7,6 +7,9 @@ under `vary` some fields with the values to try. All combinations of these value
     arms: [{method: lora}, {method: ilora, num_experts: 8}]
     vary: {prepare.num_candidates: [20, 30]}
 
+`columns` names the metrics of the table, and `published` figures to hold it against
+(`published.py`).
+
 DIR/stages/    stages, which runs share where their settings agree
 DIR/cells/     one run for each combination of the varied values: its evaluation and report
 DIR/results.json, study.md, study.png
@@ -19,7 +22,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from recipes.arms import comparison
 from recipes.artifacts import write_json, write_text
+from recipes.evaluation.outcomes import metrics_for
 from recipes.experiment import Experiment
 from recipes.experiment_files import (
     EXPERIMENTS,
@@ -33,6 +38,7 @@ from recipes.experiment_files import (
 from recipes.locking import held
 from recipes.methods.method import folder_name, shown
 from recipes.pipeline import Pipeline
+from recipes.published import Published, published_from
 from recipes.report.plots import save
 from recipes.report.report import RESULTS
 from recipes.report.study import study_figure, study_page, study_results
@@ -65,6 +71,10 @@ class Study:
     name: str
     out: Path
     cells: tuple[Cell, ...]
+    columns: tuple[str, ...]
+    """Keys of the metrics in the table; empty for the main ones."""
+    published: Published | None
+    """Published figures to hold the table against."""
 
 
 def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
@@ -84,6 +94,7 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
         raise ValueError(f"{path} names no experiment: write `base: demo`")
     base = yaml_fields(yaml_file(EXPERIMENTS, own.pop("base"), "experiment"))
     vary, title = own.pop("vary", {}), own.get("name") or path.stem
+    columns, published = own.pop("columns", []), own.pop("published", None)
     _check_vary(path, vary)
     folder = Path(out or own.get("out") or f"runs/{title}")
     cells: list[Cell] = []
@@ -98,7 +109,12 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
         place = str(folder / "cells" / cell.name)
         cells.append(replace(cell, experiment=replace(cell.experiment, out=place)))
     _refuse_twins(path, cells)
-    return Study(title, folder, tuple(cells))
+    _check_columns(path, columns, cells)
+    found = None
+    if published is not None:
+        arms = [arm.name for arm in comparison(cells[0].experiment).arms]
+        found = published_from(published, str(path), [cell.varied for cell in cells], arms)
+    return Study(title, folder, tuple(cells), tuple(columns), found)
 
 
 def _check_vary(path: Path, vary: Any) -> None:
@@ -109,6 +125,15 @@ def _check_vary(path: Path, vary: Any) -> None:
             raise ValueError(f"{path}: vary.{field}: {NOT_VARIED[field]}")
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: vary.{field} must be a list of values, not {values!r}")
+
+
+def _check_columns(path: Path, columns: Any, cells: Sequence[Cell]) -> None:
+    known = [
+        metric.key
+        for metric in metrics_for(cells[0].experiment.evaluate.ks, num_candidates=len(cells))
+    ]
+    if not isinstance(columns, list) or not set(columns) <= set(known):
+        raise ValueError(f"{path}: columns={columns!r} must be a list from {', '.join(known)}")
 
 
 def _refuse_overridden(cell: Cell, asked: Experiment) -> None:
@@ -157,7 +182,7 @@ def _run_cells(study: Study, pipelines: Sequence[Pipeline]) -> Mapping[str, Any]
         print(f"[study {study.name}] {number} of {len(study.cells)}: {cell.name}", flush=True)
         found.append(pipeline.run_all())
     varied = [cell.varied for cell in study.cells]
-    results = study_results(study.name, varied, found)
+    results = study_results(study.name, varied, found, study.columns, study.published)
     write_json(study.out / RESULTS, results)
     save(study_figure(results), study.out / FIGURE)
     write_text(study.out / PAGE, study_page(results, FIGURE))

@@ -1,12 +1,13 @@
 """Frozen candidate lists: the target and uniform negatives, shuffled.
 
 The reference draws new candidates at every access, so its figures depend on the number of workers.
-Here they are drawn once and stored. A row's draw is a function of (seed, split, row), of the row's
-own history and target, and of the catalogue's size: adding or removing other rows changes nothing.
+Here they are drawn once and stored. A row's draw is a function of (seed, split, row), of what must
+not be a negative of the row, and of the catalogue's size: other rows change nothing.
 
-Negatives are all items but the target and, as in the reference, but the visible history. Leaving
-out the history is sound only where no user meets an item twice: otherwise a candidate from the
-history could only be the target. `prepare` decides this from the interactions.
+Never a negative is the target and, as in the reference, the visible history; or all that the user
+ever meets; or nothing else. Leaving out any items of the user is sound only where no user meets an
+item twice: otherwise a candidate from the history could only be the target. So `prepare` leaves
+none out there, unless it is told to.
 """
 
 import numpy as np
@@ -23,7 +24,9 @@ INDEX_BITS = 11
 class CandidateStream:
     """Draws the candidates of one split, row after row, in any number of calls."""
 
-    def __init__(self, num_items: int, num_candidates: int, seed: int, split: SplitName) -> None:
+    def __init__(
+        self, num_items: int, num_candidates: int, seed: int, split: SplitName, number: int = 0
+    ) -> None:
         """Start at row 0.
 
         Args:
@@ -31,6 +34,7 @@ class CandidateStream:
             num_candidates: Number c of candidates in a row, the target included.
             seed: Random seed, 0 or more.
             split: Name of the split; each split has its own stream of random numbers.
+            number: Number of the draw, from 0, where a row has several; each has its own stream.
 
         Raises:
             ValueError: `num_candidates` is below 2, or `seed` is negative.
@@ -39,7 +43,8 @@ class CandidateStream:
         self.num_items, self.num_candidates, self.split = num_items, num_candidates, split
         # The raw Philox stream, which numpy keeps unchanged for ever; it gives no such promise for
         # `Generator.random`, and candidates must outlive an upgrade.
-        self._numbers = np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split)]))
+        key = [seed, SPLITS.index(split), number] if number else [seed, SPLITS.index(split)]
+        self._numbers = np.random.Philox(np.random.SeedSequence(key))
 
     def draw(self, excluded: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Draw the next rows' candidates.

@@ -29,6 +29,13 @@ def padded(values: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
     return matrix
 
 
+def ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The numbers from each start to its end, exclusive, one range after the other: int64."""
+    lengths = ends - starts
+    before = lengths.cumsum() - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
 def to_padded(lists: Sequence[np.ndarray], width: int) -> np.ndarray:
     """Turn n separate lists of item ids into one matrix: int64 [n, width], left-padded with -1."""
     lengths = np.fromiter(map(len, lists), np.int64)

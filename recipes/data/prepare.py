@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,18 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
-from recipes.data.candidates import CandidateStream
+from recipes.data.candidates import BLOCK, CandidateStream
+from recipes.data.core import core_of
+from recipes.data.notes import NEGATIVES, Negatives, notes
+from recipes.data.order import TieRule, in_order, tie_counts, times
 from recipes.data.sequences import (
     GivenWindows,
     Windows,
     given_windows,
     sliding_windows,
 )
-from recipes.data.splits import SPLITS, assign_splits
+from recipes.data.splits import SPLITS, TRAIN, assign_splits, left_out_by_ties
+from recipes.data.tables import DRAW, INTERACTIONS
 from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
@@ -28,7 +31,7 @@ from recipes.ranges import check_ranges
 from recipes.records import Record, Stage
 from recipes.stages import run_stage
 
-VERSION = 1
+VERSION = 2
 """Version of this stage, see `Record`. Raise it also when a dataset is read differently."""
 SHARE_SEED = 0
 """Random seed of the order in which `train_share` drops users."""
@@ -42,8 +45,8 @@ def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record
     """Run the stage, unless `folder` holds its result already.
 
     Writes items.parquet, examples.parquet, candidates.parquet (all splits), manifest.json
-    (checksums of the raw files, counts, config) and, unless the dataset gives ready windows,
-    interactions.parquet.
+    (checksums of the raw files, counts, config), unless the dataset gives ready windows
+    interactions.parquet, and where the source has ids of its own for users, users.parquet.
 
     Args:
         config: The stage's configuration.
@@ -96,27 +99,80 @@ def _write(
     read: Interactions | ReadyWindows,
     checksums: Mapping[str, str],
 ) -> None:
+    ties: dict[str, Any] | None = None
     if isinstance(read, Interactions):
-        interactions = _kept(assign_splits(read.table, read.ranking), config)
-        windows = sliding_windows(interactions, config.max_history)
-        write_parts(folder / "interactions.parquet", _interactions(interactions))
+        read = read if config.core is None else core_of(read, config.core)
+        rule = _tie_rule(config, read)
+        interactions = in_order(read, rule or "stable", config.tie_seed)
+        interactions = assign_splits(interactions, config.protocol, config.holdout)
+        interactions = _kept(interactions, config)
+        left_out = left_out_by_ties(interactions) if rule == "drop" else None
+        windows = sliding_windows(interactions, config.max_history, left_out)
+        if rule is not None:
+            seed = config.tie_seed if rule == "random" else None
+            ties = {"rule": rule, "seed": seed} | asdict(tie_counts(interactions))
+        write_parts(folder / INTERACTIONS, _interactions(interactions))
+        _write_users(folder, interactions, read.user_keys)
+        keys, own = read.item_keys, read.notes
     else:
         windows = given_windows(_kept_windows(read, config), config.max_history)
+        keys, own = None, ()
+    _refuse_empty_splits(config, windows)
     recurring = _recurring(windows)
-    items = pd.DataFrame({"item_id": np.arange(len(read.titles)), "title": read.titles})
-    write_table(folder / "items.parquet", items)
+    negatives = config.negatives or ("catalogue" if recurring else "visible")
+    columns = {"item_id": np.arange(len(read.titles)), "title": read.titles}
+    write_table(folder / "items.parquet", _keyed(columns, keys))
     write_parts(folder / "examples.parquet", _examples(windows))
-    candidates = _candidates(config, windows, len(read.titles), recurring)
+    candidates = _candidates(config, windows, len(read.titles), negatives)
     write_parts(folder / "candidates.parquet", candidates)
     manifest = {
         "dataset": config.dataset,
         "protocol": config.protocol,
         "raw_sha256": checksums,
-        "negatives": "all items but the target" + ("" if recurring else " and the visible history"),
+        "ties": ties,
+        "negatives": NEGATIVES[negatives],
+        "notes": [*own, *notes(config, ties, negatives, recurring)],
         "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }
     write_json(folder / "manifest.json", manifest)
+
+
+def _tie_rule(config: PrepareConfig, read: Interactions) -> TieRule | None:
+    """The rule for equal times; None where the order does not come from times."""
+    own = "position" in read.table
+    if not own and times(read.table) is not None:
+        return config.ties or DATASETS[config.dataset].ties
+    if config.ties is not None:
+        why = "an order of their own" if own else "no times, and keep the order of the file"
+        raise ValueError(
+            f"prepare.ties={config.ties!r}: the interactions of {config.dataset} have {why}; "
+            "leave it out"
+        )
+    return None
+
+
+def _refuse_empty_splits(config: PrepareConfig, windows: Windows) -> None:
+    used = windows.splits[windows.splits >= 0]
+    for name, count in zip(SPLITS, np.bincount(used, minlength=len(SPLITS)), strict=True):
+        if not count:
+            raise ValueError(
+                f"prepare.ties={config.ties!r} leaves no window of {name}, as every target shares "
+                "its time: choose another rule, such as prepare.ties=random"
+            )
+
+
+def _write_users(folder: Path, interactions: pd.DataFrame, keys: list[str] | None) -> None:
+    """Write users.parquet, where the source has ids of its own for the users."""
+    if keys is not None:
+        users = np.unique(interactions["user_id"].to_numpy())
+        table = pd.DataFrame({"user_id": users, "key": [keys[user] for user in users]})
+        write_table(folder / "users.parquet", table)
+
+
+def _keyed(columns: dict[str, Any], keys: list[str] | None) -> pd.DataFrame:
+    """A table with the column `key`, where there are keys."""
+    return pd.DataFrame(columns if keys is None else columns | {"key": keys})
 
 
 def _kept(interactions: pd.DataFrame, config: PrepareConfig) -> pd.DataFrame:
@@ -191,33 +247,72 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
             "target": windows.targets[rows],
             "is_last": part["is_last"].to_numpy(),
         }
-        yield pa.table(values, schema)
+        yield _used(pa.table(values, schema), windows.splits[rows])
 
 
 def _candidates(
-    config: PrepareConfig, windows: Windows, num_items: int, recurring: bool
+    config: PrepareConfig, windows: Windows, num_items: int, negatives: Negatives
 ) -> Iterator[pa.Table]:
-    """Columns split, row, candidates, seed: one row for each example, in the examples' order."""
-    size, seed = config.num_candidates, config.candidate_seed
-    schema = _schema({"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0})
-    streams = [CandidateStream(num_items, size, seed, split) for split in SPLITS]
-    for rows in _parts(len(windows.targets)):
-        codes, targets = windows.splits[rows], windows.targets[rows]
-        # Where items recur, negatives without the history would give the target away whenever it
-        # is an item of the history.
-        excluded = targets[:, None][:, :0] if recurring else windows.cut(rows)
-        # The rows are sorted by split, in the order of `SPLITS`.
-        ends = np.searchsorted(codes, np.arange(len(SPLITS) + 1)).tolist()
-        own = [slice(*pair) for pair in pairwise(ends)]
-        draws = zip(streams, own, strict=True)
-        drawn = np.concatenate([stream.draw(excluded[at], targets[at]) for stream, at in draws])
-        values = {
-            "split": _names(codes),
-            "row": windows.table["row"].to_numpy()[rows],
-            "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
-            "seed": np.full(len(drawn), seed),
-        }
-        yield pa.table(values, schema)
+    """Columns split, row, candidates, seed, and draw where a row has several.
+
+    The first draw has one row for each example, in the examples' order; the further ones follow,
+    each with a row for each example of validation and test.
+    """
+    size, seed, several = config.num_candidates, config.candidate_seed, config.candidate_draws > 1
+    row = {"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0}
+    schema = _schema(row | ({DRAW: 0} if several else {}))
+    for number in range(config.candidate_draws):
+        streams = [CandidateStream(num_items, size, seed, split, number) for split in SPLITS]
+        for rows in _parts(len(windows.targets)):
+            codes = windows.splits[rows]
+            if number:
+                codes = np.where(codes == TRAIN, np.int8(-1), codes)
+                if (codes < 0).all():
+                    continue
+            drawn = _drawn(windows, rows, codes, streams, negatives)
+            values = {
+                "split": _names(codes),
+                "row": windows.table["row"].to_numpy()[rows],
+                "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
+                "seed": np.full(len(drawn), seed),
+            }
+            values |= {DRAW: np.full(len(drawn), number)} if several else {}
+            yield _used(pa.table(values, schema), codes)
+
+
+def _drawn(
+    windows: Windows,
+    rows: slice,
+    codes: np.ndarray,
+    streams: list[CandidateStream],
+    negatives: Negatives,
+) -> np.ndarray:
+    """The candidates of a slice of rows: int64 [n, c]; rows of code -1, without a split, have none.
+
+    Args:
+        windows: All windows.
+        rows: The slice.
+        codes: int8 [n], split of each row of the slice, as an index into `SPLITS`.
+        streams: The stream of each split.
+        negatives: Which items of the user are no negatives.
+    """
+    targets = windows.targets[rows]
+    drawn = np.zeros((len(targets), streams[0].num_candidates), np.int64)
+    none = targets[:, None][:, :0]
+    visible = windows.cut(rows) if negatives == "visible" else none
+    for code, stream in enumerate(streams):
+        own = np.flatnonzero(codes == code)
+        for start in range(0, len(own), BLOCK):
+            at = own[start : start + BLOCK]
+            excluded = windows.whole(rows.start + at) if negatives == "whole" else visible[at]
+            drawn[at] = stream.draw(excluded, targets[at])
+    return drawn
+
+
+def _used(part: pa.Table, codes: np.ndarray) -> pa.Table:
+    """The rows of a part that are in a split."""
+    used = codes >= 0
+    return part if used.all() else part.filter(pa.array(used))
 
 
 def _schema(row: Mapping[str, Any], types: Mapping[str, str] | None = None) -> pa.Schema:
@@ -227,7 +322,8 @@ def _schema(row: Mapping[str, Any], types: Mapping[str, str] | None = None) -> p
 
 
 def _names(codes: np.ndarray) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(codes, list(SPLITS)).cast(pa.large_string())
+    """Names of splits; any name for rows without a split."""
+    return pa.DictionaryArray.from_arrays(codes.clip(0), list(SPLITS)).cast(pa.large_string())
 
 
 def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.Array:
@@ -252,5 +348,6 @@ def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
 
 
 def _by_split(windows: Windows, selected: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(windows.splits[selected], minlength=len(SPLITS))
+    codes = windows.splits[selected]
+    counts = np.bincount(codes[codes >= 0], minlength=len(SPLITS))
     return {split: int(count) for split, count in zip(SPLITS, counts, strict=True)}

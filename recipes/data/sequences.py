@@ -1,5 +1,8 @@
 """Interactions -> examples: every sliding window (history, target) of every user.
 
+A window belongs to the split of its target; its history is what precedes the target in the user's
+whole sequence, in whatever splits.
+
 A user with n interactions gives n windows. Each interaction is the target of one, and the items
 before it are the history, which is empty in the first window. These are LLaRA's windows. LLaRA
 trains on those with a history of at least 3 items; its validation and test files hold only each
@@ -8,11 +11,12 @@ windows must be clustered by user.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from recipes.data.padding import PADDING, padded
+from recipes.data.padding import PADDING, padded, ranges
 from recipes.data.splits import SPLITS
 from recipes.datasets.dataset import ReadyWindows
 from recipes.datasets.ordering import places, run_starts
@@ -36,12 +40,12 @@ class Windows:
     """Maximum number of items in a history."""
 
     table: pd.DataFrame
-    """n rows with the columns split (categories `SPLITS`), row (from 0 within the split), user_id
-    and is_last."""
+    """n rows with the columns split (categories `SPLITS`; null for a window that is left out), row
+    (from 0 within the split), user_id and is_last (the user's last window of the split)."""
 
     @property
     def splits(self) -> np.ndarray:
-        """Each row's split, as an index into `SPLITS`: int8 [n]."""
+        """Each row's split, as an index into `SPLITS`, -1 for one that is left out: int8 [n]."""
         return self.table["split"].cat.codes.to_numpy()
 
     def cut(self, rows: slice) -> np.ndarray:
@@ -58,11 +62,26 @@ class Windows:
 
     def items(self, rows: slice) -> np.ndarray:
         """The histories of a slice of rows, without padding, one after the other: int64."""
-        lengths = self.lengths[rows]
-        ends = lengths.cumsum()
+        at = np.arange(rows.start, rows.stop)
         # The j-th item of row i's history is the target of row i - length + j.
-        shift = np.arange(rows.start, rows.stop) - ends
-        return self.targets[np.repeat(shift, lengths) + np.arange(lengths.sum())]
+        return self.targets[ranges(at - self.lengths[rows], at)]
+
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """All items that the users of some rows ever meet: int64 [m, width], left-padded with -1.
+
+        Args:
+            rows: Integers [m], row numbers.
+        """
+        starts, ends = (bounds[rows] for bounds in self._users)
+        lengths = ends - starts
+        return padded(self.targets[ranges(starts, ends)], lengths, int(lengths.max(initial=0)))
+
+    @cached_property
+    def _users(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rows of each row's user begin, and where they end: int64 [n] each."""
+        starts = run_starts(self.table["user_id"].to_numpy())
+        counts = np.diff(starts, append=len(self.targets))
+        return np.repeat(starts, counts), np.repeat(starts + counts, counts)
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,13 @@ class GivenWindows(Windows):
     def items(self, rows: slice) -> np.ndarray:
         histories = self.histories[rows]
         return histories[histories != PADDING]
+
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """Refused, as windows need not tell all that a user meets (ValueError)."""
+        raise ValueError(
+            "prepare.negatives='whole': this dataset gives windows, which do not tell all that a "
+            "user meets: choose prepare.negatives=visible or catalogue"
+        )
 
 
 def given_windows(ready: ReadyWindows, max_history: int) -> GivenWindows:
@@ -124,13 +150,17 @@ def check_max_history(max_history: int) -> None:
         raise ValueError(f"prepare.max_history={max_history}: choose 1 or more")
 
 
-def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
+def sliding_windows(
+    interactions: pd.DataFrame, max_history: int, left_out: np.ndarray | None = None
+) -> Windows:
     """Cut all windows of all users.
 
     Args:
         interactions: Columns user_id, item_id, position, split. A user's rows are adjacent and in
-            order of position, as `assign_splits` leaves them.
+            order of position, as `in_order` leaves them.
         max_history: Maximum number of items in a history; the newest are kept.
+        left_out: bool [n], interactions that are the target of no window, though they stand in the
+            histories of others; None stands for none.
 
     Raises:
         ValueError: `max_history` is below 1, or a user's positions are not 0, 1, 2, .. in order.
@@ -141,26 +171,34 @@ def sliding_windows(interactions: pd.DataFrame, max_history: int) -> Windows:
     positions = interactions["position"].to_numpy(np.int64)
     starts = run_starts(users)
     _check_order(users, positions, starts)
-    split = pd.Categorical(interactions["split"], categories=list(SPLITS))
-    is_last = np.zeros(len(users), np.bool_)
-    is_last[np.append(starts[1:], len(users)) - 1] = True
+    codes = pd.Categorical(interactions["split"], categories=list(SPLITS)).codes
+    codes = np.where(left_out, np.int8(-1), codes) if left_out is not None else codes
     columns = {
-        "split": split,
+        "split": pd.Categorical.from_codes(codes, list(SPLITS)),
         "user_id": users,
-        "row": _rows(np.asarray(split.codes)),
-        "is_last": is_last,
+        "row": _rows(codes),
+        "is_last": _ends(users, codes),
     }
     table = pd.DataFrame(columns, copy=False)
     return Windows(items, np.minimum(positions, max_history), max_history, table)
 
 
 def _rows(codes: np.ndarray) -> np.ndarray:
-    """Each row's index within its split, from 0: int64 [n]."""
-    rows = np.empty(len(codes), np.int64)
+    """Each row's index within its split, from 0, or -1 without a split: int64 [n]."""
+    rows = np.full(len(codes), -1, np.int64)
     for code in range(len(SPLITS)):
         own = codes == code
         rows[own] = np.arange(np.count_nonzero(own))
     return rows
+
+
+def _ends(users: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Whether each row is the last one of its user in its split: bool [n]."""
+    used = np.flatnonzero(codes >= 0)
+    starts = run_starts(users[used], codes[used])
+    found = np.zeros(len(users), np.bool_)
+    found[used[np.append(starts[1:], len(used))[: len(starts)] - 1]] = True
+    return found
 
 
 def _check_order(users: np.ndarray, positions: np.ndarray, starts: np.ndarray) -> None:

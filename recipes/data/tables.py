@@ -1,15 +1,23 @@
 """The prepared data as arrays: what every later stage reads."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.data.padding import padded
-from recipes.data.splits import SPLITS, SplitName
+from recipes.artifacts import read_table
+from recipes.data.padding import PADDING, padded, ranges
+from recipes.data.splits import SPLITS, SplitName, left_out_by_ties
+from recipes.datasets.ordering import run_starts
 from recipes.records import read_record
+
+INTERACTIONS = "interactions.parquet"
+DRAW = "draw"
+"""Column of candidates.parquet, where several were drawn for a row; from 0."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,11 @@ class Split:
     """int64 [n, num_candidates], item ids, the target among them."""
 
     is_last: np.ndarray
-    """bool [n]: the user's last window, the one that the paper evaluates."""
+    """bool [n]: the user's last window of the split, the one that the paper evaluates."""
+
+    further_candidates: np.ndarray | None = None
+    """int64 [n, candidate_draws - 1, num_candidates], what was drawn after `candidates`; None in
+    `train`, and where `prepare.candidate_draws` is 1."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -47,6 +59,9 @@ class PreparedData:
 
     splits: dict[SplitName, Split]
 
+    folder: Path | None = None
+    """The stage's folder; None of tables that were made in memory."""
+
     @property
     def num_items(self) -> int:
         return len(self.titles)
@@ -55,6 +70,57 @@ class PreparedData:
         if name not in self.splits:
             raise ValueError(f"split={name!r}: choose one of {', '.join(SPLITS)}")
         return self.splits[name]
+
+    def earlier(self, split: SplitName, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items that the user of a row has met before the row's target, in whatever split.
+
+        Where a dataset gives ready windows, these are the targets of the user's earlier windows and
+        the visible history, so an item may appear twice.
+
+        Args:
+            split: Name of the split.
+            rows: Integers [m], row numbers.
+
+        Returns:
+            int64 [sum of lengths], item ids, one row's after the other's, oldest first; and int64
+            [m], the lengths.
+        """
+        own = self.split(split)
+        if self._sequences is not None:
+            items, places, firsts = self._sequences
+            at = places[split][rows]
+            return _stretches(items, firsts[at], at)
+        starts = run_starts(own.user_ids)
+        first = np.repeat(starts, np.diff(starts, append=len(own)))[rows]
+        targets, counts = _stretches(own.targets, first, np.asarray(rows))
+        seen = own.histories[rows]
+        lengths = own.history_lengths[rows]
+        both = np.empty(len(targets) + int(lengths.sum()), np.int64)
+        ends = (counts + lengths).cumsum()
+        visible = np.zeros(len(both), np.bool_)
+        visible[ranges(ends - lengths, ends)] = True
+        both[visible], both[~visible] = seen[seen != PADDING], targets
+        return both, counts + lengths
+
+    @cached_property
+    def _sequences(self) -> tuple[np.ndarray, dict[SplitName, np.ndarray], np.ndarray] | None:
+        """All users' items in order; each split's rows as places among them; and the place of the
+        user's first item, by place. None where the tables hold windows alone.
+        """
+        path = None if self.folder is None else self.folder / INTERACTIONS
+        if path is None or not path.is_file():
+            return None
+        table = read_table(path)
+        users = table["user_id"].to_numpy()
+        starts = run_starts(users)
+        firsts = np.repeat(starts, np.diff(starts, append=len(users)))
+        codes = pd.Categorical(table["split"], categories=list(SPLITS)).codes
+        if len(table) > sum(map(len, self.splits.values())):
+            codes = np.where(left_out_by_ties(table), -1, codes)
+        places: dict[SplitName, np.ndarray] = {
+            name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)
+        }
+        return table["item_id"].to_numpy(), places, firsts
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":
@@ -69,29 +135,52 @@ class PreparedData:
         examples = pq.read_table(folder / "examples.parquet")
         candidates = pq.read_table(folder / "candidates.parquet")
         splits: dict[SplitName, Split] = {
-            name: _split(_rows(examples, name), _rows(candidates, name), name, width)
+            name: _split(_rows(examples, name), _draws(candidates, name), name, width)
             for name in SPLITS
         }
-        return cls(items["title"].to_pylist(), splits)
+        return cls(items["title"].to_pylist(), splits, folder)
 
 
-def _split(table: pa.Table, drawn: pa.Table, name: SplitName, width: int) -> Split:
+def _split(table: pa.Table, draws: list[pa.Table], name: SplitName, width: int) -> Split:
     rows = np.arange(len(table))
-    if not (np.array_equal(table["row"], rows) and np.array_equal(drawn["row"], rows)):
+    if not all(np.array_equal(one["row"], rows) for one in (table, *draws)):
         raise ValueError(
             f"examples.parquet and candidates.parquet do not have the same rows of {name}: delete "
             "the folder and run `python -m recipes prepare` again"
         )
     items, lengths = _lists(table["history"])
-    candidates, counts = _lists(drawn["candidates"])
+    candidates, *further = [_lists(drawn["candidates"])[0] for drawn in draws]
+    shape = len(table), -1
     return Split(
         user_ids=_numbers(table["user_id"]),
         histories=padded(items, lengths, width),
         history_lengths=lengths,
         targets=_numbers(table["target"]),
-        candidates=candidates.reshape(len(counts), -1),
+        candidates=candidates.reshape(shape),
         is_last=table["is_last"].to_numpy(),
+        further_candidates=(
+            np.stack([one.reshape(shape) for one in further], axis=1) if further else None
+        ),
     )
+
+
+def _stretches(
+    values: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stretches `values[start:end]`, one after the other, and their lengths (int64)."""
+    return values[ranges(starts, ends)], ends - starts
+
+
+def _draws(table: pa.Table, split: SplitName) -> list[pa.Table]:
+    """The rows of one split of each draw of candidates, in order."""
+    if DRAW not in table.column_names:
+        return [_rows(table, split)]
+    draws = table[DRAW].to_numpy()
+    parts = [
+        _rows(table.take(np.flatnonzero(draws == draw)), split)
+        for draw in range(int(draws.max(initial=0)) + 1)
+    ]
+    return [part for draw, part in enumerate(parts) if draw == 0 or len(part)]
 
 
 def _rows(table: pa.Table, split: SplitName) -> pa.Table:

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from recipes.datasets.dataset import Dataset, Interactions
-from recipes.datasets.ordering import order_by, positions, run_starts
+from recipes.datasets.ordering import order_by, run_starts
 from recipes.datasets.sources.columns import FILE_ORDER, Columns, chosen, title_columns
 from recipes.datasets.sources.ids import Ids, ids
 from recipes.datasets.sources.opening import files_of, open_source
@@ -36,7 +36,7 @@ class Custom(Dataset):
 
     name = "custom"
     summary = "your own data: a CSV, TSV, JSON lines or Parquet file, or what `datasets` reads"
-    protocols = ("chronological", "leave-one-out", "temporal")
+    has_ratings = True
 
     def check(self, config: PrepareConfig) -> None:
         """Refuse an unknown encoding, and a cut in time where there are no times."""
@@ -64,7 +64,7 @@ class Custom(Dataset):
 
         Returns:
             Interactions in file order; `item_keys` and `user_keys` are the source's ids. With
-            `prepare.custom.time: file order` the table has a position and no timestamps.
+            `prepare.custom.time: file order` timestamps are null.
 
         Raises:
             ValueError: A column or a value cannot be used; the message names the file, the line,
@@ -81,7 +81,6 @@ class Custom(Dataset):
         table: dict[str, Any] = {"user_id": users, "item_id": items}
         if rows.times is None:
             table["timestamp"] = pd.array([pd.NA] * len(kept), dtype="Int64")
-            table["position"] = positions(users, order_by(users))
         else:
             table["timestamp"] = rows.times[kept]
         titles_shown = [known.get(key, key) for key in item_keys]
@@ -97,7 +96,7 @@ class Custom(Dataset):
             titles_shown,
             item_keys=item_keys,
             user_keys=user_keys,
-            notes=tuple(told),
+            notes=(f"**Source**: {'; '.join(told)}.",),
         )
 
 

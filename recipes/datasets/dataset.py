@@ -4,21 +4,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
 from recipes.experiment import PrepareConfig
 
+ACROSS_SPLITS = ("leave-one-out", "temporal")
+"""The protocols under which a user may be in several splits."""
+BY_TIME = ("chronological", *ACROSS_SPLITS)
+"""The protocols of a dataset whose interactions are ordered by time."""
+
 
 @dataclass(frozen=True)
 class Interactions:
-    """User-item interactions in order. `prepare` splits the users and cuts the windows."""
+    """User-item interactions. `prepare` orders, filters and splits them, and cuts the windows."""
 
     table: pd.DataFrame
-    """Columns user_id, item_id, timestamp (int64 ms, or null); rows in file order. A column
-    `position` (from 0 within a user) only where the dataset orders by itself."""
+    """Columns user_id (int64), item_id (int64) and timestamp (int64, ms; null where it is unknown);
+    rows in the order of the file. A column `position` (from 0 within a user) is the order within a
+    user, where that is another one than `prepare.ties` gives."""
 
     titles: list[str]
     """Title of each item, by item id 0 .. num_items-1."""
@@ -28,13 +34,13 @@ class Interactions:
     that order. None stands for the column `timestamp`."""
 
     item_keys: list[str] | None = None
-    """The source's id of each item, by item id, where it is not the number itself."""
+    """The source's id of each item, by item id; None where item ids are those of the source."""
 
     user_keys: list[str] | None = None
-    """The source's id of each user, by user id, where it is not the number itself."""
+    """The source's id of each user, by user id; None where user ids are those of the source."""
 
     notes: tuple[str, ...] = ()
-    """What reading took for granted, a line each; recorded in manifest.json."""
+    """What reading the source took for granted, in Markdown, for manifest and report."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,17 @@ class Dataset(ABC):
     summary: ClassVar[str]
     """Description in one line, for `python -m recipes list`."""
 
-    protocols: ClassVar[tuple[str, ...]] = ("chronological",)
+    protocols: ClassVar[tuple[str, ...]] = BY_TIME
     """Values of `prepare.protocol` that the dataset supports."""
+
+    ties: ClassVar[Literal["stable", "item-id", "random", "drop"]] = "stable"
+    """What `prepare.ties: null` stands for."""
+
+    has_ratings: ClassVar[bool] = False
+    """Whether the dataset reads `prepare.min_rating`."""
+
+    has_reference_titles: ClassVar[bool] = False
+    """Whether the dataset can make the titles that the reference implementation makes."""
 
     def check(self, config: PrepareConfig) -> None:
         """Refuse settings that the dataset does not support, before anything is read.
@@ -72,6 +87,29 @@ class Dataset(ABC):
             raise ValueError(
                 f"prepare.protocol={config.protocol!r}: the dataset {self.name} knows "
                 f"{', '.join(self.protocols)}"
+            )
+        if config.protocol == "llara":
+            _refuse_unlike_llara(config)
+        if config.protocol != "temporal" and config.holdout != PrepareConfig.holdout:
+            raise ValueError(
+                f"prepare.holdout={config.holdout}: only prepare.protocol=temporal reads it; "
+                "leave it out"
+            )
+        if config.protocol in ACROSS_SPLITS and config.train_share != 1:
+            raise ValueError(
+                f"prepare.train_share={config.train_share}: under prepare.protocol="
+                f"{config.protocol!r} the users of training are those of the other splits too; "
+                "leave it out, or choose prepare.protocol=chronological"
+            )
+        if config.min_rating is not None and not self.has_ratings:
+            raise ValueError(
+                f"prepare.min_rating={config.min_rating:g}: the dataset {self.name} has no "
+                "ratings; leave it out"
+            )
+        if config.titles == "reference" and not self.has_reference_titles:
+            raise ValueError(
+                f"prepare.titles='reference': the reference implementation has no titles of the "
+                f"dataset {self.name}; leave it out"
             )
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
@@ -119,3 +157,14 @@ class Dataset(ABC):
             last item, `oracle` for one that knows everything; None where it is unknown.
         """
         return None
+
+
+def _refuse_unlike_llara(config: PrepareConfig) -> None:
+    """Refuse settings that `llara`, which is one fixed rule, does not read (ValueError)."""
+    for name in ("ties", "min_rating", "core"):
+        value = getattr(config, name)
+        if value is not None:
+            raise ValueError(
+                f"prepare.{name}={value!r}: prepare.protocol='llara' has an order and a filter of "
+                "its own; leave it out, or choose prepare.protocol=chronological"
+            )

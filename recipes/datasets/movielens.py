@@ -5,10 +5,15 @@ was read as a header. (2) A user's ratings are sorted by time with numpy's unsta
 leaves ratings of the same second, and 48 % of neighbours share one, in an order of its own
 (`unstable_sort.py`). (3) Users are ranked by their first rating.
 
-`chronological`: by time; ratings of the same second stay in file order, which is not that of ids.
+The other protocols order by time; by default, ratings of the same second stay in file order, which
+is not that of ids.
 
-Both keep all 1,682 films, 157 of which no train user has rated. Titles come without the year, and
-`Godfather, The` is shown as `The Godfather`; where two titles would be equal then, the year stays.
+Both keep all 1,682 films, unless a `prepare.core` is asked for; 157 of them no train user of theirs
+has rated. A given `prepare.min_rating` takes the place of 3.
+
+Titles come without the year, and `Godfather, The` is shown as `The Godfather`; where two titles
+would be equal then, the year stays. `prepare.titles: reference` makes LLaRA's titles instead, with
+their mistakes; item 266, `unknown`, has none.
 """
 
 import os
@@ -20,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recipes.datasets.dataset import Dataset, Interactions
+from recipes.datasets.dataset import BY_TIME, Dataset, Interactions
 from recipes.datasets.download import Archive
 from recipes.datasets.ordering import order_by, positions, run_starts
 from recipes.datasets.unstable_sort import unstable_order
@@ -39,6 +44,7 @@ ARTICLE = re.compile(
     r"^(?P<rest>.+), (?P<article>The|An|A|Das|Der|Die|El|Il|L'|La|Las|Le|Les|Los)$"
 )
 """A title whose article stands at its end."""
+REFERENCE_ARTICLES = ("The", "A", "An")
 YEAR = re.compile(r" \((?P<year>\d{4})\)\s*$")
 
 
@@ -47,7 +53,9 @@ class MovieLens(Dataset):
 
     name = "movielens"
     summary = "MovieLens-100K (1998): films rated 3 or better; needs the raw files"
-    protocols = ("llara", "chronological")
+    protocols = ("llara", *BY_TIME)
+    has_ratings = True
+    has_reference_titles = True
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`u.data` and `u.item` of the unzipped archive."""
@@ -62,12 +70,16 @@ class MovieLens(Dataset):
         Raises:
             ValueError: A file is not the official one, or is truncated.
         """
-        titles = _titles(_read(files[FILMS], "|", ["id", "title"]))
+        films = _read(files[FILMS], "|", ["id", "title"])
+        reference = config.titles == "reference"
+        titles = list(map(_reference_title, films["title"])) if reference else _titles(films)
         ratings = _read(files[RATINGS], "\t", ["user", "item", "rating", "second"])
         if config.protocol == "llara":
             ratings = ratings.iloc[1:]
-        liked = ratings.loc[ratings["rating"] >= MIN_RATING]
-        return Interactions(_ordered(liked, config.protocol), titles)
+        least = MIN_RATING if config.min_rating is None else config.min_rating
+        liked = ratings.loc[ratings["rating"] >= least]
+        keys = [str(number) for number in range(1, len(titles) + 1)]
+        return Interactions(_table(liked, config.protocol), titles, item_keys=keys)
 
 
 def _read(path: Path, separator: str, names: list[str]) -> pd.DataFrame:
@@ -127,6 +139,20 @@ def _titles(films: pd.DataFrame) -> list[str]:
     ]
 
 
+def _reference_title(full: str) -> str:
+    """The title that LLaRA makes: the last seven characters are cut off, whatever they are; and the
+    first of the articles that stands behind a comma, wherever, comes first, without looking at what
+    follows it.
+    """
+    title = full[: -len(" (1995)")]
+    for article in REFERENCE_ARTICLES:
+        behind = f", {article}"
+        if behind in title:
+            title = f"{article} {title.replace(behind, '')}"
+            break
+    return title.strip().lower()
+
+
 def _without_year(title: str) -> str:
     bare = YEAR.sub("", title).strip()
     # `Hate (Haine, La)`: the article of a title in brackets is put right as well.
@@ -147,19 +173,17 @@ def _year(title: str) -> str:
     return "" if found is None else f" ({found['year']})"
 
 
-def _ordered(ratings: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """The interactions in file order, each with its position under the protocol."""
+def _table(ratings: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """The interactions in file order; under `llara` each with its position."""
     users, seconds = ratings["user"].to_numpy(), ratings["second"].to_numpy()
-    if protocol == "llara":
-        order = order_by(users)
-        own = np.split(order, run_starts(users[order])[1:])
-        order = np.concatenate([rows[unstable_order(seconds[rows])] for rows in own])
-    else:
-        order = order_by(users, seconds)
     columns = {
         "user_id": users,
         "item_id": ratings["item"].to_numpy() - 1,
         "timestamp": seconds * 1000,
-        "position": positions(users, order),
     }
+    if protocol == "llara":
+        order = order_by(users)
+        own = np.split(order, run_starts(users[order])[1:])
+        order = np.concatenate([rows[unstable_order(seconds[rows])] for rows in own])
+        columns["position"] = positions(users, order)
     return pd.DataFrame(columns, copy=False)

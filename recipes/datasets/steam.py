@@ -7,7 +7,8 @@ are read from Parquet files made of LLaRA's pickles:
 - `examples.parquet`: columns split (`train`, `val`, `test`), history (item ids, oldest first) and
   target. A row whose split begins with `train_sample` counts as one of `train`.
 - `items.parquet`: columns item_id (0, 1, 2, ..) and title, or title_full beside title_llara, whose
-  difference is one game: LLaRA's file of titles cuts it at its field separator, `::`.
+  difference is one game: LLaRA's file of titles cuts it at its field separator, `::`. So does
+  `prepare.titles: reference`.
 
 LLaRA's windows do not name their users. A window that goes on where the one before it ends has the
 same user; every validation and test window is a user of its own.
@@ -29,6 +30,8 @@ OFFICIAL_ROWS = {"train": 151_056, "val": 1_194, "test": 1_194}
 """Windows of each split; of `train` there may be a part."""
 NUM_ITEMS = 3_581
 """Number of games; also the id by which LLaRA pads its histories."""
+SEPARATOR = "::"
+"""What LLaRA's file of titles puts between its fields."""
 NAMES = {"train": "train_data.df", "val": "Val_data.df", "test": "Test_data.df"}
 """LLaRA's pickles."""
 CONVERSION = (
@@ -45,6 +48,7 @@ class Steam(Dataset):
     name = "steam"
     summary = "Steam, LLaRA's windows of games, from Parquet files made of LLaRA's pickles"
     protocols = ("llara",)
+    has_reference_titles = True
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`examples.parquet` and `items.parquet`."""
@@ -65,7 +69,7 @@ class Steam(Dataset):
         Raises:
             ValueError: A table lacks a column, or does not hold LLaRA's rows.
         """
-        titles = _titles(files[ITEMS])
+        titles = _titles(files[ITEMS], config.titles == "reference")
         path = files[EXAMPLES]
         table = _columns(path, ("split", "history", "target"))
         split = table["split"].astype(str).str.replace(r"^train_sample.*", "train", regex=True)
@@ -118,13 +122,16 @@ def _columns(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def _titles(path: Path) -> list[str]:
+def _titles(path: Path, reference: bool) -> list[str]:
     table = read_table(path)
     column = "title_full" if "title_full" in table.columns else "title"
     table = _columns(path, ("item_id", column)).sort_values("item_id")
     if not np.array_equal(table["item_id"].to_numpy(), np.arange(NUM_ITEMS)):
         raise ValueError(f"{path} does not hold LLaRA's games, item_id 0 .. {NUM_ITEMS - 1}")
-    return table[column].astype(str).str.strip().tolist()
+    titles = table[column].astype(str)
+    if reference:
+        titles = titles.str.partition(SEPARATOR)[0].str.lower()
+    return titles.str.strip().tolist()
 
 
 def _check_rows(path: Path, split: pd.Series) -> None:

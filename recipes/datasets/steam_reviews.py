@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipes.datasets.dataset import Dataset, Interactions
-from recipes.datasets.ordering import order_by, positions, run_starts
+from recipes.datasets.ordering import order_by, run_starts
 from recipes.experiment import PrepareConfig
 
 REVIEWS = "steam_reviews.json.gz"
@@ -65,14 +65,25 @@ class SteamReviews(Dataset):
             ValueError: A line is no literal, or lacks a field; the file and the line are named.
         """
         titles = _titles(files[GAMES])
-        users, games, days = _reviews(files[REVIEWS], {game: n for n, game in enumerate(titles)})
+        known, (users, games, days) = _reviews(
+            files[REVIEWS], {game: n for n, game in enumerate(titles)}
+        )
         kept = _first_of_each_pair(users, games)
         kept = kept[np.bincount(users[kept])[users[kept]] >= MIN_REVIEWS]
         kept = kept[_drawn(users[kept], DRAW_SEED) & _drawn(games[kept], DRAW_SEED + 1)]
         items, numbers = pd.factorize(games[kept])
-        names = list(titles.values())
-        table = _ordered(users[kept], items, days[kept])
-        return Interactions(table, [names[number] for number in numbers])
+        columns = {
+            "user_id": users[kept],
+            "item_id": items,
+            "timestamp": days[kept] * 86_400_000,
+        }
+        names, keys = list(titles.values()), list(titles)
+        return Interactions(
+            pd.DataFrame(columns, copy=False),
+            [names[number] for number in numbers],
+            item_keys=[keys[number] for number in numbers],
+            user_keys=known,
+        )
 
 
 def _titles(path: Path) -> dict[str, str]:
@@ -85,8 +96,9 @@ def _titles(path: Path) -> dict[str, str]:
     return titles
 
 
-def _reviews(path: Path, games: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User, game (its number in `games`) and day since 1970 of each review: int64 [n] each.
+def _reviews(path: Path, games: Mapping[str, int]) -> tuple[list[str], list[np.ndarray]]:
+    """Names of the users, by number; and user, game (its number in `games`) and day since 1970 of
+    each review: int64 [n] each.
 
     Reviews of games without a title are left out.
     """
@@ -100,7 +112,7 @@ def _reviews(path: Path, games: Mapping[str, int]) -> tuple[np.ndarray, np.ndarr
         users.append(user)
         items.append(game)
         days.append(_day(path, line, review))
-    return np.array(users, np.int64), np.array(items, np.int64), np.array(days, np.int64)
+    return list(known), [np.array(values, np.int64) for values in (users, items, days)]
 
 
 def _literals(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -154,13 +166,3 @@ def _drawn(ids: np.ndarray, seed: int) -> np.ndarray:
     known = np.unique(ids)
     order = np.random.default_rng(seed).permutation(len(known))
     return np.isin(ids, known[order[: len(known) // DRAWN]])
-
-
-def _ordered(users: np.ndarray, items: np.ndarray, days: np.ndarray) -> pd.DataFrame:
-    columns = {
-        "user_id": users,
-        "item_id": items,
-        "timestamp": days * 86_400_000,
-        "position": positions(users, order_by(users, days)),
-    }
-    return pd.DataFrame(columns, copy=False)

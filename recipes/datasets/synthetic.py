@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recipes.datasets.dataset import Dataset, Interactions
+from recipes.datasets.dataset import BY_TIME, Dataset, Interactions
 from recipes.experiment import PrepareConfig, SyntheticConfig
 from recipes.ranges import check_ranges
 
@@ -79,7 +79,7 @@ class Synthetic(Dataset):
 
     name = "synthetic"
     summary = "a made-up world whose users follow contradicting rules; needs no files"
-    protocols = ("chronological", "llara")
+    protocols = (*BY_TIME, "llara")
 
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> Interactions:
         """Generate the interactions.
@@ -102,8 +102,10 @@ class Synthetic(Dataset):
         )
         return Interactions(table, titles(config.synthetic.num_kinds))
 
-    def ceilings(self, config: PrepareConfig) -> dict[str, float]:
-        """Attainable HitRatio@1; see the function `ceilings`."""
+    def ceilings(self, config: PrepareConfig) -> dict[str, float] | None:
+        """Attainable HitRatio@1; see the function `ceilings`, and what it does not cover."""
+        if config.protocol == "temporal" or config.negatives not in (None, "catalogue"):
+            return None
         return asdict(ceilings(config.synthetic.num_kinds, config.num_candidates))
 
 

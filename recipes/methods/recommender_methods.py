@@ -7,6 +7,7 @@ from typing import Any
 from recipes.experiment import EvaluateConfig, Experiment, RecommenderConfig
 from recipes.methods.method import Arm, Method
 from recipes.methods.settings import checked
+from recipes.ranges import LAST_SEED
 from recipes.recommenders.recommender import AnyRecommender, Counter, SequenceRecommender
 from recipes.recommenders.representations import Representations
 from recipes.recommenders.train import check_config
@@ -46,11 +47,17 @@ class NetworkMethod(Method):
         values = {name: getattr(experiment.recommender, name) for name in names}
         config = checked(RecommenderConfig, f"method {self.name}", values, given, names)
         check_config(self.recommender, config)
+        last = config.seed + experiment.seeds - 1
+        if last > LAST_SEED:
+            raise ValueError(
+                f"recommender.seed={config.seed} with seeds={experiment.seeds} ends at {last}, but "
+                f"the largest seed is {LAST_SEED}: choose a smaller one"
+            )
         return {**asdict(config), "name": self.name}
 
     def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
-        """The recommender's own seed."""
-        return [settings["seed"]]
+        """The recommender's own seed and those that follow, `experiment.seeds` in all."""
+        return [settings["seed"] + turn for turn in range(experiment.seeds)]
 
     def network(self, settings: Mapping[str, Any]) -> Network:
         """The network itself, with the arm's settings."""
@@ -58,14 +65,14 @@ class NetworkMethod(Method):
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
         """The prepared rows and candidates, and the trained network."""
-        record = run.network_record(arm.name)
+        record = run.network_record(arm.name, seed)
         return super().inputs(run, arm, seed) | {"recommender": record.content}
 
     def predict(
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
         """The network's scores: dot products of user representation and item embedding."""
-        vectors = Representations.load(run.network_folder(arm.name))
+        vectors = Representations.load(run.network_folder(arm.name, seed))
         scores = vectors.scores(rows.split, rows.rows, rows.candidates)
         return Predictions(scores.double().numpy())
 

@@ -33,7 +33,10 @@ def one_line_titles(titles: Sequence[str]) -> list[str]:
     shown = [" ".join(title.split()) for title in titles]
     for item_id, title in enumerate(shown):
         if not title:
-            raise ValueError(f"the title of item {item_id} is blank: give every item a title")
+            raise ValueError(
+                f"the title of item {item_id} is blank: give every item a title; where "
+                "prepare.titles=reference left it blank, choose prepare.titles=clean"
+            )
         if any(mark in title for mark in MARKS):
             raise ValueError(
                 f"title {title!r} of item {item_id} contains a private-use character (U+E000 to "

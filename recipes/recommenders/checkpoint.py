@@ -25,7 +25,7 @@ class Epoch:
     epoch: int
     """Number of the epoch, from 1."""
     train_loss: float
-    """Mean cross entropy of the train windows in nats, computed with dropout."""
+    """Mean loss of the epoch (`recommender.loss`) in nats, computed with dropout."""
     val_ndcg_10: float
     val_hr_1: float
 

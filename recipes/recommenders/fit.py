@@ -1,8 +1,9 @@
 """Trains a recommender on the train windows; training can resume after each epoch.
 
-There are two deviations from the paper. One is the loss, see `SequenceRecommender.loss`. The other
-is that a window trains only the state at its newest item. SASRec's paper trains the states at all
-positions at once, but here the windows already slide over every position of a user.
+By default there are two deviations from SASRec's paper. One is the loss, see `losses.py`. The other
+is that a window trains only the state at its newest item, since the windows already slide over
+every position of a user. `recommender.positions: all` trains the states at all items of few windows
+a user, as the paper does.
 """
 
 import math
@@ -82,7 +83,7 @@ def _refuse_diverged(
     model: SequenceRecommender, loss: float, config: RecommenderConfig, epoch: int
 ) -> None:
     """Refuse an epoch's loss that is no number, or far above that of guessing (ValueError)."""
-    guessing = math.log(max(2, len(model.item_embeddings)))
+    guessing = max(model.loss_of_states.guessing, math.log(2))
     if not loss < DIVERGED * guessing:  # NaN is not
         raise ValueError(
             f"recommender.learning_rate={config.learning_rate}: the training of {model.name} "

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from recipes.about import About
 from recipes.data.padding import PADDING
@@ -47,14 +46,23 @@ class GRU4Rec(SequenceRecommender):
 
         The representation of an empty history is finite and means nothing.
         """
+        states, _ = self._recurrent(histories)
+        newest = (histories != PADDING).sum(dim=1).clamp(min=1) - 1
+        return self.output(states[torch.arange(len(states)), newest])
+
+    def states(self, histories: Tensor) -> Tensor:
+        """The representation of the history up to each item: float [rows, time, hidden]."""
+        states, place = self._recurrent(histories)
+        return self.output(states.gather(1, place[:, :, None].expand(-1, -1, states.shape[2])))
+
+    def _recurrent(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """States of left-aligned rows, [rows, time, state], and where each column's item went.
+
+        Left-padded rows become right-padded ones, since the recurrence begins at the first item.
+        """
         time = histories.shape[1]
-        lengths = (histories != PADDING).sum(dim=1)
-        # Left-padded rows become right-padded ones, which the recurrence can leave off.
-        shift = torch.arange(time, device=histories.device) + (time - lengths)[:, None]
-        rows = histories.gather(1, shift % time)
-        hidden = self.dropout(self.items(rows))
-        packed = pack_padded_sequence(
-            hidden, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
-        _, newest = self.recurrence(packed)
-        return self.output(newest[-1])
+        shift = (histories == PADDING).sum(dim=1)[:, None]
+        columns = torch.arange(time, device=histories.device)
+        rows = histories.gather(1, (columns + shift) % time)
+        states, _ = self.recurrence(self.dropout(self.items(rows)))
+        return states, (columns - shift) % time

@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recipes.about import About
+from recipes.data.padding import PADDING
 from recipes.data.tables import Split
 from recipes.experiment import RecommenderConfig
+from recipes.recommenders.losses import make_loss
 
 
 class SequenceRecommender(nn.Module):
@@ -32,6 +34,8 @@ class SequenceRecommender(nn.Module):
 
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__()
+        self.loss_of_states = make_loss(config, num_items)
+        self.trains_all_positions = config.positions == "all"
 
     @classmethod
     def check(cls, config: RecommenderConfig) -> None:
@@ -53,14 +57,36 @@ class SequenceRecommender(nn.Module):
         """
         raise NotImplementedError
 
-    def loss(self, histories: Tensor, targets: Tensor) -> Tensor:
-        """Mean softmax cross entropy over the whole catalogue, in nats; a scalar.
+    def states(self, histories: Tensor) -> Tensor:
+        """The representation after each item, for `recommender.positions: all`.
 
-        The paper's loss is the binary cross entropy against one random negative. This one needs no
-        sampling, costs little on a catalogue of a few thousand items, and improves SASRec
-        (Klenitskiy and Vasilev, RecSys 2023).
+        A network that has none leaves this out, and that setting is refused.
+
+        Args:
+            histories: int64 [rows, time], item ids, oldest first, left-padded with -1.
+
+        Returns:
+            float [rows, time, hidden]. The state at an item reads no later one, and the last is
+            what `forward` gives; at padding anything finite.
         """
-        return F.cross_entropy(self(histories) @ self.item_embeddings.T, targets)
+        raise NotImplementedError
+
+    def loss(self, histories: Tensor, targets: Tensor) -> Tensor:
+        """Mean of `recommender.loss` over the predicted items, in nats; a scalar.
+
+        Args:
+            histories: int64 [rows, time], item ids, oldest first, left-padded with -1.
+            targets: int64 [rows], the items that came next.
+        """
+        seen = torch.cat([histories, targets[:, None]], dim=1)
+        if self.trains_all_positions:
+            real = histories != PADDING
+            rows = real.nonzero()[:, 0]
+            states, targets = self.states(histories)[real], seen[:, 1:][real]
+        else:
+            rows = torch.arange(len(histories))
+            states = self(histories)
+        return self.loss_of_states(states, self.item_embeddings, targets, seen, rows)
 
 
 class Counter(ABC):

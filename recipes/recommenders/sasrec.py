@@ -39,7 +39,7 @@ class SASRec(SequenceRecommender):
         self.items = nn.Embedding(num_items + 1, config.hidden_size, padding_idx=num_items)
         self.positions = nn.Embedding(max_history, config.hidden_size)
         self.blocks = nn.ModuleList(
-            Block(config.hidden_size, config.num_heads, config.dropout)
+            Block(config.hidden_size, config.num_heads, config.dropout, config.inner_size)
             for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(config.hidden_size)
@@ -77,6 +77,16 @@ class SASRec(SequenceRecommender):
             parts.append(self._newest(histories[rows, width - longest :]))
         return torch.cat(parts)[order.argsort()]
 
+    def states(self, histories: Tensor) -> Tensor:
+        """The state after each item: float [rows, time, hidden].
+
+        As in the paper, an item's position is its place in the whole window.
+        """
+        hidden, mask = self._embed(histories)
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        return self.final_norm(hidden)
+
     def _newest(self, histories: Tensor) -> Tensor:
         hidden, mask = self._embed(histories)
         *blocks, last = self.blocks
@@ -101,7 +111,9 @@ class Block(nn.Module):
     in the authors' code it applies to the queries only.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, dropout: float, inner_size: int | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(hidden_size)
@@ -110,9 +122,9 @@ class Block(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size, bias=False)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size),
+            nn.Linear(hidden_size, inner_size or hidden_size),
             nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size),
+            nn.Linear(inner_size or hidden_size, hidden_size),
         )
         self.dropout = nn.Dropout(dropout)
 

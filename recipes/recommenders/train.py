@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from recipes.artifacts import write_json, write_tensors
 from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData, Split
+from recipes.datasets.ordering import run_starts
 from recipes.experiment import RecommenderConfig
 from recipes.ranges import check_ranges
 from recipes.recommenders.checkpoint import drop_checkpoint
 from recipes.recommenders.fit import Windows, fit
+from recipes.recommenders.losses import check_loss, make_loss
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.representations import encode
 from recipes.records import Stage
@@ -45,8 +48,10 @@ def train_recommender(
 
     Training uses the windows of the train users; validation uses those of the validation users, all
     of them and not only each user's last one. Windows with fewer than `config.min_history` items in
-    their history are left out of both. Representations are computed for all windows of all splits,
-    in order.
+    their history are left out of both. With `positions: all`, a user's train sequence is cut into
+    windows, the newest first, which train the states at all their items, the first included,
+    whatever `min_history`; validation is the same.
+    Representations are computed for all windows of all splits, in order.
 
     Training runs on the CPU: the model is small, and on one machine with a given number of threads
     the result is the same bit for bit. A killed run resumes after its last complete epoch.
@@ -65,11 +70,11 @@ def train_recommender(
         identity: The stage's fingerprint; a checkpoint with another one is ignored.
 
     Raises:
-        ValueError: `config.min_history` leaves no window to train on or to validate with.
+        ValueError: See `check_fits`.
     """
     splits = {name: data.split(name) for name in SPLITS}
-    train = _windows(splits["train"], config.min_history)
-    val = _windows(splits["val"], config.min_history)
+    train = _taken(splits["train"], _trained(splits["train"], config))
+    val = _taken(splits["val"], _long_enough(splits["val"], config))
     model = build_model(recommender, config, data.num_items, train.histories.shape[1])
     history = fit(model, train, val, config, folder / "checkpoint", identity)
     users = {name: encode(model, torch.tensor(split.histories)) for name, split in splits.items()}
@@ -93,11 +98,52 @@ def build_model(
         return recommender(config, num_items, max_history)
 
 
-def _windows(split: Split, min_history: int) -> Windows:
-    kept = split.history_lengths >= min_history
+def _trained(split: Split, config: RecommenderConfig) -> np.ndarray:
+    """The rows of the train split that are trained on, bool [n] (ValueError if none is)."""
+    if config.positions == "newest":
+        return _long_enough(split, config)
+    kept = _pieces(split) & (split.history_lengths > 0)
     if not kept.any():
-        raise ValueError(f"min_history={min_history}: no train or val window is as long; lower it")
+        raise ValueError("recommender.positions='all': no train user has two items; use newest")
+    return kept
+
+
+def _pieces(split: Split) -> np.ndarray:
+    """Windows that together hold each of a user's items but the first as a target once: bool [n].
+
+    They are a user's last one, the one that ends where its history begins, and so on.
+    """
+    starts = run_starts(split.user_ids)
+    ends = np.append(starts[1:], len(split)) - 1
+    back = np.repeat(ends, np.diff(starts, append=len(split))) - np.arange(len(split))
+    return back % split.histories.shape[1] == 0
+
+
+def _long_enough(split: Split, config: RecommenderConfig) -> np.ndarray:
+    """The rows with a history of `min_history` items, bool [n] (ValueError if none has)."""
+    kept = split.history_lengths >= config.min_history
+    if not kept.any():
+        raise ValueError(
+            f"recommender.min_history={config.min_history}: no train or val window is as long; "
+            "lower it"
+        )
+    return kept
+
+
+def _taken(split: Split, kept: np.ndarray) -> Windows:
     return Windows(torch.tensor(split.histories[kept]), torch.tensor(split.targets[kept]))
+
+
+def check_fits(config: RecommenderConfig, data: PreparedData) -> None:
+    """Refuse settings that do not fit the data, before anything is trained.
+
+    Raises:
+        ValueError: No window is left to train on or to validate with, or there are too few items
+            for `config.num_negatives`.
+    """
+    make_loss(config, data.num_items)
+    _trained(data.split("train"), config)
+    _long_enough(data.split("val"), config)
 
 
 def check_config(recommender: type[SequenceRecommender], config: RecommenderConfig) -> None:
@@ -107,4 +153,10 @@ def check_config(recommender: type[SequenceRecommender], config: RecommenderConf
         ValueError: A value is impossible; the message names the field and the remedy.
     """
     check_ranges(config, "recommender.")
+    check_loss(config)
+    if config.positions == "all" and recommender.states is SequenceRecommender.states:
+        raise ValueError(
+            f"recommender.positions='all': {recommender.name} has no state at each item; choose "
+            "newest"
+        )
     recommender.check(config)

@@ -23,7 +23,7 @@ def caveats(results: Results) -> list[str]:
             "show that the pipeline works. They say nothing about Llama-2-7B or any real language "
             "model, and must not be set beside the paper's."
         )
-    found += results["dataset"]["caveats"]
+    found += [*results["dataset"]["caveats"], *results["dataset"].get("notes", ())]
     found.append(
         f"**Metrics are sampled**: a method chooses among {evaluated['num_candidates']} candidates "
         "(the target and uniform negatives), not among the whole catalogue. Sampled metrics need "

@@ -252,11 +252,14 @@ def _sample(results: Results) -> str:
     )
 
 
+def _listed(seeds: Sequence[int]) -> str:
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
+
+
 def _seeds(seeds: Mapping[str, Any]) -> str:
     found = seeds["adapters"]
-    listed = ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
-    parts = [f"adapters with {listed}" if found else "no adapter was trained"]
-    parts += [f"{name} with seed {seed}" for name, seed in seeds["recommenders"].items()]
+    parts = [f"adapters with {_listed(found)}" if found else "no adapter was trained"]
+    parts += [f"{name} with {_listed(own)}" for name, own in seeds["recommenders"].items()]
     return "; ".join(parts)
 
 

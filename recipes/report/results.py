@@ -49,7 +49,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "seeds": {
             "adapters": sorted(set(adapted.values())),
             "recommenders": {
-                name: run.network_record(name).config["seed"] for name in run.networks
+                name: [seed for one, seed in run.trainings if one == name] for name in run.networks
             },
         },
         "config": asdict(experiment),
@@ -82,7 +82,10 @@ def described(arm: Arm) -> dict[str, Any]:
 def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
     """The records of all stages behind a report, by name; the evaluation comes last."""
     records = {"prepare": run.prepared}
-    records |= {f"recommender {name}": run.network_record(name) for name in run.networks}
+    for name, seed in run.trainings:
+        own = seed == run.networks[name].config.seed
+        label = f"recommender {name}" if own else f"recommender {name} seed {seed}"
+        records[label] = run.network_record(name, seed)
     for arm, seed in trained(run, arms):
         stage = arm.method.stage(run, arm, seed)
         assert stage is not None

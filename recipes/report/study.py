@@ -1,15 +1,18 @@
 """The results of a study: a table with one row for each arm in each cell, a page and a plot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from recipes.published import Published
 from recipes.report.markdown import markdown_table
 from recipes.report.naming import MAIN_COLUMNS, NOTHING, arms_of, interval
 from recipes.report.plots import clean, styles, wrapped
+from recipes.report.published import published_section
 from recipes.report.verdict import headlines, verdict
 
 FIGURE_KEY = "hit_ratio@1/ranking"
@@ -17,7 +20,11 @@ Results = Mapping[str, Any]
 
 
 def study_results(
-    name: str, varied: Sequence[Mapping[str, Any]], found: Sequence[Results]
+    name: str,
+    varied: Sequence[Mapping[str, Any]],
+    found: Sequence[Results],
+    columns: Sequence[str] = (),
+    published: Published | None = None,
 ) -> dict[str, Any]:
     """The content of DIR/results.json.
 
@@ -25,6 +32,8 @@ def study_results(
         name: Name of the study.
         varied: For each cell, its values of the varied fields.
         found: For each cell, the content of its `results.json`.
+        columns: Keys of the metrics in the table; none stands for the main ones.
+        published: Published figures to hold the table against.
 
     Returns:
         `differs` holds the names of the settings that differ between rows; `rows` holds, for each
@@ -46,6 +55,8 @@ def study_results(
     return {
         "name": name,
         "differs": [*dict.fromkeys(key for values in varied for key in values), *own],
+        "columns": list(columns) or list(MAIN_COLUMNS),
+        "published": None if published is None else asdict(published),
         "arms": list(arms.values()),
         "rows": rows,
         "cells": [
@@ -80,12 +91,15 @@ def study_page(results: Results, figure: str) -> str:
     """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
     differs = results["differs"]
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
-    head = ["method", *differs, *MAIN_COLUMNS.values(), "trained parameters", "seeds"]
+    columns = {
+        key: MAIN_COLUMNS.get(key, key.removesuffix("/ranking")) for key in results["columns"]
+    }
+    head = ["method", *differs, *columns.values(), "trained parameters", "seeds"]
     table = [
         [
             methods[row["arm"]],
             *(_shown({**row["varied"], **row["given"]}.get(key)) for key in differs),
-            *(_cell(row["metrics"].get(key)) for key in MAIN_COLUMNS),
+            *(_cell(row["metrics"].get(key)) for key in columns),
             "–" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
             str(row["seeds"] or "–"),
         ]
@@ -100,13 +114,19 @@ def study_page(results: Results, figure: str) -> str:
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
         "users.",
         markdown_table(head, table),
-        f"![HitRatio@1 of ranked candidates]({figure})",
+        published_section(results) if results["published"] else "",
+        f"![{columns[_figure_key(results)]}]({figure})",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
         "## How to reproduce\n\n<details><summary>configuration</summary>\n\n```yaml\n"
         + yaml.safe_dump([cell["config"] for cell in results["cells"]], sort_keys=False)
         + "```\n\n</details>",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _figure_key(results: Results) -> str:
+    """The metric of the plot: the last of the main columns, or the first of a study's own."""
+    return FIGURE_KEY if FIGURE_KEY in results["columns"] else results["columns"][0]
 
 
 def _what_was_run(results: Results) -> str:
@@ -135,19 +155,16 @@ def _verdicts(results: Results) -> list[str]:
 
 
 def study_figure(results: Results) -> Figure:
-    """HitRatio@1 of ranked candidates, with one point and interval for each row of the table."""
-    rows = [
-        row
-        for row in results["rows"]
-        if row["metrics"].get(FIGURE_KEY, {}).get("value") is not None
-    ]
+    """One metric of the table, with one point and interval for each of its rows."""
+    key = _figure_key(results)
+    rows = [row for row in results["rows"] if row["metrics"].get(key, {}).get("value") is not None]
     lines = [wrapped(_line(row)) for row in rows]
     height = 1.6 + sum(0.18 * (2 + line.count("\n")) for line in lines)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
     colours = styles(arms_of(results))
     for place, row in enumerate(rows):
-        entry = row["metrics"][FIGURE_KEY]
+        entry = row["metrics"][key]
         value, low, high = (entry[key] for key in ("value", "low", "high"))
         colour = colours[row["arm"]][0]
         axes.errorbar(value, place, xerr=[[value - low], [high - value]], color=colour, capsize=4)

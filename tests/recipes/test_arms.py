@@ -261,6 +261,30 @@ def test_the_recommender_section_names_the_source_of_arms_that_name_none():
     assert found.arms[-1].settings["recommender"] == "wide"
 
 
+def test_a_network_that_is_an_arm_is_trained_with_every_seed():
+    experiment = Experiment(
+        arms=[{"method": "gru4rec", "seed": 5}, {"method": "lora"}, {"method": "markov"}], seeds=3
+    )
+    found = comparison(experiment)
+    seeds = {name: network.seeds for name, network in found.networks.items()}
+    assert seeds == {"sasrec": (0, 1, 2), "gru4rec,seed=5": (5, 6, 7)}
+
+
+def test_a_name_that_is_the_folder_of_another_arms_seed_is_refused():
+    arms = [{"method": "sasrec"}, {"method": "sasrec", "name": "sasrec-seed1", "hidden_size": 32}]
+    assert len(comparison(Experiment(arms=arms)).networks) == 2
+    with pytest.raises(ValueError, match="'sasrec-seed1' is the folder of 'sasrec' with seed 1"):
+        comparison(Experiment(arms=arms, seeds=2))
+
+
+def test_seeds_beyond_the_largest_are_refused():
+    last = RecommenderConfig(seed=2**32 - 2)
+    methods = AdaptConfig(methods=["sasrec"])
+    assert comparison(Experiment(adapt=methods, recommender=last, seeds=2)).networks
+    with pytest.raises(ValueError, match="seed=4294967294 with seeds=3 ends at 4294967296"):
+        comparison(Experiment(adapt=methods, recommender=last, seeds=3))
+
+
 # ------------------------------------------------------------------ what determines a training
 
 

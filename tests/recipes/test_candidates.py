@@ -165,3 +165,13 @@ def test_a_catalogue_that_is_too_small_is_refused() -> None:
 def test_settings_out_of_range_are_refused(num_candidates: int, seed: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_candidates(np.array([[0]]), np.array([1]), 9, num_candidates, seed, "train")
+
+
+def test_a_further_draw_has_a_stream_of_its_own() -> None:
+    targets = np.arange(8)
+    none = np.empty((8, 0), np.int64)
+    draws = [CandidateStream(50, 5, 1, "val", number).draw(none, targets) for number in range(3)]
+    assert len({tuple(drawn.ravel().tolist()) for drawn in draws}) == 3
+    assert (draws[0] == CandidateStream(50, 5, 1, "val").draw(none, targets)).all()
+    for drawn in draws:
+        assert ((drawn == targets[:, None]).sum(axis=1) == 1).all()

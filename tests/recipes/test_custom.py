@@ -128,8 +128,9 @@ def test_the_order_in_time_is_left_to_the_stage(written) -> None:
 def test_rows_in_file_order_need_no_times(written) -> None:
     path = written("a.csv", "user,item\nb,x\na,x\nb,y\nb,x\n")
     found = read(path, time="file order")
+    assert list(found.table) == ["user_id", "item_id", "timestamp"]
     assert found.table["timestamp"].isna().all()
-    assert found.table["position"].tolist() == [0, 0, 1, 2]
+    assert found.table["user_id"].tolist() == [0, 1, 0, 0]
 
 
 # ------------------------------------------------------------------ columns
@@ -153,7 +154,7 @@ def test_columns_are_guessed_by_well_known_names_and_printed(written, capsys, he
         f"columns: user = {user!r} (guessed), item = {item!r} (guessed), "
         f"time = {time!r} (guessed), title = {title!r} (guessed)"
     )
-    assert line in found.notes
+    assert line in found.notes[0]
     assert f"[custom] {line}\n" in capsys.readouterr().out
 
 
@@ -161,7 +162,7 @@ def test_named_columns_need_no_guess(written) -> None:
     path = written("a.csv", "who,user,what,when,rating\na,z,x,20,5\n")
     found = read(path, user="who", item="what", time="when", title="what")
     assert rows(found) == [("a", "x", 20_000, "x")]
-    assert "columns: user = 'who', item = 'what', time = 'when', title = 'what'" in found.notes
+    assert "columns: user = 'who', item = 'what', time = 'when', title = 'what'" in found.notes[0]
 
 
 # ------------------------------------------------------------------ ratings, repeats, titles
@@ -190,8 +191,8 @@ def test_the_first_title_of_an_item_counts_and_others_are_counted(written) -> No
     text = HEADER + "a,x,1,\nb,x,2,Old  name\na,y,3,Y\nb,y,4,Y\na,x,5,New\na,z,6, \n"
     found = read(written("a.csv", text))
     assert found.titles == ["Old name", "Y", "z"]
-    assert "titles: 1 items have several, the first of which is shown" in found.notes
-    assert "titles: 1 of 3 items have none: the id is shown" in found.notes
+    assert "titles: 1 items have several, the first of which is shown" in found.notes[0]
+    assert "titles: 1 of 3 items have none: the id is shown" in found.notes[0]
 
 
 def test_headlines_of_reviews_are_not_taken_for_titles(written) -> None:

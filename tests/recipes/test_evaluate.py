@@ -95,7 +95,8 @@ def finished_stages(tmp_path_factory) -> Path:
         items = torch.arange(data.num_items).float()[:, None].repeat(1, 2)
         write_tensors(place / "items.safetensors", {"embeddings": items})
 
-    run_stage(run.network_stage("sasrec"), run.network_folder("sasrec"), vectors)
+    for name, seed in run.trainings:
+        run_stage(run.network_stage(name, seed), run.network_folder(name, seed), vectors)
     for arm in made.arms:
         for seed in arm.method.seeds(run.experiment, arm.settings):
             stage = arm.method.stage(run, arm, seed)
@@ -154,7 +155,7 @@ def test_metrics_are_those_of_the_answers_and_scores(run):
         assert ranked["label"] == "HitRatio@5 (likelihood, 20 sampled candidates)"
     assert entry_of(metrics, "random", "hit_ratio@5/ranking")["value"] == 0.25
     assert entry_of(metrics, "sasrec", "valid_ratio/generation")["value"] == 1.0
-    assert entry_of(metrics, "sasrec", "hit_ratio@1/ranking")["seeds"] == [7]
+    assert entry_of(metrics, "sasrec", "hit_ratio@1/ranking")["seeds"] == [7, 8]
 
 
 def test_a_difference_is_ilora_minus_lora_on_the_same_rows(run):
@@ -178,7 +179,7 @@ def test_predictions_hold_every_method_seed_and_row(run):
     table = read_table(folder / "evaluate" / "predictions.parquet")
     counts = table.groupby(["method", "seed"]).size().to_dict()
     expected = {(method, seed): 8 for method in METHODS for seed in (0, 1)}
-    assert counts == expected | {("popularity", 0): 8, ("sasrec", 7): 8}
+    assert counts == expected | {("popularity", 0): 8, ("sasrec", 7): 8, ("sasrec", 8): 8}
     sasrec = table[table["method"] == "sasrec"]
     assert sasrec[["output", "predicted_item", "valid", "substring_item"]].isna().all().all()
     split = data.split("test")
@@ -244,9 +245,12 @@ def test_gates_are_summarised_for_gated_methods_only(run):
     assert gates["ilora"]["num_rows"] == 8
 
 
-def test_a_missing_adapter_is_named_before_anything_is_written(run):
+def test_a_missing_training_is_named_before_anything_is_written(run):
     folder, _, _ = run
-    with pytest.raises(FileNotFoundError, match="lora-seed2"):
+    shutil.rmtree(folder / "adapt" / "lora-seed1")
+    with pytest.raises(FileNotFoundError, match="lora-seed1"):
+        evaluate(folder, seeds=2)
+    with pytest.raises(FileNotFoundError, match="sasrec-seed9"):
         evaluate(folder, seeds=3)
     assert not (folder / "evaluate").exists()
 

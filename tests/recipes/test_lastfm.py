@@ -1,5 +1,8 @@
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +12,8 @@ from recipes.__main__ import main
 from recipes.artifacts import read_table
 from recipes.checksums import Checksums
 from recipes.data.candidates import CandidateStream
+from recipes.data.core import core_of
+from recipes.data.order import TieRule, in_order
 from recipes.data.prepare import prepare
 from recipes.data.sequences import sliding_windows
 from recipes.data.splits import assign_splits
@@ -89,12 +94,12 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read(folder: Path, protocol: str) -> tuple[pd.DataFrame, list[str]]:
+def read(folder: Path, protocol: str, ties: TieRule = "stable") -> tuple[pd.DataFrame, list[str]]:
     """Interactions as `prepare` orders and splits them, and titles."""
     dataset = LastFM()
     files = dataset.raw_files(folder)
     found = dataset.read(PrepareConfig(dataset="lastfm", protocol=protocol), files)
-    return assign_splits(found.table, found.ranking), found.titles
+    return assign_splits(in_order(found, ties, 0), protocol, 0.1), found.titles
 
 
 def sequences(interactions: pd.DataFrame) -> dict[int, list[int]]:
@@ -148,6 +153,7 @@ def test_the_stage_splits_users_by_first_rows_under_both_protocols(
     config = PrepareConfig(
         dataset="lastfm", protocol=protocol, source=str(raw), max_history=3, num_candidates=2
     )
+    config = config if protocol == "llara" else replace(config, ties="stable")
     prepare(config, tmp_path / "prepare", Checksums(tmp_path / "checksums.json"))
     written = read_table(tmp_path / "prepare" / "interactions.parquet")
     interactions, titles = read(raw, protocol)
@@ -215,13 +221,54 @@ def test_names_in_another_encoding_are_refused(raw: Path) -> None:
         read(raw, "llara")
 
 
-def test_the_leak_of_file_order_is_a_caveat_of_that_protocol_alone() -> None:
-    leaking, sound = (
-        LastFM().caveats(PrepareConfig(dataset="lastfm", protocol=protocol))
-        for protocol in ("llara", "chronological")
+def test_the_leak_of_file_order_is_a_caveat_wherever_it_is_left() -> None:
+    def caveats(protocol: str, ties: Any = None) -> list[str]:
+        return LastFM().caveats(PrepareConfig(dataset="lastfm", protocol=protocol, ties=ties))
+
+    assert caveats("llara") == [lastfm.LEAK]
+    assert caveats("chronological") == caveats("temporal") == caveats("temporal", "random") == []
+    for ties in ("stable", "item-id", "drop"):
+        assert caveats("leave-one-out", ties) == [lastfm.REMAINS]
+
+
+def test_a_core_takes_the_place_of_the_datasets_filter(raw: Path) -> None:
+    config = PrepareConfig(dataset="lastfm", protocol="leave-one-out", core=4)
+    found = LastFM().read(config, LastFM().raw_files(raw))
+    assert len(found.table) == sum(len(artists) for _, artists in TAGGED.values())
+    core = core_of(found, 4)
+    # Artist 50 has 3 users. Artist 99 has 5, of whom user 4 then has 20, 60, 10 and 99: enough.
+    assert core.item_keys == ["20", "30", "40", "60", "10", "99"]
+    assert core.titles == [*TITLES, "unknown artist 99"]
+    assert set(core.table["user_id"]) == set(TAGGED)
+
+
+def test_reference_titles_are_in_lower_case(raw: Path) -> None:
+    config = PrepareConfig(dataset="lastfm", protocol="llara", titles="reference")
+    found = LastFM().read(config, LastFM().raw_files(raw))
+    assert found.titles == ["sigur rós", '"weird al" yankovic', "na", "宇多田", "björk"]
+
+
+@needs_genuine
+def test_the_official_files_give_s3_recs_statistics(tmp_path: Path) -> None:
+    config = PrepareConfig(
+        dataset="lastfm",
+        protocol="leave-one-out",
+        source=str(GENUINE),
+        core=5,
+        ties="stable",
+        max_history=50,
     )
-    assert leaking == [lastfm.LEAK]
-    assert sound == []
+    folder = tmp_path / "prepare"
+    prepare(config, folder, Checksums(tmp_path / "checksums.json"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["counts"]["interactions"] == 52_551
+    assert manifest["counts"]["items"] == 3646
+    assert manifest["counts"]["users"] == {"train": 1090, "val": 1090, "test": 1090}
+    # By the date of a pair's first row they are 514, as published; by its earliest date, 517.
+    assert manifest["ties"]["users_with_tied_last"] == 517
+    table = read_table(folder / "interactions.parquet")[["user_id", "item_id"]]
+    found = hashlib.sha256(table.to_numpy("<i8").tobytes()).hexdigest()
+    assert found[:16] == "2b38406d024a0331"
 
 
 @needs_genuine
@@ -251,11 +298,18 @@ def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: 
 
 
 @needs_genuine
-@pytest.mark.parametrize(("protocol", "hit_ratio"), [("llara", 0.32), ("chronological", 0.20)])
+@pytest.mark.parametrize(
+    ("protocol", "ties", "hit_ratio"),
+    [
+        ("llara", "stable", 0.32),
+        ("chronological", "stable", 0.20),
+        ("chronological", "random", 0.11),
+    ],
+)
 def test_the_next_artist_id_is_as_good_a_guess_as_documented(
-    protocol: str, hit_ratio: float
+    protocol: str, ties: TieRule, hit_ratio: float
 ) -> None:
-    interactions, titles = read(GENUINE, protocol)
+    interactions, titles = read(GENUINE, protocol, ties)
     names = pd.read_csv(
         GENUINE / lastfm.ARTISTS, sep="\t", quoting=3, usecols=["id", "name"], encoding="utf-8"
     )

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from recipes.checksums import Checksums
+from recipes.data.order import in_order
 from recipes.data.prepare import prepare
 from recipes.data.splits import assign_splits
 from recipes.datasets import movielens
@@ -71,7 +72,7 @@ def read(folder: Path, protocol: str) -> tuple[dict[int, list[int]], list[str]]:
     dataset = MovieLens()
     files = dataset.raw_files(folder)
     found = dataset.read(PrepareConfig(dataset="movielens", protocol=protocol), files)
-    ordered = assign_splits(found.table, found.ranking)
+    ordered = assign_splits(in_order(found, "stable", 0), protocol, 0.1)
     users, items = ordered["user_id"].tolist(), ordered["item_id"].tolist()
     sequences: dict[int, list[int]] = {user: [] for user in users}
     for user, item in zip(users, items, strict=True):
@@ -131,6 +132,62 @@ def test_an_impossible_rating_is_refused_with_its_line(
     path.write_bytes(path.read_bytes().replace(before, after))
     with pytest.raises(ValueError, match=reason):
         read(raw, "chronological")
+
+
+@pytest.mark.parametrize(
+    ("full", "title"),
+    [
+        ("Toy Story (1995)", "toy story"),
+        ("Godfather, The (1972)", "the godfather"),
+        ("Good, The Bad and The Ugly, The (1966)", "the good bad and the ugly"),  # both are cut
+        ("Affair to Remember, An (1957)", "a affair to remembern"),  # `, A` comes before `, An`
+        (
+            "Double vie, La (Double Life of Veronique, The) (1991)",
+            "the double vie, la (double life of veronique)",
+        ),
+        ("Land Before Time III (1995) (V)", "land before time iii (19"),
+        ("unknown", ""),
+        ("Two Friends (1986) ", "two friends"),
+        ("Enfer, L' (1994)", "enfer, l'"),
+    ],
+)
+def test_reference_titles_have_the_references_mistakes(full: str, title: str) -> None:
+    assert movielens._reference_title(full) == title
+
+
+def test_titles_of_the_reference_are_an_option(raw: Path) -> None:
+    config = PrepareConfig(dataset="movielens", protocol="llara", titles="reference")
+    found = MovieLens().read(config, MovieLens().raw_files(raw))
+    assert found.titles[:3] == ["toy story", "a fish called wanda", "sabrina"]
+    assert found.titles[5] == ""
+
+
+@pytest.mark.parametrize(("least", "count"), [(None, 35), (1, 36), (4, 28), (5, 14)])
+def test_ratings_below_the_least_are_left_out(raw: Path, least: float | None, count: int) -> None:
+    config = PrepareConfig(dataset="movielens", protocol="leave-one-out", min_rating=least)
+    found = MovieLens().read(config, MovieLens().raw_files(raw))
+    assert len(found.table) == count
+    assert found.item_keys == [str(number) for number in range(1, 9)]
+
+
+@needs_genuine
+def test_the_official_files_give_recboles_statistics(tmp_path: Path) -> None:
+    config = PrepareConfig(
+        dataset="movielens",
+        protocol="leave-one-out",
+        source=str(GENUINE),
+        min_rating=1,
+        core=5,
+        max_history=50,
+    )
+    folder = tmp_path / "prepare"
+    prepare(config, folder, Checksums(tmp_path / "checksums.json"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["counts"]["interactions"] == 99_287
+    assert manifest["counts"]["items"] == 1349
+    assert manifest["counts"]["users"] == {"train": 943, "val": 943, "test": 943}
+    assert manifest["ties"]["users_with_tied_last"] == 416
+    assert fingerprint(folder / "interactions.parquet") == "6833688c55a24b8a"
 
 
 @needs_genuine

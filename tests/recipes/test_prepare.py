@@ -440,6 +440,27 @@ def test_ready_windows_get_candidates_outside_the_history_where_no_item_recurs(
         assert not (split.candidates[:, :, None] == split.histories[:, None, :]).any()
 
 
+def test_earlier_items_of_ready_windows_are_earlier_targets_and_the_visible_history(
+    publish: Callable[..., None], tmp_path: Path
+) -> None:
+    publish(*ROWS)
+    prepare(READY, tmp_path / "prepare")
+    data = PreparedData.load(tmp_path / "prepare")
+    values, lengths = data.earlier("train", np.array([2, 0, 1, 3]))
+    assert np.split(values, lengths.cumsum())[0].tolist() == [4, 6, 6, 1, 0, 9]
+    assert lengths.tolist() == [6, 0, 2, 3]
+    assert values[6:].tolist() == [4, 4, 3, 5, 4]
+    assert data.earlier("val", np.array([0]))[0].tolist() == [7, 3]
+
+
+def test_ready_windows_do_not_tell_all_that_a_user_meets(
+    publish: Callable[..., None], tmp_path: Path
+) -> None:
+    publish(*ROWS)
+    with pytest.raises(ValueError, match="negatives='whole': this dataset gives windows"):
+        prepare(replace(READY, negatives="whole"), tmp_path / "prepare")
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -10,7 +10,7 @@ import torch
 
 from recipes.artifacts import read_json, read_tensors, sha256
 from recipes.data.splits import SplitName
-from recipes.data.tables import PreparedData
+from recipes.data.tables import PreparedData, Split
 from recipes.datasets import synthetic
 from recipes.experiment import Experiment, PrepareConfig, RecommenderConfig, SyntheticConfig
 from recipes.recommenders import checkpoint, train
@@ -21,6 +21,7 @@ from recipes.recommenders.sasrec import SASRec
 from recipes.recommenders.train import (
     build_model,
     check_config,
+    check_fits,
     recommender_stage,
     train_recommender,
 )
@@ -159,7 +160,7 @@ from pathlib import Path
 import torch
 
 import recipes.recommenders.fit as fit
-from recipes.data.tables import PreparedData
+from recipes.data.tables import PreparedData, Split
 from recipes.experiment import RecommenderConfig
 from recipes.recommenders.sasrec import SASRec
 from recipes.recommenders.train import train_recommender
@@ -174,20 +175,27 @@ def validate_or_die(model, windows):
 
 torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in the last bit
 fit.validate = validate_or_die
-config = RecommenderConfig(hidden_size=16, num_layers=1, learning_rate=1e-2, max_epochs=4)
+config = RecommenderConfig(
+    hidden_size=16, num_layers=1, learning_rate=1e-2, max_epochs=4, loss=sys.argv[4],
+    positions=sys.argv[5],
+)
 data = PreparedData.load(Path(sys.argv[1]))
 train_recommender(SASRec, config, data, Path(sys.argv[2]), "me")
 """
 
 
+@pytest.mark.parametrize(("loss", "positions"), [("cross-entropy", "newest"), ("bce", "all")])
 def test_a_killed_run_resumes_to_the_same_bytes(
-    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, positions: str
 ):
     root = Path(__file__).resolve().parents[2]
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, "-c", KILLED, str(run.prepare_folder), str(tmp_path), threads]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    config = replace(SMALL, loss=loss, positions=positions)
+    given = [str(run.prepare_folder), str(killed), str(torch.get_num_threads()), loss, positions]
+    command = [sys.executable, "-c", KILLED, *given]
     assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == -9
-    assert len(read_json(tmp_path / "checkpoint" / checkpoint.INDEX)["history"]) == 2
+    assert len(read_json(killed / "checkpoint" / checkpoint.INDEX)["history"]) == 2
+    train_into(whole, run.data, config)
     resumed_from = []
 
     def spy(folder: Path, *rest) -> Progress:
@@ -196,10 +204,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         return progress
 
     monkeypatch.setattr("recipes.recommenders.fit.load_checkpoint", spy)
-    train_into(tmp_path, run.data)
+    train_into(killed, run.data, config)
     assert resumed_from == [2]
-    assert digests(tmp_path) == digests(trained)
-    assert not (tmp_path / "checkpoint").exists()
+    assert digests(killed) == digests(whole)
+    assert not (killed / "checkpoint").exists()
 
 
 def adam(model: torch.nn.Module) -> torch.optim.Adam:
@@ -268,6 +276,68 @@ def test_training_stops_after_patience_and_keeps_the_best_epoch(tmp_path: Path):
     best = int(np.argmax(gains))
     assert len(history) == best + 1 + config.patience < config.max_epochs
     assert validate(model, halves[1]).ndcg_10 == gains[best] != gains[-1]
+
+
+def test_all_positions_train_on_windows_of_any_length(
+    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+
+    def spy(model, train_windows: Windows, val_windows: Windows, *rest) -> list[Epoch]:
+        seen.extend([train_windows, val_windows])
+        return fit(model, train_windows, val_windows, *rest)
+
+    monkeypatch.setattr(train, "fit", spy)
+    train_into(tmp_path, data, replace(SMALL, positions="all", max_epochs=1, min_history=4))
+    last = data.split("train").is_last
+    assert torch.equal(seen[0].targets, torch.tensor(data.split("train").targets[last]))
+    assert len(seen[0].targets) == 48
+    assert len(seen[1].targets) == 6 * 7
+
+
+def test_all_positions_take_every_item_but_the_first_as_a_target_once():
+    lengths, width = [1, 2, 4, 5, 6, 9, 10], 4
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    items = np.arange(len(users))
+    places = np.concatenate([np.arange(length) for length in lengths])
+    back = np.arange(width, 0, -1)
+    histories = np.where(places[:, None] >= back, items[:, None] - back, -1)
+    split = Split(
+        user_ids=users,
+        histories=histories,
+        history_lengths=np.minimum(places, width),
+        targets=items,
+        candidates=items[:, None],
+        is_last=np.isin(items, np.cumsum(lengths) - 1),
+    )
+    kept = train._trained(split, replace(SMALL, positions="all"))
+    pairs = np.concatenate([histories[kept], items[kept, None]], axis=1)
+    real = pairs[:, :-1] >= 0
+    assert sorted(pairs[:, 1:][real].tolist()) == items[places > 0].tolist()
+    assert (pairs[:, 1:] - pairs[:, :-1])[real].tolist() == [1] * real.sum()
+
+
+def test_a_network_is_trained_with_each_seed_in_a_folder_of_its_own(run: Run):
+    experiment = run.experiment
+    networks = {"sasrec": Network(SASRec, SMALL, (0, 1)), "wide": Network(SASRec, SMALL)}
+    made = Run(experiment, networks)
+    assert made.trainings == [("sasrec", 0), ("wide", 0), ("sasrec", 1)]
+    assert made.network_folder("sasrec", 0) == made.network_folder("sasrec")
+    assert made.network_folder("sasrec", 1).name == "sasrec-seed1"
+    assert made.network_stage("sasrec", 1).settings["seed"] == 1
+    assert made.network_stage("sasrec", 0) == run.network_stage("sasrec")
+    shared = Run(experiment, networks, shared=run.folder / "shared")
+    assert shared.network_folder("sasrec", 1).name.startswith("sasrec-seed1-")
+
+
+def test_settings_that_do_not_fit_the_data_are_refused(data: PreparedData):
+    for change, message in [
+        ({"loss": "bce", "num_negatives": data.num_items}, "num_negatives=32"),
+        ({"min_history": 11}, "recommender.min_history=11"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_fits(replace(SMALL, **change), data)
+    check_fits(replace(SMALL, loss="bce", positions="all"), data)
 
 
 def test_every_epoch_takes_all_windows_in_an_order_of_its_own(

@@ -36,7 +36,7 @@ def predictions(arms, seeds, rates):
     generator = np.random.default_rng(0)
     tables = []
     for arm in (arm for arm in arms if arm.name in rates):
-        for seed in range(seeds if arm.method.is_adapter else 1):
+        for seed in range(seeds):
             hit = generator.random(USERS) < rates[arm.name]
             answer = np.where(hit, 5, np.where(generator.random(USERS) < 0.5, 3, -1))
             items = pd.array(answer if arm.method.is_adapter else [None] * USERS, dtype="Int64")
@@ -82,8 +82,9 @@ def finish_stages(made, rates, steps=30):
 
     prepared = prepare_stage(experiment.prepare, {})
     run_stage(prepared, run.prepare_folder, prepare)
-    for name in run.networks:
-        run_stage(run.network_stage(name), run.network_folder(name), lambda place: None)
+    for name, seed in run.trainings:
+        folder = run.network_folder(name, seed)
+        run_stage(run.network_stage(name, seed), folder, lambda place: None)
     if run.has_stand_in:
         found = {"stand_in": True, "parameters": 1000}
         run_stage(
@@ -165,7 +166,7 @@ def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
         assert {"value", "low", "high", "interval"} <= entry.keys()
         if entry["interval"] != "exact":
             assert (entry["num_rows"], entry["num_users"]) == (USERS, USERS)
-            assert entry["seeds"] == ([0] if entry["method"] == "sasrec" else [0, 1])
+            assert entry["seeds"] == [0, 1]
             assert entry["low"] <= entry["value"] <= entry["high"]
     sampled = [e for e in results["metrics"] if "HitRatio" in e["label"] or "NDCG" in e["label"]]
     assert len(sampled) > 10
@@ -183,7 +184,11 @@ def test_results_hold_what_repeats_the_run(written):
     assert results["dataset"]["counts"]["items"] == 32
     assert results["versions"].keys() >= {"torch", "transformers", "peft"}
     assert results["fingerprints"].keys() == results["seconds"].keys()
-    assert "lora-seed1" in results["seconds"]
+    assert {"lora-seed1", "recommender sasrec", "recommender sasrec seed 1"} <= {
+        *results["seconds"]
+    }
+    assert results["seeds"] == {"adapters": [0, 1], "recommenders": {"sasrec": [0, 1]}}
+    assert "sasrec with seeds 0, 1" in written[2]
 
 
 def test_results_hold_the_arms_with_their_settings(written):

@@ -120,3 +120,16 @@ def test_the_published_rows_give_the_published_counts(tmp_path: Path) -> None:
     histories = pd.read_parquet(tmp_path / "prepare/examples.parquet")["history"]
     assert max(items.max(initial=-1) for items in histories) < 3581
     assert np.mean([len(items) for items in histories]) > 8
+
+
+def test_reference_titles_are_cut_at_the_separator_and_in_lower_case(raw: Path) -> None:
+    config = PrepareConfig(dataset="steam", protocol="llara", titles="reference")
+    assert Steam().read(config, Steam().raw_files(raw)).titles == ["a", "b", "c", "d", "e"]
+
+
+@needs_genuine
+def test_reference_titles_are_llaras() -> None:
+    files = Steam().raw_files(GENUINE)
+    config = PrepareConfig(dataset="steam", protocol="llara", titles="reference")
+    known = pd.read_parquet(GENUINE / steam.ITEMS).sort_values("item_id")["title_llara"]
+    assert Steam().read(config, files).titles == known.str.lower().str.strip().tolist()

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes.data.order import in_order
 from recipes.datasets import steam_reviews
 from recipes.datasets.dataset import Interactions
 from recipes.datasets.steam_reviews import SteamReviews
@@ -54,13 +55,15 @@ def test_half_of_the_users_and_games_are_drawn_and_ordered_by_date(raw: Path) ->
     assert len(table) == 20 and len(found.titles) == 5
     assert 8 not in set(table["user_id"])  # "seldom" has one review
     numbers = [9 if title == "Said so" else int(title[-1]) for title in found.titles]
-    ordered = table.sort_values(["user_id", "position"])
+    ordered = in_order(found, "stable", 0).sort_values(["user_id", "position"])
     items = ordered["item_id"].to_numpy().reshape(4, 5)
     months = [[numbers[item] % 3 for item in own] for own in items]
     assert months == [sorted(own) for own in months]
     times = ordered["timestamp"].to_numpy().reshape(4, 5)
     assert np.all(np.diff(times, axis=1) >= 0)
     assert ordered["position"].tolist() == [*range(5)] * 4
+    assert found.item_keys == list(map(str, numbers))
+    assert found.user_keys == [*(f"user {user}" for user in range(8)), "seldom"]
 
 
 def test_the_draw_is_the_same_each_time(raw: Path) -> None:
