@@ -87,7 +87,7 @@ class Custom(Dataset):
         untitled = sum(key not in known for key in item_keys)
         if untitled:
             told.append(
-                f"titles: {untitled} of {len(item_keys)} items have none, and show their id"
+                f"titles: {untitled} of {len(item_keys)} items have none: the id is shown"
             )
         for line in told:
             print(f"[{self.name}] {line}", flush=True)
