@@ -86,9 +86,7 @@ class Custom(Dataset):
         titles_shown = [known.get(key, key) for key in item_keys]
         untitled = sum(key not in known for key in item_keys)
         if untitled:
-            told.append(
-                f"titles: {untitled} of {len(item_keys)} items have none: the id is shown"
-            )
+            told.append(f"titles: {untitled} of {len(item_keys)} items have none: the id is shown")
         for line in told:
             print(f"[{self.name}] {line}", flush=True)
         return Interactions(

@@ -18,9 +18,8 @@ def distinct(column: Column) -> tuple[np.ndarray, pa.Array]:
         column: Text, numbers or null.
 
     Returns:
-        The number of each row's value, int64 [n], and -1 for null; and the values as text. A whole
-        number of a column of floats is written 12.0, and with an exponent from 2**53 on, where
-        floats are not exact.
+        The number of each row's value, int64 [n], and -1 for null; and the values as text, floats
+        by `float_text`.
 
     Raises:
         ValueError: The column's type is another.
@@ -70,5 +69,7 @@ def _texts(values: pa.Array) -> pa.Array:
 
 
 def float_text(value: float) -> str:
-    """A float as text: 12.0 for a whole number, with an exponent where its digits are not exact."""
-    return f"{value:e}" if value.is_integer() and abs(value) >= EXACT else repr(value)
+    """A float as text: 12 for 12.0, and an exponent where a whole number's digits are not exact."""
+    if not value.is_integer():
+        return repr(value)
+    return str(int(value)) if abs(value) < EXACT else f"{value:e}"
