@@ -113,9 +113,10 @@ def _write(
             ties = {"rule": rule, "seed": seed} | asdict(tie_counts(interactions))
         write_parts(folder / INTERACTIONS, _interactions(interactions))
         _write_users(folder, interactions, read.user_keys)
-        keys = read.item_keys
+        keys, own = read.item_keys, read.notes
     else:
-        windows, keys = given_windows(_kept_windows(read, config), config.max_history), None
+        windows = given_windows(_kept_windows(read, config), config.max_history)
+        keys, own = None, ()
     _refuse_empty_splits(config, windows)
     recurring = _recurring(windows)
     negatives = config.negatives or ("catalogue" if recurring else "visible")
@@ -130,7 +131,7 @@ def _write(
         "raw_sha256": checksums,
         "ties": ties,
         "negatives": NEGATIVES[negatives],
-        "notes": notes(config, ties, negatives, recurring),
+        "notes": [*own, *notes(config, ties, negatives, recurring)],
         "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }

@@ -1,5 +1,6 @@
 """Datasets: raw files -> interactions. Each has a file of its own and is listed here."""
 
+from recipes.datasets.custom import Custom
 from recipes.datasets.dataset import Dataset
 from recipes.datasets.lastfm import LastFM
 from recipes.datasets.movielens import MovieLens
@@ -10,5 +11,5 @@ from recipes.datasets.synthetic import Synthetic
 from recipes.registry import Registry
 
 DATASETS: Registry[Dataset] = Registry(
-    "dataset", LastFM(), MovieLens(), Steam(), SteamReviews(), Synthetic(), Ring()
+    "dataset", LastFM(), MovieLens(), Steam(), SteamReviews(), Synthetic(), Ring(), Custom()
 )

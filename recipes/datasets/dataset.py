@@ -39,6 +39,9 @@ class Interactions:
     user_keys: list[str] | None = None
     """The source's id of each user, by user id; None where user ids are those of the source."""
 
+    notes: tuple[str, ...] = ()
+    """What reading the source took for granted, in Markdown, for manifest and report."""
+
 
 @dataclass(frozen=True)
 class ReadyWindows:

@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
     [
         (
             ["run", "nothing"],
-            "EXPERIMENT='nothing' is neither a shipped experiment (demo, lastfm, movielens)",
+            "EXPERIMENT='nothing' is neither a shipped experiment (demo, lastfm, movielens, recomm",
         ),
         (["run", "demo", "--adapt.max_steps", "many"], "adapt.max_steps"),
         (["run", "demo", "--adapt.max_stepz", "1"], "adapt.max_stepz"),
