@@ -295,6 +295,10 @@ class AdapterSettings:
     min_history: Number = 3
     """Minimum history length of the train windows (reference: 3)."""
 
+    redraw_candidates: bool = True
+    """Draw new candidates for the train windows in each epoch after the first, from the seed of
+    the frozen ones (reference: at every access). False keeps the frozen ones."""
+
 
 @dataclass(kw_only=True)
 class GatedSettings(AdapterSettings):

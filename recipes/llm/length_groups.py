@@ -1,6 +1,6 @@
 """The order of training samples: random, but in batches of similar length."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from accelerate.data_loader import SeedableRandomSampler
@@ -14,16 +14,20 @@ GROUPED = 50
 class LengthGroups(Sampler[int]):
     """Regroups a random order by length, so that batches need little padding.
 
-    If all samples have the same length, the order does not change.
+    If all samples have the same length, the order does not change. Sample i of epoch e is yielded
+    as the number `e * n + i`, since a sample's prompt may differ between epochs.
 
     Args:
         order: The random order.
-        lengths: int64 [n], number of tokens in each sample.
+        lengths: Epoch -> int64 [n], number of tokens in each sample.
         batch_size: Number of samples in an optimiser step.
     """
 
     def __init__(
-        self, order: SeedableRandomSampler, lengths: NDArray[np.int64], batch_size: int
+        self,
+        order: SeedableRandomSampler,
+        lengths: Callable[[int], NDArray[np.int64]],
+        batch_size: int,
     ) -> None:
         self.order = order
         self.lengths = lengths
@@ -37,12 +41,14 @@ class LengthGroups(Sampler[int]):
         self.order.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        drawn = np.fromiter(self.order, np.int64)
+        epoch = self.order.epoch
+        drawn, lengths = np.fromiter(self.order, np.int64), self.lengths(epoch)
         for start in range(0, len(drawn), GROUPED * self.batch_size):
-            yield from self._grouped(drawn[start : start + GROUPED * self.batch_size]).tolist()
+            part = drawn[start : start + GROUPED * self.batch_size]
+            yield from (self._grouped(part, lengths) + epoch * len(drawn)).tolist()
 
-    def _grouped(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-        places = np.argsort(self.lengths[drawn], kind="stable")
+    def _grouped(self, drawn: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        places = np.argsort(lengths[drawn], kind="stable")
         whole = len(drawn) - len(drawn) % self.batch_size
         batches = places[:whole].reshape(-1, self.batch_size)
         # A batch takes the place of its earliest sample in the random order, so that batches of

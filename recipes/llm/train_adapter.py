@@ -24,6 +24,7 @@ from recipes.llm.hybrid_model import PROJECTOR, HybridModel
 from recipes.llm.language_model import LanguageModel, token_embeddings
 from recipes.llm.training import train_resumably, training_arguments
 from recipes.prompting.collator import TrainingCollator
+from recipes.prompting.encoding import EncodedPrompts
 from recipes.prompting.projector import new_projector
 from recipes.prompting.special_tokens import required_id
 from recipes.prompting.store import PromptStore
@@ -95,15 +96,20 @@ def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -
     Raises:
         ValueError: `min_history` leaves no window.
     """
-    split = store.data.split("train")
-    rows = training_rows(split, plan.settings)
+    split, settings = store.data.split("train"), plan.settings
+    rows = training_rows(split, settings)
+
+    def later(epoch: int) -> EncodedPrompts:
+        return store.redrawn(epoch, settings.prompt_history, plan.user_slot)
+
     return TrainingCollator(
-        prompts=store.prompts("train", plan.settings.prompt_history, plan.user_slot),
+        prompts=store.prompts("train", settings.prompt_history, plan.user_slot),
         answers=store.answers,
         rows=rows,
         targets=split.targets[rows],
         pad_id=required_id(store.tokenizer, "pad"),
         users=vectors.users["train"],
+        later=later if settings.redraw_candidates else None,
     )
 
 

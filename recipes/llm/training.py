@@ -21,7 +21,7 @@ WARM_UP = 0.05
 
 
 class Samples(Dataset[int]):
-    """A dataset of sample indices 0 .. count-1; the collator looks up the samples themselves."""
+    """A dataset of sample numbers; the collator looks up the samples themselves."""
 
     def __init__(self, count: int) -> None:
         self.count = count

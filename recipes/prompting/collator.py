@@ -6,7 +6,7 @@ Training gains from it: all answers end at the right edge of the batch, so the l
 head, often its widest layer, is evaluated only at those few positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +40,13 @@ def prompt_batch(
 
 @dataclass(frozen=True)
 class TrainingCollator:
-    """Collates samples into a batch of prompts, each followed by its answer."""
+    """Collates samples into a batch of prompts, each followed by its answer.
+
+    Sample i of epoch e has the number `e * n + i`, where n is the number of samples.
+    """
 
     prompts: EncodedPrompts
+    """The prompts of all rows in the first epoch."""
     answers: Ragged
     """Token ids of each answer, eos included."""
     rows: NDArray[np.int64]
@@ -52,24 +56,30 @@ class TrainingCollator:
     pad_id: int
     users: Tensor | None = None
     """User representation of each prompt, float32 [prompts, d]."""
+    later: Callable[[int], EncodedPrompts] | None = None
+    """Epoch, from 1 -> its prompts; None if they are the same in every epoch."""
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of each sample, prompt and answer together."""
-        return self.prompts.input_ids.lengths[self.rows] + self.answers.lengths[self.targets]
+    def of_epoch(self, epoch: int) -> EncodedPrompts:
+        """The prompts of all rows in an epoch, from 0."""
+        return self.prompts if epoch == 0 or self.later is None else self.later(epoch)
+
+    def lengths(self, epoch: int) -> NDArray[np.int64]:
+        """Number of tokens of each sample in an epoch, prompt and answer together: int64 [n]."""
+        prompts = self.of_epoch(epoch).input_ids
+        return prompts.lengths[self.rows] + self.answers.lengths[self.targets]
 
     def __call__(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        """Collate samples, given by their indices.
+        """Collate samples of one epoch, given by their numbers.
 
         Returns:
             `input_ids`, `slot_items`, `attention_mask`: int64 [b, t]. `labels`: int64 [b, a], the
             targets at the last a positions, where a is the length of the longest answer; -100 at
             positions of the prompt. `users`: float32 [b, d], if the collator has `users`.
         """
-        index = np.asarray(samples, dtype=np.int64)
+        epochs, index = np.divmod(np.asarray(samples, dtype=np.int64), len(self.rows))
         rows, answers = self.rows[index], self.answers.take(self.targets[index])
-        input_ids = self.prompts.input_ids.take(rows)
-        slot_items = self.prompts.slot_items.take(rows)
+        prompts = self.of_epoch(int(epochs[0]))
+        input_ids, slot_items = prompts.input_ids.take(rows), prompts.slot_items.take(rows)
         width = int((input_ids.lengths + answers.lengths).max())
         longest = int(answers.lengths.max())
         starts = width - answers.lengths - input_ids.lengths

@@ -3,6 +3,8 @@
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from recipes.data.splits import SplitName
@@ -27,6 +29,7 @@ class PromptStore:
         self.data = data
         self._cache = cache
         self._prompts: dict[tuple[SplitName, int, bool], EncodedPrompts] = {}
+        self._redrawn: tuple[tuple[int, int, bool], EncodedPrompts] | None = None
 
     def prompts(self, name: SplitName, prompt_history: int, user_slot: bool) -> EncodedPrompts:
         """The prompts of all rows of a split.
@@ -38,16 +41,36 @@ class PromptStore:
         """
         key = (name, prompt_history, user_slot)
         if key not in self._prompts:
-            split = self.data.split(name)
-            self._prompts[key] = encode_prompts(
-                self.tokenizer,
-                self.data.titles,
-                split.histories[:, -prompt_history:],
-                split.candidates,
-                user_slot=user_slot,
-                cache=self._cache,
-            )
+            candidates = self.data.split(name).candidates
+            self._prompts[key] = self._encoded(name, candidates, prompt_history, user_slot)
         return self._prompts[key]
+
+    def redrawn(self, epoch: int, prompt_history: int, user_slot: bool) -> EncodedPrompts:
+        """The prompts of the train rows in an epoch, from 1, with candidates drawn for it.
+
+        The last epoch's are kept.
+        """
+        key = (epoch, prompt_history, user_slot)
+        if self._redrawn is None or self._redrawn[0] != key:
+            candidates = self.data.redrawn("train", epoch)
+            self._redrawn = key, self._encoded("train", candidates, prompt_history, user_slot)
+        return self._redrawn[1]
+
+    def _encoded(
+        self,
+        name: SplitName,
+        candidates: NDArray[np.integer],
+        prompt_history: int,
+        user_slot: bool,
+    ) -> EncodedPrompts:
+        return encode_prompts(
+            self.tokenizer,
+            self.data.titles,
+            self.data.split(name).histories[:, -prompt_history:],
+            candidates,
+            user_slot=user_slot,
+            cache=self._cache,
+        )
 
     @cached_property
     def answers(self) -> Ragged:

@@ -8,10 +8,11 @@ BATCH = 4
 
 
 def order_of(lengths, epoch=0, seed=3):
-    sampler = LengthGroups(SeedableRandomSampler(lengths, data_seed=seed), lengths, BATCH)
+    order = SeedableRandomSampler(lengths, data_seed=seed)
+    sampler = LengthGroups(order, lambda _: lengths, BATCH)
     sampler.set_epoch(epoch)
     assert len(sampler) == len(lengths)
-    return list(sampler)
+    return [number - epoch * len(lengths) for number in sampler]
 
 
 def batches_of(lengths, order):
@@ -54,3 +55,14 @@ def test_an_order_follows_from_seed_and_epoch(lengths):
     assert order_of(lengths, epoch=2) == order_of(lengths, epoch=2)
     assert order_of(lengths, epoch=2) != order_of(lengths, epoch=1)
     assert order_of(lengths, seed=4) != order_of(lengths, seed=3)
+
+
+def test_the_lengths_and_numbers_are_those_of_the_epoch(lengths):
+    by_epoch = [lengths, lengths[::-1].copy()]
+    sampler = LengthGroups(
+        SeedableRandomSampler(lengths, data_seed=3), lambda epoch: by_epoch[epoch], BATCH
+    )
+    sampler.set_epoch(1)
+    numbers = np.array(list(sampler))
+    assert numbers.min() == len(lengths)
+    assert (numbers - len(lengths)).tolist() == order_of(by_epoch[1], epoch=1)
