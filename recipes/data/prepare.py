@@ -15,6 +15,7 @@ from recipes.data.candidates import BLOCK, CandidateStream
 from recipes.data.core import core_of
 from recipes.data.notes import NEGATIVES, Negatives, notes
 from recipes.data.order import TieRule, in_order, tie_counts, times
+from recipes.data.redraw import RULE
 from recipes.data.sequences import (
     GivenWindows,
     Windows,
@@ -131,6 +132,7 @@ def _write(
         "raw_sha256": checksums,
         "ties": ties,
         "negatives": NEGATIVES[negatives],
+        RULE: negatives,
         "notes": [*own, *notes(config, ties, negatives, recurring)],
         "counts": _counts(windows, read.titles),
         "config": asdict(config),

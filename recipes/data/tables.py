@@ -96,7 +96,7 @@ class PreparedData:
         """
         own = self.split(split)
         if self._sequences is not None:
-            items, places, firsts = self._sequences
+            items, places, firsts, _ = self._sequences
             at = places[split][rows]
             return _stretches(items, firsts[at], at)
         starts = run_starts(own.user_ids)
@@ -111,10 +111,25 @@ class PreparedData:
         both[visible], both[~visible] = seen[seen != PADDING], targets
         return both, counts + lengths
 
+    def whole(self, split: SplitName, rows: np.ndarray) -> np.ndarray:
+        """All items that the users of some rows ever meet: int64 [m, width], left-padded with -1.
+
+        Raises:
+            ValueError: The tables hold windows alone, which do not tell.
+        """
+        if self._sequences is None:
+            raise ValueError("these tables hold windows alone, not all that a user meets")
+        items, places, firsts, ends = self._sequences
+        at = places[split][rows]
+        met, lengths = _stretches(items, firsts[at], ends[at])
+        return padded(met, lengths, int(lengths.max(initial=0)))
+
     @cached_property
-    def _sequences(self) -> tuple[np.ndarray, dict[SplitName, np.ndarray], np.ndarray] | None:
-        """All users' items in order; each split's rows as places among them; and the place of the
-        user's first item, by place. None where the tables hold windows alone.
+    def _sequences(
+        self,
+    ) -> tuple[np.ndarray, dict[SplitName, np.ndarray], np.ndarray, np.ndarray] | None:
+        """All users' items in order; each split's rows as places among them; and, by place, where
+        the user's items begin and end. None where the tables hold windows alone.
         """
         path = None if self.folder is None else self.folder / INTERACTIONS
         if path is None or not path.is_file():
@@ -122,14 +137,15 @@ class PreparedData:
         table = read_table(path)
         users = table["user_id"].to_numpy()
         starts = run_starts(users)
-        firsts = np.repeat(starts, np.diff(starts, append=len(users)))
+        counts = np.diff(starts, append=len(users))
+        firsts = np.repeat(starts, counts)
         codes = pd.Categorical(table["split"], categories=list(SPLITS)).codes
         if len(table) > sum(map(len, self.splits.values())):
             codes = np.where(left_out_by_ties(table), -1, codes)
         places: dict[SplitName, np.ndarray] = {
             name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)
         }
-        return table["item_id"].to_numpy(), places, firsts
+        return table["item_id"].to_numpy(), places, firsts, firsts + np.repeat(counts, counts)
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":

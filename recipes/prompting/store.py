@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from recipes.data.redraw import redrawn
 from recipes.data.splits import SplitName
 from recipes.data.tables import PreparedData
 from recipes.prompting.encoding import EncodedPrompts, encode_answers, encode_prompts
@@ -52,7 +53,8 @@ class PromptStore:
         """
         key = (epoch, prompt_history, user_slot)
         if self._redrawn is None or self._redrawn[0] != key:
-            candidates = self.data.redrawn("train", epoch)
+            assert self.data.folder is not None
+            candidates = redrawn(self.data, self.data.folder, epoch)
             self._redrawn = key, self._encoded("train", candidates, prompt_history, user_slot)
         return self._redrawn[1]
 
