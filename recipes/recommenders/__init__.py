@@ -1,6 +1,7 @@
 """Recommenders, built from train windows. Each has a file of its own and is listed here."""
 
 from recipes.recommenders.caser import Caser
+from recipes.recommenders.co_occurrence import CoOccurrence
 from recipes.recommenders.gru4rec import GRU4Rec
 from recipes.recommenders.markov import Markov
 from recipes.recommenders.popularity import Popularity
@@ -9,5 +10,5 @@ from recipes.recommenders.sasrec import SASRec
 from recipes.registry import Registry
 
 RECOMMENDERS: Registry[AnyRecommender] = Registry(
-    "recommender", Popularity, Markov, GRU4Rec, Caser, SASRec
+    "recommender", Popularity, Markov, CoOccurrence, GRU4Rec, Caser, SASRec
 )

@@ -8,7 +8,9 @@ from recipes.recommenders.recommender import Counter
 
 
 class Popularity(Counter):
-    """Ranks items by how often they occur in the train users' interactions.
+    """Ranks items by how often they occur in the train interactions.
+
+    The baseline TopPop of Cremonesi, Koren and Turrin (RecSys 2010), without personalisation.
 
     Equal counts are ordered by item id, the smaller one first, so that there are no ties. Ties
     count against a method, which would penalise every item that does not occur in training.
