@@ -126,7 +126,9 @@ class Pipeline:
                 )
 
     def _recommender(self) -> None:
-        for name in self.run.networks:
+        networks = self.run.networks
+        # Sources first, so that a fault of theirs costs no training.
+        for name in sorted(networks, key=lambda name: networks[name].source is None):
             self.run.train_network(name)
 
     def _adapt(self) -> None:

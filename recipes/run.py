@@ -12,18 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import cached_file, extract_commit_hash
-
 from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
+from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
-from recipes.llm.loading import Outline, load_outline
+from recipes.llm.loading import REMEDY, Outline, load_outline
 from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_outline, stand_in_stage
+from recipes.pretrained import content_of, explained
 from recipes.prompting.store import PromptStore
-from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.recommender import SequenceRecommender, VectorSource
+from recipes.recommenders.source_stage import source_stage, write_vectors
 from recipes.recommenders.train import recommender_stage, train_recommender
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, canonical, read_record, required_record
@@ -35,10 +36,22 @@ CANDIDATE_FIELDS = ("num_candidates", "candidate_seed")
 
 @dataclass(frozen=True)
 class Network:
-    """A recommender that a run trains."""
+    """A recommender whose vectors a run trains, or has from a source."""
 
-    recommender: type[SequenceRecommender]
+    recommender: type[SequenceRecommender] | type[VectorSource]
     config: RecommenderConfig
+
+    @property
+    def source(self) -> VectorSource | None:
+        """The source of the vectors; None if they are trained."""
+        recommender = self.recommender
+        return recommender(self.config) if issubclass(recommender, VectorSource) else None
+
+    @property
+    def width(self) -> int:
+        """Dimension of the vectors (ValueError: a source cannot be read)."""
+        source = self.source
+        return self.config.hidden_size if source is None else source.width
 
 
 class Run:
@@ -123,8 +136,11 @@ class Run:
 
     def network_stage(self, name: str) -> Stage:
         """The training of a recommender as a stage."""
-        network = self.networks[name]
-        return recommender_stage(network.recommender, network.config, self.prepared.files)
+        network, tables = self.networks[name], self.prepared.files
+        recommender, config = network.recommender, network.config
+        if issubclass(recommender, VectorSource):
+            return source_stage(recommender(config), tables, self.checksums)
+        return recommender_stage(recommender, config, tables)
 
     def network_folder(self, name: str) -> Path:
         """Folder of a trained recommender."""
@@ -139,9 +155,11 @@ class Run:
         network, stage = self.networks[name], self.network_stage(name)
 
         def work(place: Path) -> None:
-            train_recommender(
-                network.recommender, network.config, self.data, place, stage.fingerprint
-            )
+            recommender, config = network.recommender, network.config
+            if issubclass(recommender, VectorSource):
+                write_vectors(recommender(config), self.data, self.prepare_folder, place)
+            else:
+                train_recommender(recommender, config, self.data, place, stage.fingerprint)
 
         return run_stage(stage, self.network_folder(name), work)
 
@@ -158,7 +176,15 @@ class Run:
         """Standardised vectors of a trained recommender."""
         if name not in self._vectors:
             self.network_record(name)
-            self._vectors[name] = Vectors.load(self.network_folder(name))
+            source = self.networks[name].source
+            means_nothing = source is None or source.reads_history
+            self._vectors[name] = Vectors.load(
+                self.network_folder(name),
+                {
+                    split: (self.data.split(split).history_lengths == 0) & means_nothing
+                    for split in SPLITS
+                },
+            )
         return self._vectors[name]
 
     # ---------------------------------------------------------------- language model
@@ -223,17 +249,8 @@ class Run:
         """
         if self.has_stand_in:
             return required_record(self._stand_in, self.stand_in_folder, "adapt").content
-        path = Path(self.llm_path)
-        if path.is_dir():
-            return self.checksums.of_folder(path)
-        try:
-            config = cached_file(self.llm_path, "config.json")
-        except OSError as error:
-            raise FileNotFoundError(
-                f"adapt.llm={self.llm_path!r} could not be loaded: give a Hugging Face causal LM "
-                f"by name or path, or `stand-in`. {error}"
-            ) from error
-        return str(extract_commit_hash(config, None))
+        with explained("adapt.llm", self.llm_path, REMEDY):
+            return content_of(self.llm_path, self.checksums)
 
     @cached_property
     def llm(self) -> LanguageModel:

@@ -1,5 +1,7 @@
 """Co-occurrence: ranks items by the train users they share with the items of the history."""
 
+from typing import Any
+
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -36,7 +38,9 @@ class CoOccurrence(Counter):
         starts = run_starts(train.user_ids)
         users = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(train.user_ids)))
         shape, ones = (num_items, len(starts)), np.ones(len(users))
-        self.met = csr_array((ones, (train.targets, users)), shape)  # repeated pairs are summed
+        self.met: Any = csr_array(
+            (ones, (train.targets, users)), shape
+        )  # repeated pairs are summed
         """Item columns of unit length, as rows: float64 [num_items, users]."""
         self.met.data[:] = 1
         met_by = np.diff(self.met.indptr)
@@ -55,7 +59,7 @@ class CoOccurrence(Counter):
         num_items = self.met.shape[0]
         rows, columns = np.nonzero(histories != PADDING)
         items = histories[rows, columns]
-        seen = csr_array((np.ones(len(items)), (rows, items)), (len(histories), num_items))
+        seen: Any = csr_array((np.ones(len(items)), (rows, items)), (len(histories), num_items))
         wanted = np.zeros(num_items, np.bool_)
         wanted[candidates] = True
         # [wanted, users] @ [users, rows]

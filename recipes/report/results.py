@@ -49,7 +49,9 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "seeds": {
             "adapters": sorted(set(adapted.values())),
             "recommenders": {
-                name: run.network_record(name).config["seed"] for name in run.networks
+                name: network.config.seed
+                for name, network in run.networks.items()
+                if network.source is None
             },
         },
         "config": asdict(experiment),
