@@ -415,3 +415,20 @@ def test_the_checksums_of_both_files_are_inputs(items: Path, tmp_path: Path) -> 
     found = made.inputs(Checksums(tmp_path / "checksums.json"))
     assert list(found) == ["recommender.user_vectors", "recommender.item_vectors"]
     assert len(set(found.values())) == 1
+
+
+def test_the_example_of_the_page_makes_a_file_of_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recommenders.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    made = Run(Experiment(out="runs/own", prepare=PREPARE), {})
+    made.prepare()
+    exec(compile(code, "my_vectors.py", "exec"), {})
+    file = source(Path("own.safetensors"), Path("own.safetensors"))
+    users, items = file.vectors(made.data, made.prepare_folder)
+    split = made.data.split("test")
+    row = int(np.flatnonzero(split.history_lengths == 5)[0])
+    expected = items[torch.tensor(split.histories[row][-5:])].mean(dim=0)
+    torch.testing.assert_close(users["test"][row], expected)
