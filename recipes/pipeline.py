@@ -130,7 +130,11 @@ class Pipeline:
                 )
 
     def _recommender(self) -> None:
-        for name, seed in self.run.trainings:
+        networks = self.run.networks
+        # Sources first, so that a fault of theirs costs no training.
+        for name, seed in sorted(
+            self.run.trainings, key=lambda training: networks[training[0]].source is None
+        ):
             self.run.train_network(name, seed)
 
     def _adapt(self) -> None:

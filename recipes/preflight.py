@@ -11,6 +11,7 @@ from recipes.scoring.probe import check_language_model
 def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
     """Refuse what would be found out after hours of training.
 
+    Files of vectors and encoders are opened, and their widths read.
     Arms that are trained and evaluated already are not looked at, so a finished run loads no
     language model. A language model of the user's is loaded once and tried on a few tokens.
 
@@ -25,6 +26,8 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
     """
     if run.is_checked:
         return
+    for network in run.networks.values():
+        assert network.width  # read off the source's files, if it is one
     adapters = [arm for arm in arms if arm.method.is_adapter and not is_finished(run, arm)]
     for arm in adapters:
         arm.method.check(run, arm)

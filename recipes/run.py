@@ -12,18 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import cached_file, extract_commit_hash
-
 from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
+from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
-from recipes.llm.loading import Outline, load_outline
+from recipes.llm.loading import REMEDY, Outline, load_outline
 from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_outline, stand_in_stage
+from recipes.pretrained import content_of, explained
 from recipes.prompting.store import PromptStore
-from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.recommender import SequenceRecommender, VectorSource
+from recipes.recommenders.source_stage import source_stage, write_vectors
 from recipes.recommenders.train import recommender_stage, train_recommender
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, canonical, read_record, required_record
@@ -35,13 +36,25 @@ CANDIDATE_FIELDS = ("num_candidates", "candidate_seed", "candidate_draws", "nega
 
 @dataclass(frozen=True)
 class Network:
-    """A recommender that a run trains."""
+    """A recommender whose vectors a run trains, or has from a source."""
 
-    recommender: type[SequenceRecommender]
+    recommender: type[SequenceRecommender] | type[VectorSource]
     config: RecommenderConfig
     seeds: tuple[int, ...] = ()
     """Seeds that it is trained with as an arm, besides its config's, with which it is always
     trained: that one's vectors fill slots and route adapters."""
+
+    @property
+    def source(self) -> VectorSource | None:
+        """The source of the vectors; None if they are trained."""
+        recommender = self.recommender
+        return recommender(self.config) if issubclass(recommender, VectorSource) else None
+
+    @property
+    def width(self) -> int:
+        """Dimension of the vectors (ValueError: a source cannot be read)."""
+        source = self.source
+        return self.config.hidden_size if source is None else source.width
 
 
 def seeded_name(name: str, seed: int) -> str:
@@ -146,8 +159,10 @@ class Run:
 
     def network_stage(self, name: str, seed: int | None = None) -> Stage:
         """The training of a recommender as a stage."""
-        recommender = self.networks[name].recommender
-        return recommender_stage(recommender, self.network_config(name, seed), self.prepared.files)
+        recommender, config = self.networks[name].recommender, self.network_config(name, seed)
+        if issubclass(recommender, VectorSource):
+            return source_stage(recommender(config), self.prepared.files, self.checksums)
+        return recommender_stage(recommender, config, self.prepared.files)
 
     def network_folder(self, name: str, seed: int | None = None) -> Path:
         """Folder of a trained recommender, such as `sasrec`; with another seed, `sasrec-seed1`."""
@@ -165,7 +180,10 @@ class Run:
         stage = self.network_stage(name, seed)
 
         def work(place: Path) -> None:
-            train_recommender(recommender, config, self.data, place, stage.fingerprint)
+            if issubclass(recommender, VectorSource):
+                write_vectors(recommender(config), self.data, self.prepare_folder, place)
+            else:
+                train_recommender(recommender, config, self.data, place, stage.fingerprint)
 
         return run_stage(stage, self.network_folder(name, seed), work)
 
@@ -183,7 +201,15 @@ class Run:
         """Standardised vectors of a trained recommender."""
         if name not in self._vectors:
             self.network_record(name)
-            self._vectors[name] = Vectors.load(self.network_folder(name))
+            source = self.networks[name].source
+            means_nothing = source is None or source.reads_history
+            self._vectors[name] = Vectors.load(
+                self.network_folder(name),
+                {
+                    split: (self.data.split(split).history_lengths == 0) & means_nothing
+                    for split in SPLITS
+                },
+            )
         return self._vectors[name]
 
     # ---------------------------------------------------------------- language model
@@ -248,17 +274,8 @@ class Run:
         """
         if self.has_stand_in:
             return required_record(self._stand_in, self.stand_in_folder, "adapt").content
-        path = Path(self.llm_path)
-        if path.is_dir():
-            return self.checksums.of_folder(path)
-        try:
-            config = cached_file(self.llm_path, "config.json")
-        except OSError as error:
-            raise FileNotFoundError(
-                f"adapt.llm={self.llm_path!r} could not be loaded: give a Hugging Face causal LM "
-                f"by name or path, or `stand-in`. {error}"
-            ) from error
-        return str(extract_commit_hash(config, None))
+        with explained("adapt.llm", self.llm_path, REMEDY):
+            return content_of(self.llm_path, self.checksums)
 
     @cached_property
     def llm(self) -> LanguageModel:

@@ -4,8 +4,6 @@ Only what a checkpoint holds is loaded: no pickle, no code of its own, and no we
 checkpoint lacks, which transformers would draw at random.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ from transformers import (
 )
 
 from recipes.experiment import Precision
+from recipes.pretrained import explained
 from recipes.prompting.special_tokens import find_id
 
 REMEDY = "give a Hugging Face causal LM by name or path, or `stand-in`"
@@ -47,7 +46,7 @@ def load_outline(name_or_path: str) -> Outline:
         FileNotFoundError: There is no such model.
         ValueError: It is damaged, or no causal language model.
     """
-    with _explained(name_or_path):
+    with explained("adapt.llm", name_or_path, REMEDY):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type} is an encoder-decoder, not a causal LM")
@@ -77,7 +76,7 @@ def load_language_model(
         ValueError: It is damaged, lacks weights, or cannot be used here.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with _explained(name_or_path):
+    with explained("adapt.llm", name_or_path, REMEDY):
         tokenizer = _tokenizer(name_or_path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
@@ -111,21 +110,6 @@ def embedding_rows(model: PreTrainedModel) -> int:
 
 def _tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-
-
-@contextmanager
-def _explained(name_or_path: str) -> Iterator[None]:
-    """Turns what the libraries raise for a missing or damaged file into one line."""
-    try:
-        yield
-    except Exception as error:  # tokenizers and safetensors raise classes of their own
-        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-        said = " ".join(str(error).split())
-        said = said if len(said) <= 300 else f"{said[:300]} .."
-        raise kind(
-            f"adapt.llm={name_or_path!r} could not be loaded: {REMEDY}. "
-            f"{type(error).__name__}: {said}"
-        ) from error
 
 
 def _refuse_other_weights(model: PreTrainedModel, report: dict) -> None:

@@ -3,7 +3,6 @@
 In addition, every recommender is a method of the same name.
 """
 
-from recipes.methods.co_occurrence import CoOccurrence
 from recipes.methods.ilora import ILoRA
 from recipes.methods.lora import LoRA
 from recipes.methods.lora_user_slot import LoRAUserSlot
@@ -16,7 +15,6 @@ from recipes.registry import Registry
 METHODS: Registry[Method] = Registry(
     "method",
     Random(),
-    CoOccurrence(),
     *as_methods(RECOMMENDERS.values()),
     LoRA(),
     LoRAUserSlot(),

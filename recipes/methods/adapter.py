@@ -55,7 +55,7 @@ class AdapterMethod(Method):
     """Fields of `Peft` that an arm cannot set."""
     user_slot: ClassVar[bool] = False
     """Whether the prompt shows the user representation in a slot of its own."""
-    version = 2
+    version = 3
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
@@ -126,7 +126,7 @@ class AdapterMethod(Method):
         """Refuse trackers that are not there, and what does not fit the language model."""
         check_trackers(run.experiment.adapt.report_to)
         outline, settings = run.outline, self.settings_of(arm)
-        width = run.networks[arm.settings[SOURCE]].config.hidden_size
+        width = run.networks[arm.settings[SOURCE]].width
         if self.reads_prompt(arm.settings):
             width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
         check_adapter(outline, self.peft_config(arm.settings, width), arm.name)

@@ -1,7 +1,7 @@
 """The interface of a method: its description, settings, inputs, training and predictions.
 
 A method that trains nothing overrides only `scorer`, and `configure` if it has settings (see
-`co_occurrence.py`). An adapter of a language model derives from `AdapterMethod`.
+`CounterMethod`). An adapter of a language model derives from `AdapterMethod`.
 """
 
 import hashlib

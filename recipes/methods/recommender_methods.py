@@ -9,7 +9,12 @@ from recipes.experiment import Experiment, RecommenderConfig
 from recipes.methods.method import Arm, Method
 from recipes.methods.settings import checked, refuse_unknown
 from recipes.ranges import LAST_SEED
-from recipes.recommenders.recommender import AnyRecommender, Counter, SequenceRecommender
+from recipes.recommenders.recommender import (
+    AnyRecommender,
+    Counter,
+    SequenceRecommender,
+    VectorSource,
+)
 from recipes.recommenders.representations import Representations
 from recipes.recommenders.train import check_config
 from recipes.run import Network, Run
@@ -100,9 +105,38 @@ class NetworkMethod(Method):
         return scores
 
 
+class SourceMethod(NetworkMethod):
+    """A source of vectors as a method: nothing is trained, so neither loss nor seed matters."""
+
+    def __init__(self, source: type[VectorSource]) -> None:
+        self.source = source
+        self.name, self.summary, self.about = source.name, source.summary, source.about
+
+    def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of the section `recommender` that the source reads, or the arm's own."""
+        names = self.source.settings
+        values = {name: getattr(experiment.recommender, name) for name in names}
+        config = checked(RecommenderConfig, f"method {self.name}", values, given, names)
+        self.source(config).check()
+        return {**{name: getattr(config, name) for name in names}, "name": self.name}
+
+    def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
+        """One, which stands for none."""
+        return [0]
+
+    def network(self, settings: Mapping[str, Any]) -> Network:
+        """The source, with the arm's settings."""
+        return Network(self.source, RecommenderConfig(**settings))
+
+
 def as_methods(recommenders: Iterable[AnyRecommender]) -> list[Method]:
     """One method for each recommender."""
-    return [
-        CounterMethod(one) if issubclass(one, Counter) else NetworkMethod(one)
-        for one in recommenders
-    ]
+    return [_as_method(one) for one in recommenders]
+
+
+def _as_method(recommender: AnyRecommender) -> Method:
+    if issubclass(recommender, Counter):
+        return CounterMethod(recommender)
+    if issubclass(recommender, VectorSource):
+        return SourceMethod(recommender)
+    return NetworkMethod(recommender)

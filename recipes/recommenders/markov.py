@@ -1,18 +1,24 @@
 """A first-order Markov chain: ranks items by how often they followed the last one in training."""
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.data.tables import Split
 from recipes.recommenders.recommender import Counter
 
+HELD_AT_ONCE = 2**20
+"""Transition counts held at once, 8 MiB."""
+FEW = 16
+"""A row's candidates are looked up singly where the catalogue is so many times as large."""
+
 
 class Markov(Counter):
     """`P(next | last item)` by counts; popularity decides between items that never followed it.
 
     The maximum-likelihood transition matrix of Rendle et al. (FPMC, WWW 2010, Eq. 3) for baskets of
-    one item, not personalised.
+    one item, not personalised. The matrix is sparse.
     """
 
     name = "markov"
@@ -27,20 +33,23 @@ class Markov(Counter):
     def __init__(self, train: Split, num_items: int) -> None:
         last, following = train.histories[:, -1], train.targets
         known = last != PADDING
-        self.num_items = num_items
-        # A sparse matrix as sorted pairs: pair (a, b) is the number a * num_items + b.
-        pairs = last[known] * num_items + following[known]
-        found, counts = np.unique(pairs, return_counts=True)
-        self.pairs = np.append(found, num_items**2)  # past every pair, so that each has a place
-        self.counts = np.append(counts, 0)
+        pairs = last[known], following[known]
+        # One more row than items: nothing is known to follow an empty history, whose last item is
+        # padding, -1. Repeated pairs are summed.
+        shape = num_items + 1, num_items
+        self.transitions = csr_array((np.ones(len(pairs[0])), pairs), shape)
         popularity = np.bincount(following, minlength=num_items)
         self.prior = popularity / (1 + len(following))
         """In [0, 1): less than one transition."""
 
     def scores(self, histories: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Transitions from the last item, plus the prior; after an empty history the prior."""
-        last = histories[:, -1:]
-        wanted = np.where(last == PADDING, -1, last * self.num_items + candidates)
-        place = np.searchsorted(self.pairs, wanted)
-        counts = np.where(self.pairs[place] == wanted, self.counts[place], 0)
-        return counts + self.prior[candidates]
+        scores = self.prior[candidates]
+        if candidates.shape[1] * FEW < len(self.prior):
+            return scores + self.transitions[histories[:, -1:], candidates].toarray()
+        step = max(1, HELD_AT_ONCE // len(self.prior))
+        for start in range(0, len(scores), step):
+            rows = slice(start, start + step)
+            counts = self.transitions[histories[rows, -1]].toarray()
+            scores[rows] += np.take_along_axis(counts, candidates[rows], axis=1)
+        return scores

@@ -28,7 +28,9 @@ class Normaliser:
 
         Args:
             items: float32 [num_items, d], item embeddings.
-            train_users: float32 [rows, d], user representations of the train split only.
+            train_users: float32 [rows, d], user representations of the train split only, those of
+                empty histories left out (see `Vectors`). Of no rows, the mean is 0 and the standard
+                deviation 1.
 
         Raises:
             ValueError: A tensor holds NaN or infinity.
@@ -48,6 +50,8 @@ class Normaliser:
 def _statistics(name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{name} holds NaN or infinity: the recommender's training has diverged")
+    if not len(vectors):
+        return torch.zeros(vectors.shape[1]), torch.ones(vectors.shape[1])
     std, mean = torch.std_mean(vectors.float(), dim=0, correction=0)
     # A constant dimension carries no information: it becomes 0 instead of a division by 0.
     return mean, torch.where(std > 1e-6, std, torch.ones_like(std))

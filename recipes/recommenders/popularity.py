@@ -8,7 +8,10 @@ from recipes.recommenders.recommender import Counter
 
 
 class Popularity(Counter):
-    """Ranks items by how often they occur in the train users' interactions."""
+    """Ranks items by how often they occur in the train interactions.
+
+    The baseline TopPop of Cremonesi, Koren and Turrin (RecSys 2010), without personalisation.
+    """
 
     name = "popularity"
     summary = "how often an item occurs in the train interactions"

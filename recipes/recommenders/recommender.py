@@ -1,10 +1,13 @@
-"""The two kinds of recommenders: networks give vectors and scores, counters give only scores.
+"""The three kinds of recommenders: networks, sources of vectors, and counters.
 
-A network's vectors fill the slots of prompts and route adapters. A counter has no vectors, so it
-can be compared as a method but cannot route. Every recommender is also a method of the same name.
+Networks are trained; sources have their vectors from elsewhere. The vectors of both fill the slots
+of prompts and route adapters. A counter gives scores alone, so it can be compared as a method but
+cannot route. Every recommender is also a method of the same name.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from recipes.about import About
+from recipes.checksums import Checksums
 from recipes.data.padding import PADDING
-from recipes.data.tables import Split
+from recipes.data.splits import SplitName
+from recipes.data.tables import PreparedData, Split
 from recipes.experiment import RecommenderConfig
 from recipes.recommenders.losses import make_loss
 
@@ -89,6 +94,74 @@ class SequenceRecommender(nn.Module):
         return self.loss_of_states(states, self.item_embeddings, targets, seen, rows)
 
 
+class VectorSource(ABC):
+    """Vectors that this run does not train: of users in their windows, and of items.
+
+    As of a network, the dot product of both is the score. Subclasses are built as `cls(config)`,
+    and are listed in `recipes/recommenders/__init__.py`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """Description in one line, for `python -m recipes list`."""
+    about: ClassVar[About]
+    version: ClassVar[int] = 1
+    """Raised when the same settings and files begin to give other vectors."""
+    settings: ClassVar[tuple[str, ...]]
+    """Fields of the section `recommender` that the source reads, and that an arm may set. They say
+    where the vectors come from; `inputs` says what is there."""
+    reads_history: ClassVar[bool] = True
+    """Whether a user's vector is made from the history alone, so that an empty one's means nothing.
+    """
+
+    def __init__(self, config: RecommenderConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse settings that are missing or impossible, before anything is read.
+
+        Raises:
+            ValueError: The message names the field, its value and the remedy.
+            FileNotFoundError: A file is not there.
+        """
+
+    @abstractmethod
+    def inputs(self, checksums: Checksums) -> dict[str, str]:
+        """What the vectors come from, besides the prepared tables: a checksum for each, by name.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Dimension d of the vectors, which is known before these are made.
+
+        Raises:
+            ValueError: What the vectors come from cannot be read, or users and items differ in it.
+        """
+
+    @abstractmethod
+    def vectors(
+        self, data: PreparedData, prepared: Path
+    ) -> tuple[Mapping[SplitName, Tensor], Tensor]:
+        """The vectors.
+
+        Args:
+            data: The prepared tables as arrays.
+            prepared: The folder of these tables.
+
+        Returns:
+            By split float32 [rows, d], of which row i belongs to the split's row i; and float32
+            [num_items, d], by item id. All values are finite.
+
+        Raises:
+            ValueError: A vector is missing or cannot be used.
+        """
+
+
 class Counter(ABC):
     """A recommender that scores items by counts over the train windows.
 
@@ -119,4 +192,4 @@ class Counter(ABC):
         """
 
 
-AnyRecommender = type[SequenceRecommender] | type[Counter]
+AnyRecommender = type[SequenceRecommender] | type[VectorSource] | type[Counter]

@@ -1,8 +1,16 @@
-"""A trained recommender's vectors, standardised as the language model reads them."""
+"""A recommender's vectors, standardised as the language model reads them.
 
+What a network makes of an empty history is finite and means nothing. So the statistics leave the
+train windows of empty histories out, and an empty history's standardised vector is zero, the mean
+of all others, in every split: it tells a gate and a prompt's slot nothing.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from recipes.data.splits import SplitName
@@ -21,12 +29,20 @@ class Vectors:
     normaliser: Normaliser
 
     @classmethod
-    def load(cls, folder: Path) -> "Vectors":
-        """Read a trained recommender's folder and standardise by its items and train users."""
+    def load(cls, folder: Path, empty: Mapping[SplitName, np.ndarray]) -> "Vectors":
+        """Read a recommender's folder and standardise by its items and train users.
+
+        Args:
+            folder: The folder of the recommender's stage.
+            empty: bool [rows] by split: the windows whose representations mean nothing.
+        """
         raw = Representations.load(folder)
-        normaliser = Normaliser.fit(raw.items, raw.users["train"])
+        nothing = {name: torch.tensor(empty[name])[:, None] for name in raw.users}
+        known = raw.users["train"][~nothing["train"][:, 0]]
+        normaliser = Normaliser.fit(raw.items, known)
         users: dict[SplitName, Tensor] = {
-            name: normaliser.users(vectors) for name, vectors in raw.users.items()
+            name: normaliser.users(vectors).masked_fill(nothing[name], 0)
+            for name, vectors in raw.users.items()
         }
         return cls(users, normaliser.items(raw.items), normaliser)
 

@@ -49,7 +49,9 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "seeds": {
             "adapters": sorted(set(adapted.values())),
             "recommenders": {
-                name: [seed for one, seed in run.trainings if one == name] for name in run.networks
+                name: [seed for one, seed in run.trainings if one == name]
+                for name, network in run.networks.items()
+                if network.source is None
             },
         },
         "config": asdict(experiment),

@@ -175,7 +175,7 @@ def test_options_of_peft_reach_the_adapter():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"method": "nothing"}, "there is no method 'nothing'; known are random, co-occurrence,"),
+        ({"method": "nothing"}, "there is no method 'nothing'; known are random, popularity,"),
         ({"num_experts": 4}, "names no method: write {method: ilora, ..}"),
         ({"method": "lora", "num_experts": 4}, "method lora has no setting 'num_experts'; it has"),
         ({"method": "ilora", "routing_dim": 4}, "method ilora has no setting 'routing_dim'"),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from recipes.data.padding import to_padded
 from recipes.data.tables import PreparedData, Split
 from recipes.experiment import EvaluateConfig, Experiment
-from recipes.methods.co_occurrence import CoOccurrence
 from recipes.methods.method import Arm, Method
 from recipes.methods.recommender_methods import CounterMethod
 from recipes.recommenders import RECOMMENDERS
+from recipes.recommenders.co_occurrence import CoOccurrence
 from recipes.recommenders.markov import Markov
 from recipes.recommenders.popularity import Popularity
 from recipes.recommenders.recommender import Counter
@@ -104,6 +104,31 @@ def test_the_chain_agrees_with_counting_in_a_loop(
     assert found.tolist() == pytest.approx(expected)
 
 
+def test_a_few_candidates_of_many_items_score_as_among_all_of_them() -> None:
+    rng = np.random.default_rng(0)
+    train = split_of(rng.integers(0, 60, (20, 12)).tolist(), 60)
+    histories = np.vstack([rng.integers(0, 60, (40, WIDTH)), np.full((1, WIDTH), PADDING)])
+    candidates = rng.integers(0, 60, (41, 3))
+    for counter in (Markov, CoOccurrence, Popularity):
+        made = counter(train, 60)
+        everything = made.scores(histories, np.broadcast_to(np.arange(60), (41, 60)))
+        expected = np.take_along_axis(everything, candidates, axis=1)
+        np.testing.assert_allclose(made.scores(histories, candidates), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("module", ["markov", "co_occurrence"])
+def test_rows_scored_in_small_parts_score_the_same(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = RECOMMENDERS[module.replace("_", "-")]
+    assert issubclass(counter, Counter)
+    test = split_of([[1, 0, 4], [2, 3], [0, 1, 2]], 5)
+    whole = counter(TRAIN, 5).scores(test.histories, test.candidates)
+    monkeypatch.setattr(f"recipes.recommenders.{module}.HELD_AT_ONCE", 11)
+    found = counter(TRAIN, 5).scores(test.histories, test.candidates)
+    np.testing.assert_array_equal(found, whole)
+
+
 # ------------------------------------------------------------------ as methods
 
 
@@ -145,8 +170,8 @@ def test_a_method_predicts_the_evaluated_rows_alone() -> None:
     rows = evaluated_rows(data, EvaluateConfig(min_history=1, ks=[1]))
     assert rows.rows.tolist() == [2, 4, 7]
     run: Any = SimpleNamespace(data=data)
-    for method in (CoOccurrence(), CounterMethod(Markov)):
-        arm = Arm(method.name, method, {}, {})
+    for method in (CounterMethod(CoOccurrence), CounterMethod(Markov)):
+        arm = Arm(method.name, method, {}, {"counted": ["train"]})
         found = method.predict(run, arm, 0, rows, EvaluateConfig()).scores
         np.testing.assert_allclose(found, predicted(method, TRAIN, test, 5)[[2, 4, 7]])
 
@@ -169,7 +194,7 @@ def test_co_occurrence_agrees_with_cosines_in_loops(
     train: list[list[int]], test: list[list[int]]
 ) -> None:
     # Item 7 is met by nobody.
-    found = predicted(CoOccurrence(), split_of(train, 8), split_of(test, 8), 8)
+    found = predicted(CounterMethod(CoOccurrence), split_of(train, 8), split_of(test, 8), 8)
     expected = [
         [sum(cosine(train, item, wanted) for item in walk[:at][-WIDTH:]) for wanted in range(8)]
         for walk in test
@@ -180,6 +205,6 @@ def test_co_occurrence_agrees_with_cosines_in_loops(
 
 def test_co_occurrence_by_hand() -> None:
     # 0 is met by all three users; 1 by two of them, 2 by two, 3 by one.
-    found = predicted(CoOccurrence(), TRAIN, split_of([[0, 4]], 5), 5)
+    found = predicted(CounterMethod(CoOccurrence), TRAIN, split_of([[0, 4]], 5), 5)
     assert found[0].tolist() == [0] * 5  # nothing is known of an empty history
     assert found[1] == pytest.approx([1, 2 / 6**0.5, 2 / 6**0.5, 1 / 3**0.5, 0])

@@ -76,3 +76,8 @@ def test_standardised_vectors_have_mean_0_and_deviation_1_and_constants_become_0
 def test_diverged_vectors_are_refused():
     with pytest.raises(ValueError, match="train_users holds NaN"):
         Normaliser.fit(torch.zeros(3, 2), torch.full((3, 2), torch.nan))
+
+
+def test_where_every_history_is_empty_users_stay_as_they_are() -> None:
+    normaliser = Normaliser.fit(torch.randn(3, 2), torch.empty(0, 2))
+    assert torch.equal(normaliser.users(torch.tensor([[3.0, -1.0]])), torch.tensor([[3.0, -1.0]]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipes.artifacts import read_json, read_tensors, sha256
-from recipes.data.splits import SplitName
+from recipes.data.splits import SPLITS, SplitName
 from recipes.data.tables import PreparedData, Split
 from recipes.datasets import synthetic
 from recipes.experiment import Experiment, PrepareConfig, RecommenderConfig, SyntheticConfig
@@ -465,13 +465,24 @@ def test_the_vectors_that_a_language_model_reads_are_standardised(run: Run, trai
     vectors, raw = run.vectors("sasrec"), Representations.load(trained)
     assert run.vectors("sasrec") is vectors
     assert vectors.width == 16
+    seen = {name: torch.tensor(run.data.split(name).history_lengths > 0) for name in SPLITS}
+    assert not all(known.all() for known in seen.values())
+    known = raw.users["train"][seen["train"]]
+    mean, std = known.mean(0), known.std(0, correction=0)
     for name, users in vectors.users.items():
-        mean, std = raw.users["train"].mean(0), raw.users["train"].std(0, correction=0)
-        torch.testing.assert_close(users, (raw.users[name] - mean) / std, atol=1e-5, rtol=1e-4)
-    for found in (vectors.items, vectors.users["train"]):
+        expected = (raw.users[name] - mean) / std * seen[name][:, None]
+        torch.testing.assert_close(users, expected, atol=1e-5, rtol=1e-4)
+    for found in (vectors.items, vectors.users["train"][seen["train"]]):
         torch.testing.assert_close(found.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
         torch.testing.assert_close(found.std(0, correction=0), torch.ones(16), atol=1e-4, rtol=0)
-    assert torch.equal(Vectors.load(trained).items, vectors.items)
+
+
+def test_vectors_that_do_not_come_from_histories_count_as_they_are(run: Run, trained: Path):
+    none = {name: np.zeros(len(run.data.split(name)), np.bool_) for name in SPLITS}
+    vectors, raw = Vectors.load(trained, none), Representations.load(trained)
+    mean, std = raw.users["train"].mean(0), raw.users["train"].std(0, correction=0)
+    for name, users in vectors.users.items():
+        torch.testing.assert_close(users, (raw.users[name] - mean) / std, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -39,5 +39,6 @@ def test_each_epoch_has_candidates_of_its_own_by_the_rule_of_the_frozen_ones(
         if negatives == "whole":
             assert not met & users[split.user_ids[row]]
     if negatives == "catalogue":
-        assert any(set(c) - {t} & set(h) for c, t, h in zip(first, split.targets, split.histories))
+        others = [set(one) - {target} for one, target in zip(first, split.targets, strict=True)]
+        assert any(one & set(h) for one, h in zip(others, split.histories, strict=True))
     assert abs((first == split.targets[:, None]).argmax(axis=1).mean() - 2) < 0.3
