@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.padding import to_padded
+from recipes.data.padding import PADDING, to_padded
 from recipes.data.tables import PreparedData, Split
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods.method import Arm, Method
