@@ -53,7 +53,7 @@ class CustomConfig:
     """Encoding of a CSV, TSV or JSON lines file."""
 
     split: str = "train"
-    """Split to read of a dataset of the library `datasets`."""
+    """Split to read of a dataset of the library `datasets`; several as `train+test`."""
 
 
 @dataclass(kw_only=True)
@@ -92,7 +92,8 @@ class PrepareConfig:
     """`reference` makes the titles as the reference implementation does, with its mistakes."""
 
     source: str | None = None
-    """Folder with the official raw files; None downloads them, checks them and caches them."""
+    """Folder with the official raw files; None downloads them, checks them and caches them. Of the
+    dataset `custom`: a file, a folder, or a name that `datasets.load_dataset` knows."""
 
     train_share: Annotated[float, Range(0, 1, open="low")] = 1.0
     """Share of the train users to keep, in (0, 1]. The users kept at a smaller share are a subset

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.data.prepare import check_config
+from recipes.artifacts import read_json
+from recipes.checksums import Checksums
+from recipes.data.prepare import check_config, prepare
 from recipes.datasets.custom import Custom
 from recipes.datasets.dataset import Interactions
 from recipes.experiment import CustomConfig, PrepareConfig
@@ -452,3 +454,58 @@ def test_a_missing_source_is_refused_with_an_example(tmp_path: Path) -> None:
     (tmp_path / "train.df").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="is a pickle"):
         Custom().raw_files(tmp_path)
+
+
+# ------------------------------------------------------------------ the stage
+
+
+def prepared(source: Path, folder: Path, protocol: str, **fields: Any) -> pd.DataFrame:
+    """The stage's interactions with the source's ids and the titles, in the stage's order."""
+    own = config(source, **fields)
+    own.protocol, own.core, own.num_candidates = protocol, 3, 2
+    own.negatives = "catalogue"
+    prepare(own, folder, Checksums(folder / "checksums.json"))
+    table = pd.read_parquet(folder / "interactions.parquet")
+    users, items = (pd.read_parquet(folder / f"{name}.parquet") for name in ("users", "items"))
+    table = table.merge(users, on="user_id").rename(columns={"key": "user"})
+    return table.merge(items, on="item_id").sort_values(["user_id", "position"])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "time"),
+    [
+        ("chronological", None),
+        ("leave-one-out", None),
+        ("temporal", None),
+        ("chronological", "file order"),
+        ("leave-one-out", "file order"),
+    ],
+)
+def test_every_protocol_orders_filters_and_splits_the_file(
+    written, tmp_path: Path, protocol: str, time: str | None
+) -> None:
+    items = "fadcbe"
+    lines = [
+        f"{user:03},{item},{1000 * user + 10 - turn},Item {item.upper()}"
+        for user in range(12)
+        for turn, item in enumerate(items)
+    ]
+    lines.insert(3, "rare,a,5,Item A")
+    source = written("a.csv", HEADER + "\n".join(lines))
+    found = prepared(source, tmp_path / "prepare", protocol, time=time)
+    order = items if time else items[::-1]
+    sequences = found.groupby("user")["key"].apply("".join)
+    assert sequences.to_dict() == {f"{user:03}": order for user in range(12)}
+    assert (found["title"] == "Item " + found["key"].str.upper()).all()
+    assert found["timestamp"].isna().all() == (time is not None)
+    if protocol == "leave-one-out":
+        assert found.loc[found["split"] == "test", "key"].tolist() == [order[-1]] * 12
+    manifest = read_json(tmp_path / "prepare" / "manifest.json")
+    assert manifest["notes"][0].startswith("**Source**: a.csv: 73 rows, 13 users, 6 items; columns")
+
+
+def test_a_refused_file_leaves_no_table(written, tmp_path: Path) -> None:
+    source = written("a.csv", HEADER + "a,x,1,T\n" * 50 + "a,x,never,T\n")
+    with pytest.raises(ValueError, match="line 52: column 'time' holds 'never'"):
+        prepared(source, tmp_path / "prepare", "leave-one-out")
+    assert not list((tmp_path / "prepare").rglob("*.parquet"))
