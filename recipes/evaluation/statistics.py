@@ -10,13 +10,13 @@ pigeonhole bootstrap (Owen, The pigeonhole bootstrap, Annals of Applied Statisti
 interval then covers other users and other trainings. A method with one seed gives no sign of what
 another seed would do: its interval covers other users, given this trained model, and says so.
 
-Few seeds would make the second part of the interval too small, so the deviations of resampled seeds
-are widened (`widening`). Where seeds alone decide, the interval is about Student's t. In simulations
-with 200 users (`tests/recipes/test_coverage.py`), intervals of 95 % from five seeds covered the
-truth in 93 % of studies where seeds alone decide (differences: 95 %), in 96 % where users and seeds
-weigh the same (98 %), and in 98 % where users decide (100 %); unwidened ones in 80, 92 and 97 %.
-With two seeds an interval is wide, as it must be. Where seeds hardly matter, it errs on the wide
-side.
+Few seeds would make the second part of the interval too small, so the deviations of resampled
+seeds are widened (`widening`). Where seeds alone decide, the interval is about Student's t. In
+simulations with 200 users (`tests/recipes/test_coverage.py`), intervals of 95 % from five seeds
+covered the truth in 93 % of studies where seeds alone decide (differences: 95 %), in 96 % where
+users and seeds weigh the same (98 %), and in 98 % where users decide (100 %); unwidened ones in
+80, 92 and 97 %. With two seeds an interval is wide, as it must be. Where seeds hardly matter, it
+errs on the wide side.
 """
 
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ def naive_resamples(statistic, users, resampling):
         for draw in chunk:
             rows = [row for user in draw for row in np.flatnonzero(users == distinct[user])]
             values.append(statistic(rows))
-    return np.clip(values, 0, 1)
+    return np.asarray(values)
 
 
 def test_interval_equals_a_naive_loop_bootstrap_under_the_same_draws(clustered):
@@ -179,7 +179,7 @@ def naive_ratios(numerators, denominators, users, stream):
         under_all = sum(numerators[:, users == user].sum() for user in drawn)
         under_all /= sum(denominators[:, users == user].sum() for user in drawn)
         values.append(under_all + widening(3, FEW.confidence) * (top / bottom - under_all))
-    return np.asarray(values)
+    return np.clip(values, 0, 1)
 
 
 def test_users_and_seeds_are_resampled_as_in_a_naive_loop(seeded):
