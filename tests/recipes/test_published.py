@@ -32,7 +32,7 @@ def test_a_section_is_read():
         ({"figures": {"gru4rec": {}}}, "published.figures.gru4rec: the study has no such arm"),
         (
             {"figures": {"sasrec": {"hit_ratio@7/ranking": 0.1}}},
-            "figures.sasrec.hit_ratio@7/ranking: the study measures no such metric, but hit_ratio@10/",
+            "figures.sasrec.hit_ratio@7/ranking: the study measures no such metric, but hit",
         ),
         ({"figures": {"sasrec": {"mrr/ranking": 12.3}}}, "mrr/ranking=12.3 is no share"),
         ({"figures": {"sasrec": {"mrr/ranking": float("nan")}}}, "mrr/ranking=nan is no share"),
