@@ -121,7 +121,8 @@ class Pipeline:
         evaluated_rows(data, config)
         longest = data.split("train").history_lengths.max()
         for network in self.run.networks.values():
-            check_fits(network.config, data)
+            if network.source is None:  # else nothing is trained
+                check_fits(network.config, data)
         for arm in self.arms:
             if arm.settings.get("min_history", 0) > longest:
                 raise ValueError(

@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -39,7 +39,11 @@ COUNTS = ("users", "items", "interactions")
 
 
 def published_from(
-    value: Any, place: str, cells: Sequence[Mapping[str, Any]], arms: Sequence[str]
+    value: Any,
+    place: str,
+    cells: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    metrics: Sequence[str],
 ) -> Published:
     """Read the section `published` of a study.
 
@@ -48,15 +52,20 @@ def published_from(
         place: Names the study's file in messages.
         cells: For each cell, its values of the varied fields.
         arms: Names of the arms.
+        metrics: Keys of the metrics that the study measures.
 
     Raises:
-        ValueError: A field is unknown or missing or has a wrong type, `where` names no cell, or a
-            figure's arm is not among the study's.
+        ValueError: A field is unknown or missing or has a wrong type, `where` names no cell, a
+            figure's arm or metric is not among the study's, or a figure is no share.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Published)
     if not isinstance(value, dict):
         raise ValueError(f"{place}: published must consist of fields, not {value!r}")
+    known = [one.name for one in fields(Published)]
+    for name in value:
+        if name not in known:  # which the parser would leave out
+            raise ValueError(f"{place}: published.{name}: choose from {_words(known)}")
     try:
         parsed = parser.parse_object(value)
     except ArgumentError as error:
@@ -64,13 +73,24 @@ def published_from(
     found = Published(**vars(parsed))
     if not any(dict(cell) == found.where for cell in cells):
         raise ValueError(f"{place}: published.where={found.where!r} is no cell of this study")
-    for arm in found.figures:
+    for arm, figures in found.figures.items():
         if arm not in arms:
             raise ValueError(
-                f"{place}: published.figures.{arm}: the study has no such arm, but "
-                f"{', '.join(arms)}"
+                f"{place}: published.figures.{arm}: the study has no such arm, but {_words(arms)}"
             )
+        for key, figure in figures.items():
+            name = f"{place}: published.figures.{arm}.{key}"
+            if key not in metrics:
+                raise ValueError(
+                    f"{name}: the study measures no such metric, but {_words(metrics)}"
+                )
+            if not 0 <= figure <= 1:
+                raise ValueError(f"{name}={figure} is no share: write 4.4 % as 0.044")
     for name in found.counts:
         if name not in COUNTS:
             raise ValueError(f"{place}: published.counts.{name}: choose from {', '.join(COUNTS)}")
     return found
+
+
+def _words(names: Sequence[str]) -> str:
+    return ", ".join(names)

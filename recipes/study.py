@@ -110,11 +110,13 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
         place = str(folder / "cells" / cell.name)
         cells.append(replace(cell, experiment=replace(cell.experiment, out=place)))
     _refuse_twins(path, cells)
-    _check_columns(path, columns, cells)
+    metrics = _metrics(cells)
+    _check_columns(path, columns, metrics)
     found = None
     if published is not None:
         arms = [arm.name for arm in comparison(cells[0].experiment).arms]
-        found = published_from(published, str(path), [cell.varied for cell in cells], arms)
+        varied = [cell.varied for cell in cells]
+        found = published_from(published, str(path), varied, arms, metrics)
     return Study(title, folder, tuple(cells), tuple(columns), found)
 
 
@@ -128,12 +130,23 @@ def _check_vary(path: Path, vary: Any) -> None:
             raise ValueError(f"{path}: vary.{field} must be a list of values, not {values!r}")
 
 
-def _check_columns(path: Path, columns: Any, cells: Sequence[Cell]) -> None:
-    experiment = cells[0].experiment
-    protocol = Protocol(experiment.evaluate, experiment.prepare.num_candidates)
-    known = [metric.key for metric in metrics_for(protocol)]
-    if not isinstance(columns, list) or not set(columns) <= set(known):
-        raise ValueError(f"{path}: columns={columns!r} must be a list from {', '.join(known)}")
+def _metrics(cells: Sequence[Cell]) -> list[str]:
+    """Keys of the metrics that any cell measures."""
+    protocols = [
+        Protocol(cell.experiment.evaluate, cell.experiment.prepare.num_candidates) for cell in cells
+    ]
+    return list(dict.fromkeys(one.key for protocol in protocols for one in metrics_for(protocol)))
+
+
+def _check_columns(path: Path, columns: Any, known: Sequence[str]) -> None:
+    if (
+        not isinstance(columns, list)
+        or not all(column in known for column in columns)
+        or len(set(columns)) < len(columns)
+    ):
+        raise ValueError(
+            f"{path}: columns={columns!r} must be a list, without repeats, from {', '.join(known)}"
+        )
 
 
 def _refuse_overridden(cell: Cell, asked: Experiment) -> None:

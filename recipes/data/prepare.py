@@ -32,7 +32,7 @@ from recipes.ranges import check_ranges
 from recipes.records import Record, Stage
 from recipes.stages import run_stage
 
-VERSION = 2
+VERSION = 3
 """Version of this stage, see `Record`. Raise it also when a dataset is read differently."""
 SHARE_SEED = 0
 """Random seed of the order in which `train_share` drops users."""
@@ -342,6 +342,7 @@ def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
         "items": len(titles),
         "items_absent_from_train": len(titles) - int(np.count_nonzero(trained)),
         "duplicate_titles": int(pd.Series(titles).str.lower().duplicated().sum()),
+        "all_users": int(windows.table["user_id"].nunique()),
         "users": _by_split(windows, last),
         "windows": _by_split(windows, np.ones_like(last)),
         "windows_with_history_of_3": _by_split(windows, reference),

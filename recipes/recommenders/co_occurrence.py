@@ -8,11 +8,12 @@ from scipy.sparse import csr_array
 from recipes.about import About
 from recipes.data.padding import PADDING
 from recipes.data.tables import Split
-from recipes.datasets.ordering import run_starts
 from recipes.recommenders.recommender import Counter
 
 HELD_AT_ONCE = 2**22
 """Numbers of the largest dense matrix, of rows and users or of rows and items: 32 MiB."""
+STEPS = 2.0**40
+"""Scores are multiples of one part in so many."""
 
 
 class CoOccurrence(Counter):
@@ -21,7 +22,8 @@ class CoOccurrence(Counter):
     Item-based collaborative filtering (Sarwar et al., WWW 2001, Section 3.1.1) on the train users:
     the cosine of items i and j is `|U_i and U_j| / sqrt(|U_i| |U_j|)`, where U_i are the users that
     met i. An item that the history holds twice counts twice; after an empty history all items score
-    0. The matrix is sparse, and the similarities of all items are never held at once.
+    0. Scores are rounded to 40 binary places, so that equal sums tie, in whatever order they were
+    added. The matrix is sparse, and the similarities of all items are never held at once.
     """
 
     name = "co-occurrence"
@@ -32,12 +34,12 @@ class CoOccurrence(Counter):
         order=14,
         ranks_by="co-occurrence",
     )
-    version = 2
+    version = 3
 
     def __init__(self, train: Split, num_items: int) -> None:
-        starts = run_starts(train.user_ids)
-        users = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(train.user_ids)))
-        shape, ones = (num_items, len(starts)), np.ones(len(users))
+        # Not by stretches of equal ids: of joined splits, a user has a stretch in each.
+        known, users = np.unique(train.user_ids, return_inverse=True)
+        shape, ones = (num_items, len(known)), np.ones(len(users))
         self.met: Any = csr_array(
             (ones, (train.targets, users)), shape
         )  # repeated pairs are summed
@@ -53,7 +55,8 @@ class CoOccurrence(Counter):
         for start in range(0, len(scores), step):
             rows = slice(start, start + step)
             scores[rows] = self._scores(histories[rows], candidates[rows])
-        return scores
+        # In steps that floats hold exactly, no score of a few binary places lies between two.
+        return np.rint(scores * STEPS) / STEPS
 
     def _scores(self, histories: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         num_items = self.met.shape[0]

@@ -23,7 +23,7 @@ class Validation:
 
 
 def target_ranks(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Rank of each target in the catalogue, from 1; ties count against the target.
+    """Rank of each target in the catalogue, from 1; ties count against the target, and so does NaN.
 
     Args:
         users: float [rows, hidden], user representations.
@@ -36,7 +36,8 @@ def target_ranks(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     ranks, rows = [], max(1, min(CHUNK, SCORES // len(items)))
     for user, target in zip(users.split(rows), targets.split(rows), strict=True):
         scores = user @ items.T
-        ranks.append((scores >= scores.gather(1, target[:, None])).sum(dim=1))
+        worse = (scores < scores.gather(1, target[:, None])).sum(dim=1)
+        ranks.append(len(items) - worse)
     return torch.cat(ranks)
 
 

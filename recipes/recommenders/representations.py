@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,34 @@ class Representations:
             chunk = slice(start, start + step)
             users = self.users[split][index[chunk]]
             # [n, hidden] . [n, c, hidden] -> [n, c]
-            scores[chunk] = torch.einsum("nh,nch->nc", users, self.items[wanted[chunk]])
+            found = torch.einsum("nh,nch->nc", users, self.items[wanted[chunk]])
+            scores[chunk] = (
+                found if self._first is None else _tied(found, self._first[wanted[chunk]])
+            )
         return scores
 
     def catalogue_scores(self, split: SplitName, rows: np.ndarray) -> Tensor:
         """Scores of all items for n rows of a split, in item order: float32 [n, num_items]."""
-        return self.users[split][torch.tensor(rows)] @ self.items.T
+        scores = self.users[split][torch.tensor(rows)] @ self.items.T
+        return scores if self._first is None else scores[:, self._first]
+
+    @cached_property
+    def _first(self) -> Tensor | None:
+        """The first item with the same embedding, int64 [num_items]; None if no two are the same.
+
+        Items of one title are the same to a text encoder. A matrix product may round their scores
+        differently, and would so break the tie.
+        """
+        distinct, first, kinds = np.unique(
+            self.items.numpy(), axis=0, return_index=True, return_inverse=True
+        )
+        return None if len(distinct) == len(self.items) else torch.from_numpy(first[kinds])
+
+
+def _tied(scores: Tensor, kinds: Tensor) -> Tensor:
+    """Give the candidates of one kind in a row the score of the first: [n, c] -> [n, c]."""
+    same = kinds[:, :, None] == kinds[:, None, :]
+    return scores.gather(1, same.int().argmax(dim=2))
 
 
 @torch.no_grad()

@@ -182,5 +182,11 @@ def _loaded(name_or_path: str) -> tuple[Any, Any]:
 
 
 def _positions(model: Any) -> int:
-    """The most tokens that the model's positions allow."""
-    return getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.int).max
+    """The most tokens that the model's positions allow.
+
+    Models like RoBERTa number positions from the one after padding's.
+    """
+    most = getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.int).max
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    paddings = [getattr(table, "padding_idx", None) for table in tables]
+    return most - max((one + 1 for one in paddings if one is not None), default=0)

@@ -71,7 +71,7 @@ def train_recommender(
         identity: The stage's fingerprint; a checkpoint with another one is ignored.
 
     Raises:
-        ValueError: See `check_fits`.
+        ValueError: See `check_fits`; or the training has diverged.
     """
     splits = {name: data.split(name) for name in SPLITS}
     train = _taken(splits["train"], _trained(splits["train"], config))
@@ -80,6 +80,11 @@ def train_recommender(
     history = fit(model, train, val, config, folder / "checkpoint", identity)
     users = {name: encode(model, torch.tensor(split.histories)) for name, split in splits.items()}
     items = model.item_embeddings.detach()
+    if not all(torch.isfinite(found).all() for found in (items, *users.values())):
+        raise ValueError(
+            f"recommender.learning_rate={config.learning_rate}: the training of {model.name} "
+            "diverged, and its vectors are not finite: lower it"
+        )
     write_tensors(folder / "model.safetensors", model.state_dict())
     write_tensors(folder / "representations.safetensors", users)
     write_tensors(folder / "items.safetensors", {"embeddings": items})

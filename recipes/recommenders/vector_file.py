@@ -75,7 +75,7 @@ class VectorFile(VectorSource):
         )
         search = _Search(USERS, self.files[USERS], users, "user", prepared)
         ids = np.concatenate([data.split(name).user_ids for name in SPLITS])
-        positions = None if users.positions is None else _positions(data, prepared)
+        positions = None if users.positions is None else _positions(data)
         user_rows = np.split(
             search.find(ids, positions), np.cumsum([len(data.split(name)) for name in SPLITS])[:-1]
         )
@@ -95,23 +95,16 @@ def _check_widths(users: VectorTable, items: VectorTable) -> None:
         )
 
 
-def _positions(data: PreparedData, prepared: Path) -> np.ndarray:
+def _positions(data: PreparedData) -> np.ndarray:
     """The position of each window's target in its user's sequence, split after split: int64 [n]."""
-    path = prepared / "interactions.parquet"
-    if not path.is_file():
+    found = [data.positions(name) for name in SPLITS]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
         raise ValueError(
             f"{USERS} names positions, but the windows of this dataset came ready-made, and their "
             "positions are unknown: give one vector for each user"
         )
-    table = pq.read_table(path, columns=["user_id", "position", "split"])
-    names = table["split"].to_numpy()
-    found = []
-    for name in SPLITS:
-        own = np.flatnonzero(names == name)
-        users = table["user_id"].to_numpy()[own]
-        assert np.array_equal(users, data.split(name).user_ids)  # both in order of the windows
-        found.append(table["position"].to_numpy()[own])
-    return np.concatenate(found)
+    return np.concatenate(known)
 
 
 class _Search:

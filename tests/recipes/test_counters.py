@@ -1,3 +1,4 @@
+from dataclasses import fields
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.data.padding import PADDING, to_padded
-from recipes.data.tables import PreparedData, Split
+from recipes.data.tables import PreparedData, Split, joined
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods.method import Arm, Method
 from recipes.methods.recommender_methods import CounterMethod
@@ -208,3 +209,26 @@ def test_co_occurrence_by_hand() -> None:
     found = predicted(CounterMethod(CoOccurrence), TRAIN, split_of([[0, 4]], 5), 5)
     assert found[0].tolist() == [0] * 5  # nothing is known of an empty history
     assert found[1] == pytest.approx([1, 2 / 6**0.5, 2 / 6**0.5, 1 / 3**0.5, 0])
+
+
+def test_items_whose_cosines_add_up_to_the_same_tie() -> None:
+    # Items 3 and 4 share a user with each of 0, 1 and 2, in another order of the users: in floats
+    # a + b + c is not always c + b + a.
+    shared = [[0, 3], [1, 3], [2, 3], [2, 4], [1, 4], [0, 4]]
+    for more in range(1, 30):
+        train = split_of([*shared, [0], *[[1]] * more, *[[2]] * (2 * more + 1)], 5)
+        (found,) = CoOccurrence(train, 5).scores(np.array([[0, 1, 2]]), np.array([[3, 4]]))
+        assert found[0] == found[1] > 0
+
+
+def test_an_item_of_a_joined_split_is_met_by_the_same_user() -> None:
+    walks = [[0, 1, 2], [0, 1, 3], [2, 0]]
+    whole = split_of(walks, 4)
+    last, by_split = whole.is_last, []
+    for own in (~last, last):
+        by_split.append(Split(*(getattr(whole, field.name)[own] for field in fields(Split)[:-1])))
+    test = split_of([[0, 1, 2, 3]], 4)
+    for counter in (Popularity, Markov, CoOccurrence):
+        found = counter(joined(by_split), 4).scores(test.histories, test.candidates)
+        expected = counter(whole, 4).scores(test.histories, test.candidates)
+        np.testing.assert_array_equal(found, expected, counter.name)

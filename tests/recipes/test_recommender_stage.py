@@ -16,6 +16,7 @@ from recipes.experiment import Experiment, PrepareConfig, RecommenderConfig, Syn
 from recipes.recommenders import checkpoint, train
 from recipes.recommenders.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
 from recipes.recommenders.fit import Windows, _shuffled, fit, validate
+from recipes.recommenders.ranking import target_ranks
 from recipes.recommenders.representations import Representations
 from recipes.recommenders.sasrec import SASRec
 from recipes.recommenders.train import (
@@ -526,3 +527,13 @@ def test_a_linear_map_reads_the_kind_off_the_representation(world):
     ]
     # Over seeds of training .84 to .97, .90 on average; without the kind .25.
     assert torch.cat(right).float().mean() > 0.8
+
+
+def test_vectors_that_are_not_finite_are_refused(data: PreparedData, tmp_path: Path):
+    # One step an epoch: its loss is from before the step that does the damage.
+    wild = replace(SMALL, max_epochs=1, batch_size=10**6, learning_rate=1e38)
+    with pytest.raises(ValueError, match=r"learning_rate=1e\+38: the training of sasrec diverged"):
+        train_into(tmp_path, data, wild)
+    assert not (tmp_path / "representations.safetensors").exists()
+    users, items = torch.tensor([[float("nan")], [1.0]]), torch.tensor([[1.0], [2.0], [0.0]])
+    assert target_ranks(users, items, torch.tensor([0, 0])).tolist() == [3, 2]

@@ -215,6 +215,10 @@ def test_without_anything_that_varies_there_is_one_cell(tmp_path):
         ({"vary": {"name": ["a"]}}, ValueError, "vary.name: this is the study's own"),
         ({"vary": {"adapt.rank": [4, 8, 4]}}, ValueError, "vary has {'adapt.rank': 4} twice"),
         ({"vary": {"adapt.rank": [4, None]}}, ValueError, "adapt.rank has no value"),
+        ({"columns": "mrr/ranking"}, ValueError, "columns='mrr/ranking' must be a list"),
+        ({"columns": [["mrr/ranking"]]}, ValueError, "columns=[['mrr/ranking']] must be a list"),
+        ({"columns": ["mrr/ranking"] * 2}, ValueError, "must be a list, without repeats, from"),
+        ({"columns": ["ndcg@77/ranking"]}, ValueError, "columns=['ndcg@77/ranking'] must be"),
     ],
     ids=str,
 )

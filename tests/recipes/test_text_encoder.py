@@ -13,6 +13,8 @@ from transformers import (
     BertForMaskedLM,
     BertModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
 )
 
@@ -97,6 +99,17 @@ def test_a_title_beyond_the_encoders_positions_is_cut(encoder: Path) -> None:
     words = " ".join(["fox"] * 40)
     long, cut = encode_titles(str(encoder), [words, " ".join(["fox"] * 30)])
     torch.testing.assert_close(long, cut)
+
+
+def test_positions_that_begin_after_paddings_are_fewer(tmp_path: Path) -> None:
+    # As RoBERTa, whose tokenizer says here nothing of a greatest length.
+    config = RobertaConfig(vocab_size=len(tokenizer_of(TITLES)), pad_token_id=1, **SHAPE)
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer_of(TITLES).save_pretrained(tmp_path)
+    many = " ".join(["fox"] * 40)
+    long, cut, shorter = encode_titles(str(tmp_path), [many, "fox " * 28, "fox " * 27])
+    torch.testing.assert_close(long, cut)  # with [CLS] and [SEP], 30 tokens of 32 positions
+    assert not torch.equal(long, shorter)
 
 
 def test_a_masked_language_model_serves_without_its_head(encoder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,8 @@ def test_positions_of_windows_that_came_ready_made_are_unknown(
 ) -> None:
     users_table(windows, positions=True).to_parquet(tmp_path / "users.parquet")
     with pytest.raises(ValueError, match="the windows of this dataset came ready-made"):
-        source(tmp_path / "users.parquet", items).vectors(run.data, tmp_path)
+        alone = replace(run.data, folder=None)
+        source(tmp_path / "users.parquet", items).vectors(alone, tmp_path)
 
 
 TENSORS = [
@@ -432,3 +434,54 @@ def test_the_example_of_the_page_makes_a_file_of_vectors(
     row = int(np.flatnonzero(split.history_lengths == 5)[0])
     expected = items[torch.tensor(split.histories[row][-5:])].mean(dim=0)
     torch.testing.assert_close(users["test"][row], expected)
+
+
+def test_positions_of_users_and_the_windows_that_ties_leave_out(
+    items: Path, tmp_path: Path
+) -> None:
+    # Every second interaction has the time of the one before.
+    rows = [(user, step % 9, (step // 2) * 50 + user) for user in range(12) for step in range(9)]
+    table = pd.DataFrame(rows, columns=["user", "item", "time"])
+    table.to_csv(tmp_path / "events.csv", index=False)
+    prepare = PrepareConfig(
+        dataset="custom",
+        source=str(tmp_path / "events.csv"),
+        protocol="temporal",
+        ties="drop",
+        num_candidates=3,
+        max_history=4,
+    )
+    made = Run(Experiment(out=str(tmp_path / "run"), prepare=prepare), {})
+    made.prepare()
+    whole = pd.read_parquet(made.prepare_folder / "interactions.parquet")
+    assert sum(len(made.data.split(split)) for split in SPLITS) < len(whole)
+    keys = whole[["user_id", "position"]]
+    vectors = user_vector(keys["user_id"], keys["position"])
+    keys.assign(vector=list(vectors)).to_parquet(tmp_path / "users.parquet")
+    save_file({"items": torch.zeros(made.data.num_items, D)}, tmp_path / "items.safetensors")
+    reader = source(tmp_path / "users.parquet", tmp_path / "items.safetensors")
+    users, _ = reader.vectors(made.data, made.prepare_folder)
+    tied = whole.duplicated(["user_id", "timestamp"], keep=False)
+    for split in SPLITS:
+        own = whole[(whole["split"] == split) & ((split == "train") | ~tied)]
+        expected = user_vector(own["user_id"], own["position"])
+        np.testing.assert_array_equal(users[split], expected)
+
+
+def test_rows_that_a_network_could_not_train_on_do_not_matter(
+    run: Run, windows: pd.DataFrame, items: Path, tmp_path: Path
+) -> None:
+    users_table(windows, False).to_parquet(tmp_path / "users.parquet")
+    files = {"user_vectors": str(tmp_path / "users.parquet"), "item_vectors": str(items)}
+    experiment = Experiment(
+        out=str(tmp_path / "run"),
+        arms=[{"method": "file"}],
+        prepare=replace(PREPARE, max_history=2),  # a network wants three by default
+        recommender=RecommenderConfig(name="file", **files),
+    )
+    experiment.recommender.min_history = experiment.evaluate.min_history = 1
+    experiment.adapt.min_history = 1
+    experiment.evaluate.bootstrap_samples = 100
+    made = Pipeline.of(experiment)
+    results = made.run_all()
+    assert {entry["method"] for entry in results["metrics"]} >= {"file", "popularity"}
