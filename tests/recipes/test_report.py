@@ -386,9 +386,10 @@ def test_a_run_without_a_language_model_is_reported_too(tmp_path):
     assert results["llm"] is None and results["trainable_parameters"] == {}
     text = (tmp_path / "report.md").read_text()
     assert "on these rows SASRec beats Popularity" in text
-    assert "No arm writes answers." in text and "No adapter was trained." in text
-    assert "stand-in" not in text.split("## How to reproduce")[0]
-    assert "language model: none" in (tmp_path / "summary.txt").read_text()
+    told = text.split("## How to reproduce")[0]
+    assert not re.search("Generated|Trainable|adapter|answer|stand-in|one seed", told)
+    assert "- **Seeds:** sasrec with seeds 0, 1." in text
+    assert "language model" not in (tmp_path / "summary.txt").read_text()
     assert not (tmp_path / "plots" / "loss.png").exists()
 
 
@@ -396,7 +397,7 @@ def test_one_method_without_a_gate_and_one_seed_is_reported_too(tmp_path):
     finished(tmp_path, seeds=1, adapt=AdaptConfig(methods=["lora"])).report()
     text = (tmp_path / "report.md").read_text()
     assert "LoRA minus SASRec" in text
-    assert "one seed" in text
+    assert "**One seed** of SASRec, LoRA: what another" in text
     assert not list((tmp_path / "plots").glob("gates*"))
     assert "gates" not in text
 
