@@ -10,11 +10,13 @@ pigeonhole bootstrap (Owen, The pigeonhole bootstrap, Annals of Applied Statisti
 interval then covers other users and other trainings. A method with one seed gives no sign of what
 another seed would do: its interval covers other users, given this trained model, and says so.
 
-Few seeds make the second part of the interval too small: the bootstrap's variance of a mean over S
-seeds is (S - 1) / S of the true one, and S values have no tails. In simulations with five seeds and
-200 users (`tests/recipes/test_coverage.py`), intervals of 95 % covered the truth in 97 % of studies
-where users decide (differences: 99 %), in 92 % where users and seeds weigh the same (differences,
-where users cancel out: 87 %), and in 80 % where seeds alone decide (two seeds: 55 %; ten: 92 %).
+Few seeds would make the second part of the interval too small, so the deviations of resampled
+seeds are widened (`widening`). Where seeds alone decide, the interval is about Student's t. In
+simulations with 200 users (`tests/recipes/test_coverage.py`), intervals of 95 % from five seeds
+covered the truth in 93 % of studies where seeds alone decide (differences: 95 %), in 96 % where
+users and seeds weigh the same (98 %), and in 98 % where users decide (100 %); unwidened ones in
+80, 92 and 97 %. With two seeds an interval is wide, as it must be. Where seeds hardly matter, it
+errs on the wide side.
 """
 
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from recipes.scoring.arrays import Floats, Ints
 
@@ -253,8 +256,29 @@ def _ratios(side: Side, resampling: Resampling, stream: int) -> Floats:
         users = _counts(draw, num_users)
         # [chunk, users] . [seeds, users] -> [chunk, seeds]
         chunks.append([users @ sums.T for sums in side])
-    top, bottom = ((np.concatenate(sums) * seeds).sum(axis=1) for sums in zip(*chunks, strict=True))
+    sums = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    all_seeds = _divided(*(one.sum(axis=1) for one in sums))
+    if num_seeds == 1:
+        return all_seeds
+    drawn = _divided(*((one * seeds).sum(axis=1) for one in sums))
+    wide = all_seeds + widening(num_seeds, resampling.confidence) * (drawn - all_seeds)
+    return np.clip(wide, 0, 1)
+
+
+def _divided(top: Floats, bottom: Floats) -> Floats:
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def widening(num_seeds: int, confidence: float) -> float:
+    """The factor by which the deviations of resampled seeds are too small, for S = `num_seeds`.
+
+    The bootstrap's variance of a mean over S seeds is (S - 1) / S of the unbiased estimate, and S
+    values have no tails: an interval from an estimated variance takes Student's quantile with S - 1
+    degrees of freedom in place of the normal one.
+    """
+    tail = 0.5 + confidence / 2
+    student = float(stats.t.ppf(tail, num_seeds - 1))
+    return student / NormalDist().inv_cdf(tail) * (num_seeds / (num_seeds - 1)) ** 0.5
 
 
 def _counts(drawn: Ints, size: int) -> Floats:

@@ -85,9 +85,9 @@ def _intervals(results: Results) -> str:
     speak = "Intervals speak of other users, given these trained models."
     if several_seeds(results):
         speak = (
-            "Intervals speak of other users and, for arms with several seeds, of other trainings; "
-            "few seeds make them too narrow where trainings differ more than users do. An arm with "
-            "one seed is taken as it was trained."
+            "Intervals speak of other users and, for arms with several seeds, of other trainings: "
+            "the fewer the seeds, the wider they are. An arm with one seed is taken as it was "
+            "trained."
         )
     return (
         f"{speak} They are not corrected for the number of comparisons; the first comparison "

@@ -42,14 +42,14 @@ def resampled(results: Mapping[str, Any]) -> str:
     return "users and seeds" if several_seeds(results) else "users"
 
 
-def interval(entry: dict[str, Any], sign: bool = False) -> str:
+def interval(entry: Mapping[str, Any], sign: bool = False, digits: int = 3) -> str:
     """A figure with its interval, such as `0.123 [0.100, 0.145]`.
 
     An exact figure has no interval, and an undefined one becomes a dash.
     """
     if entry["value"] is None:
         return "–"
-    form = "+.3f" if sign else ".3f"
+    form = f"{'+' if sign else ''}.{digits}f"
     text = f"{entry['value']:{form}}"
     if entry.get("interval") == "exact":
         return text

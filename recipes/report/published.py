@@ -26,7 +26,7 @@ def published_section(results: Results) -> str:
         "Each cell: published, ours, and the difference in standard errors of ours (from its "
         f"interval). At most {WITHIN:g} counts as reproduced; **more is bold**.",
         markdown_table(
-            ["method", *keys],
+            ["method", *(key.removesuffix("/ranking") for key in keys)],
             [
                 [
                     rows[arm]["title"],

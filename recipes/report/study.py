@@ -99,12 +99,13 @@ def study_page(results: Results, figure: str) -> str:
     differs = results["differs"]
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
     first, columns = results["cells"][0], _columns(results)
+    digits = 4 if results["published"] else 3
     head = ["method", *differs, *columns.values(), "trained parameters", "seeds"]
     table = [
         [
             methods[row["arm"]],
             *(_shown({**row["varied"], **row["given"]}.get(key)) for key in differs),
-            *(_cell(row["metrics"].get(key)) for key in columns),
+            *(_cell(row["metrics"].get(key), digits) for key in columns),
             "–" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
             str(row["seeds"] or "–"),
         ]
@@ -215,5 +216,5 @@ def _shown(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str:
-    return "–" if entry is None else interval(dict(entry))
+def _cell(entry: Mapping[str, Any] | None, digits: int) -> str:
+    return "–" if entry is None else interval(entry, digits=digits)

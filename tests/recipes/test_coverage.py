@@ -45,7 +45,7 @@ def coverage(num_seeds: int, world: str) -> tuple[float, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "least"),
-    [("users vary", 0.92), ("both vary alike", 0.83), ("seeds decide", 0.75)],
+    [("users vary", 0.93), ("both vary alike", 0.92), ("seeds decide", 0.91)],
 )
 def test_five_seeds_cover_about_as_often_as_the_docstring_says(world, least):
     assert min(coverage(5, world)) >= least
