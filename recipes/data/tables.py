@@ -83,8 +83,8 @@ class PreparedData:
     def earlier(self, split: SplitName, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The items that the user of a row has met before the row's target, in whatever split.
 
-        Where a dataset gives ready windows, these are the targets of the user's earlier windows and
-        the visible history, so an item may appear twice.
+        Where the tables hold windows alone, these are the targets of the user's earlier windows,
+        those of an earlier split included, and the visible history, so an item may appear twice.
 
         Args:
             split: Name of the split.
@@ -99,9 +99,9 @@ class PreparedData:
             items, places, firsts, _ = self._sequences
             at = places[split][rows]
             return _stretches(items, firsts[at], at)
-        starts = run_starts(own.user_ids)
-        first = np.repeat(starts, np.diff(starts, append=len(own)))[rows]
-        targets, counts = _stretches(own.targets, first, np.asarray(rows))
+        items, places, firsts = self._windows
+        at = places[split][rows]
+        targets, counts = _stretches(items, firsts[at], at)
         seen = own.histories[rows]
         lengths = own.history_lengths[rows]
         both = np.empty(len(targets) + int(lengths.sum()), np.int64)
@@ -110,6 +110,16 @@ class PreparedData:
         visible[ranges(ends - lengths, ends)] = True
         both[visible], both[~visible] = seen[seen != PADDING], targets
         return both, counts + lengths
+
+    def positions(self, split: SplitName) -> np.ndarray | None:
+        """The place of each row's target among all items of its user, from 0: int64 [n].
+
+        None where the tables hold windows alone, which do not tell.
+        """
+        if self._sequences is None:
+            return None
+        _, places, firsts, _ = self._sequences
+        return places[split] - firsts[places[split]]
 
     def whole(self, split: SplitName, rows: np.ndarray) -> np.ndarray:
         """All items that the users of some rows ever meet: int64 [m, width], left-padded with -1.
@@ -146,6 +156,22 @@ class PreparedData:
             name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)
         }
         return table["item_id"].to_numpy(), places, firsts, firsts + np.repeat(counts, counts)
+
+    @cached_property
+    def _windows(self) -> tuple[np.ndarray, dict[SplitName, np.ndarray], np.ndarray]:
+        """The targets of all windows, user by user, under each the splits in order; each split's
+        rows as places among them; and, by place, where the user's windows begin.
+        """
+        names = [name for name in SPLITS if name in self.splits]
+        users = np.concatenate([self.splits[name].user_ids for name in names])
+        order = users.argsort(kind="stable")
+        starts = run_starts(users[order])
+        firsts = np.repeat(starts, np.diff(starts, append=len(users)))
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        ends = np.cumsum([len(self.splits[name]) for name in names])
+        places = dict(zip(names, np.split(place, ends[:-1]), strict=True))
+        return np.concatenate([self.splits[name].targets for name in names])[order], places, firsts
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":

@@ -10,7 +10,7 @@ from recipes.checksums import MEMORY, Checksums
 from recipes.data import hub
 from recipes.data.hub import from_dataset_dict, to_dataset_dict
 from recipes.data.prepare import prepare
-from recipes.data.splits import SPLITS
+from recipes.data.splits import SPLITS, SplitName
 from recipes.data.tables import PreparedData
 from recipes.experiment import PrepareConfig
 
@@ -82,3 +82,20 @@ def test_the_parquet_files_are_read_by_load_dataset(folder, tmp_path, name):
     if name == "examples":
         windows = found["train"].filter(lambda split: split == "test", input_columns="split")
         assert windows["target"][:] == PreparedData.load(folder).split("test").targets.tolist()
+
+
+def met(data: PreparedData, name: SplitName) -> list[set[int]]:
+    rows = np.arange(len(data.split(name)))
+    items, lengths = data.earlier(name, rows)
+    return [set(part.tolist()) for part in np.split(items, lengths.cumsum()[:-1])]
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "temporal", "chronological"])
+def test_what_a_user_has_met_in_earlier_splits_is_known_without_the_folder(protocol, tmp_path):
+    # Histories show three items, of at most seven that came before.
+    config = PrepareConfig(dataset="ring", protocol=protocol, num_candidates=5, max_history=3)
+    prepare(config, tmp_path, Checksums(tmp_path / MEMORY))
+    whole, alone = PreparedData.load(tmp_path), from_dataset_dict(to_dataset_dict(tmp_path))
+    assert alone.folder is None
+    for name in SPLITS:
+        assert met(alone, name) == met(whole, name)
