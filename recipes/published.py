@@ -28,6 +28,8 @@ class Published:
     """Arm -> metric key -> value."""
     where: dict[str, Any] = field(default_factory=dict)
     """Values of the varied fields in the comparable cell."""
+    notes: list[str] = field(default_factory=list)
+    """In what the published training or evaluation differs from ours, in Markdown."""
     counts: dict[str, int] = field(default_factory=dict)
     """Published statistics of the data, by their names in the manifest: users, items,
     interactions."""

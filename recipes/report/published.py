@@ -23,6 +23,7 @@ def published_section(results: Results) -> str:
         f"## Against the published figures\n\nPublished: {published['source']}.",
         f"Ours are those of the rows with {where}." if where else "",
         _counts(published["counts"], cell["dataset"]["counts"]),
+        "\n".join(f"- {note}" for note in published.get("notes", ())),
         "Each cell: published, ours, and the difference in standard errors of ours (from its "
         f"interval). At most {WITHIN:g} counts as reproduced; **more is bold**.",
         markdown_table(

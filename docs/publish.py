@@ -1,0 +1,42 @@
+"""Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
+
+Writes NAME.json, NAME.md and NAME.png. The JSON is the study's results.json without paths of the
+machine that it ran on, and the page is made from the JSON alone.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.artifacts import read_json, write_json, write_text
+from recipes.report.plots import save
+from recipes.report.study import study_figure, study_page
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def without_paths(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, with neither the folder of the run nor that of the raw files."""
+    for cell in results["cells"]:
+        cell["config"]["out"] = f"runs/{results['name']}"
+        cell["config"]["prepare"]["source"] = None
+    return results
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page of a published study."""
+    return study_page(results, f"{results['name']}.png")
+
+
+def publish(folder: Path) -> None:
+    """Write the three files of one study."""
+    results = without_paths(read_json(folder / "results.json"))
+    name = results["name"]
+    write_json(RESULTS / f"{name}.json", results)
+    save(study_figure(results), RESULTS / f"{name}.png")
+    write_text(RESULTS / f"{name}.md", page(results))
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        publish(Path(argument))

@@ -1,0 +1,31 @@
+"""The pages of docs/results are those of their JSON, which names no path of a machine."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PUBLISHED = sorted((DOCS / "results").glob("*.json"))
+
+
+def publisher():
+    spec = importlib.util.spec_from_file_location("publish", DOCS / "publish.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_page_is_made_from_its_json_alone(path):
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == publisher().page(results)
+    assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_result_names_no_path_of_a_machine(path):
+    text = path.read_text(encoding="utf-8") + path.with_suffix(".md").read_text(encoding="utf-8")
+    assert not re.findall(r'"?(?:/[\w.+-]+){2,}', re.sub(r"https?://\S+|\w+@\d+/\w+", "", text))
