@@ -12,6 +12,8 @@ NEGATIVES: dict[Negatives, str] = {
     "catalogue": "all items but the target",
 }
 """What negatives are drawn from, uniformly."""
+DRAWN = "**Negatives**"
+"""How the sentence on negatives begins."""
 PROTOCOLS = {
     "llara": "as in LLaRA's published files, users are split 8:1:1 into train, validation and "
     "test in order of their first interactions, and a user's interactions have those files' order",
@@ -54,7 +56,7 @@ def notes(
             f"one before, and {ties['share_of_neighbours']:.1%} of neighbouring interactions share "
             f"a time. {RULES[ties['rule']].format(seed=ties['seed'])}"
         )
-    draw = f"**Negatives** are drawn uniformly from {NEGATIVES[negatives]}."
+    draw = f"{DRAWN} are drawn uniformly from {NEGATIVES[negatives]}."
     if recurring and negatives != "catalogue":
         draw += (
             " Users meet items twice here, so a candidate that stands in the history can only be "

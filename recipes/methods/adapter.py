@@ -1,7 +1,8 @@
 """What all adapters of a language model share: settings, training, prediction."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from recipes.llm.preflight import (
     check_new_tokens,
     check_positions,
     check_tokens,
+    position_limit,
 )
 from recipes.llm.train_adapter import train_adapter, training_rows
 from recipes.llm.training import check_trackers
@@ -144,6 +146,10 @@ class AdapterMethod(Method):
             prompts = store.prompts(name, settings.prompt_history, self.user_slot).input_ids
             check_tokens(outline, prompts, store.answers)
             longest[f"{name} split"] = int(prompts.lengths[rows].max()), after
+        for epoch, rows in self._tight_epochs(run, settings, *longest["train split"]):
+            prompts = store.redrawn(epoch, settings.prompt_history, self.user_slot).input_ids
+            found = int(prompts.lengths[rows].max())
+            longest[f"train split, epoch {epoch + 1}"] = found, answer
         check_positions(
             outline,
             longest,
@@ -151,6 +157,21 @@ class AdapterMethod(Method):
             f"{run.experiment.prepare.num_candidates} or evaluate.max_new_tokens="
             f"{config.max_new_tokens}, or choose another adapt.llm",
         )
+
+    def _tight_epochs(
+        self, run: Run, settings: AdapterSettings, prompt: int, after: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The later epochs of a training and its rows, if new candidates may overrun the positions.
+
+        They do not where even the longest titles in place of the shortest would fit.
+        """
+        limit, titles = position_limit(run.outline.model), run.outlined_prompts.answers.lengths
+        room = int(titles.max() - titles.min()) * run.experiment.prepare.num_candidates
+        if not settings.redraw_candidates or limit is None or prompt + room + after <= limit:
+            return
+        rows = training_rows(run.data.split("train"), settings)
+        for epoch in range(1, math.ceil(settings.max_steps * settings.batch_size / len(rows))):
+            yield epoch, rows
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
         """The arm's settings as an instance of `Config`."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from recipes.data.notes import DRAWN
 from recipes.experiment import AdapterSettings
 from recipes.report.naming import arms_of, headline_key, several_seeds
 
@@ -14,8 +15,7 @@ FEW_USERS = 30
 
 def caveats(results: Results) -> list[str]:
     """What a reader must know before trusting the figures, in Markdown; the gravest comes first."""
-    evaluated, adapted = results["evaluated"], results["seeds"]["adapters"]
-    found = []
+    evaluated, found = results["evaluated"], []
     if results["llm"] is not None and results["llm"]["stand_in"]:
         found.append(
             "**The language model is a stand-in**: a tiny Llama made on the spot, which knows the "
@@ -23,7 +23,7 @@ def caveats(results: Results) -> list[str]:
             "show that the pipeline works. They say nothing about Llama-2-7B or any real language "
             "model, and must not be set beside the paper's."
         )
-    found += [*results["dataset"]["caveats"], *results["dataset"].get("notes", ())]
+    found += [*results["dataset"]["caveats"], *_notes(results)]
     found += _ranked_among(evaluated)
     if evaluated["split"] == "val":
         found.append(_selected_on_these(results))
@@ -45,12 +45,16 @@ def caveats(results: Results) -> list[str]:
             "be right, and the two tie or nearly tie in the ranking."
         )
     found += _other_versions(results)
-    if len(adapted) == 1:
-        found.append(
-            "Adapters were trained with **one seed**: what another seed would give is unknown."
-        )
+    found += _one_seed(results)
     found.append(_intervals(results))
     return found
+
+
+def _notes(results: Results) -> list[str]:
+    """What was done to the interactions; of negatives only where there are any."""
+    sampled = results["evaluated"]["candidates"] == "sampled"
+    notes = results["dataset"].get("notes", ())
+    return [note for note in notes if sampled or not note.startswith(DRAWN)]
 
 
 def _ranked_among(evaluated: Mapping[str, Any]) -> list[str]:
@@ -89,6 +93,19 @@ def _intervals(results: Results) -> str:
         f"{speak} They are not corrected for the number of comparisons; the first comparison "
         "listed is the one to read."
     )
+
+
+def _one_seed(results: Results) -> list[str]:
+    """The warning about arms that were trained only once."""
+    adapters, networks = (results["seeds"][kind] for kind in ("adapters", "recommenders"))
+    once = [
+        arm["title"]
+        for name, arm in arms_of(results).items()
+        if len(adapters if arm["is_adapter"] else networks.get(name, ())) == 1
+    ]
+    if not once:
+        return []
+    return [f"**One seed** of {', '.join(once)}: what another training would give is unknown."]
 
 
 def _selected_on_these(results: Results) -> str:

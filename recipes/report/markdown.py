@@ -52,7 +52,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _parameters(results),
         _reproduce(results),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _opening(results: Results) -> str:
@@ -64,9 +64,9 @@ def _opening(results: Results) -> str:
 
 def _what_was_run(results: Results) -> str:
     dataset, evaluated, seeds = results["dataset"], results["evaluated"], results["seeds"]
-    counts, llm = dataset["counts"], results["llm"] or {"name": "none"}
+    counts, llm = dataset["counts"], results["llm"]
     users = ", ".join(f"{count:,} {split}" for split, count in counts["users"].items())
-    size = f", {llm['parameters']:,} parameters" if "parameters" in llm else ""
+    model = "" if llm is None else f"- **Language model:** `{llm['name']}`{_size(llm)}.\n"
     seconds = results["seconds"]
     hours = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
     every = {"last": "each user's last window", "first": "each user's first window"}.get(
@@ -77,7 +77,7 @@ def _what_was_run(results: Results) -> str:
         f"{_setting(results)}\n\n"
         f"- **Data:** `{dataset['dataset']}`, protocol `{dataset['protocol']}`: "
         f"{counts['interactions']:,} interactions, {counts['items']:,} items; users: {users}.\n"
-        f"- **Language model:** `{llm['name']}`{size}.\n"
+        f"{model}"
         f"- **Evaluated rows:** {every} with at least {evaluated['min_history']} items of history, "
         f"{evaluated['split']} split: n = {evaluated['num_rows']:,} rows of "
         f"{evaluated['num_users']:,} users.\n"
@@ -86,6 +86,10 @@ def _what_was_run(results: Results) -> str:
         f"- **Seeds:** {_seeds(seeds)}.\n"
         f"- **Time:** {hours}."
     )
+
+
+def _size(llm: Mapping[str, Any]) -> str:
+    return f", {llm['parameters']:,} parameters" if "parameters" in llm else ""
 
 
 def _setting(results: Results) -> str:
@@ -123,10 +127,11 @@ def _methods(results: Results) -> str:
 
 
 def _generated(results: Results) -> str:
+    """The section of generated answers; empty if no arm writes any."""
     key = next(iter(TEXT_COLUMNS))
     methods = [entry["method"] for entry in results["metrics"] if entry["key"] == key]
     if not methods:
-        return "## Generated answers\n\nNo arm writes answers."
+        return ""
     return (
         f"## Generated answers ({_sample(results)})\n\n"
         "The model writes an answer greedily. It is **valid** when, apart from case and white "
@@ -199,11 +204,15 @@ def _differences(results: Results) -> str:
         for entry in listed
     ]
     head = ["difference", "metric", "value [interval]", "resamples above zero", "seed by seed"]
+    order = (
+        ""
+        if results["llm"] is None
+        else "The best arm against its strongest rival first, then adapters against each other and "
+        "against the strongest arm without a language model. "
+    )
     return (
-        "## Differences\n\n"
-        "The best arm against its strongest rival first, then adapters against each other and "
-        "against the strongest arm without a language model. Both sides of a difference are taken "
-        f"on the same rows and the same resampled {resampled(results)}.\n\n"
+        f"## Differences\n\n{order}Both sides of a difference are taken on the same rows and the "
+        f"same resampled {resampled(results)}.\n\n"
         f"{sentences}\n\n{markdown_table(head, rows)}\n\n"
         "All other pairs and metrics are in `results.json`, under `comparisons`."
     )
@@ -232,13 +241,14 @@ def _gate_note(title: str, gate: Mapping[str, Any]) -> str:
 
 
 def _parameters(results: Results) -> str:
+    """The section of adapters' sizes; empty if none was trained."""
     groups = ("adapter", "gate", "projector", "total")
     rows = [
         [arms_of(results)[name]["title"], *(f"{counts[group]:,}" for group in groups)]
         for name, counts in results["trainable_parameters"].items()
     ]
     if not rows:
-        return "## Trainable parameters\n\nNo adapter was trained."
+        return ""
     return "## Trainable parameters\n\n" + markdown_table(["method", *groups], rows)
 
 
@@ -309,9 +319,9 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _seeds(seeds: Mapping[str, Any]) -> str:
     found = seeds["adapters"]
-    parts = [f"adapters with {_listed(found)}" if found else "no adapter was trained"]
+    parts = [f"adapters with {_listed(found)}"] if found else []
     parts += [f"{name} with {_listed(own)}" for name, own in seeds["recommenders"].items()]
-    return "; ".join(parts)
+    return "; ".join(parts) or "none, nothing was trained"
 
 
 def _duration(seconds: float) -> str:

@@ -129,7 +129,8 @@ def gate_figure(arm: str, summary: Mapping[str, Any], results: Mapping[str, Any]
 
 def kinds(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Metrics in the bar chart, with legend and colour."""
-    ranked = {headline_key(results): ("ranked candidates", "#E69F00")}
+    among = "candidates" if results["evaluated"]["candidates"] == "sampled" else "items"
+    ranked = {headline_key(results): (f"ranked {among}", "#E69F00")}
     if results["evaluated"]["headline"] > 1:  # generated answers have no other HitRatio than @1
         return ranked
     return {GENERATED: ("generated answer, of total", "#0072B2"), **ranked}
@@ -177,11 +178,13 @@ def hit_ratio_figure(results: Mapping[str, Any]) -> Figure:
 def _hit_ratio_title(results: Mapping[str, Any]) -> str:
     """Title that says what was measured, as a plot may be shown without its report."""
     evaluated, config = results["evaluated"], results["config"]
-    found = results["llm"] or {"stand_in": False, "name": "no language model"}
-    llm = "stand-in language model" if found["stand_in"] else found["name"]
+    llm = results["llm"]
+    model = ""
+    if llm is not None:
+        model = f", {'stand-in language model' if llm['stand_in'] else llm['name']}"
     circles = "; circles: single seeds" if several_seeds(results) else ""
     return (
-        f"{results['name']}, {llm}\n"
+        f"{results['name']}{model}\n"
         f"n = {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
         f"{evaluated['split']} split\n"
         f"lines: {config['evaluate']['confidence']:.0%} intervals over {resampled(results)}"

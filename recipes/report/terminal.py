@@ -23,12 +23,11 @@ def summary_text(results: Mapping[str, Any], report: Path) -> str:
     for name, arm in arms.items():
         cells = [entries.get((name, key)) for key in columns]
         rows.append([arm["title"], *("–" if cell is None else interval(cell) for cell in cells)])
-    table, llm = _aligned(rows), results["llm"] or {"name": "none", "stand_in": False}
-    toy = " (a toy made on the spot: no statement about real ones)" if llm["stand_in"] else ""
+    table = _aligned(rows)
     lines = [
         f"{results['name']}: {evaluated['num_rows']} rows of {evaluated['num_users']} users, "
         f"{evaluated['split']} split, {evaluated['words']}",
-        f"language model: {llm['name']}{toy}",
+        *_language_model(results["llm"]),
         "",
         *table,
         *(["† all or none hit: Wilson's interval"] if "†" in "".join(table) else []),
@@ -37,6 +36,13 @@ def summary_text(results: Mapping[str, Any], report: Path) -> str:
         f"report: {report}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _language_model(llm: Mapping[str, Any] | None) -> list[str]:
+    if llm is None:
+        return []
+    toy = " (a toy made on the spot: no statement about real ones)" if llm["stand_in"] else ""
+    return [f"language model: {llm['name']}{toy}"]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

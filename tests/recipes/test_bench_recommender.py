@@ -23,6 +23,7 @@ TINY = [
     "--hidden_size=8",
     "--catalogue=500",
     "--scored_rows=64",
+    "--rounds=3",
     "--threads=1",
 ]
 

@@ -54,10 +54,9 @@ def figures(folder: Path) -> object:
     return json.loads((folder / "evaluate" / "metrics.json").read_text())
 
 
-def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path) -> None:
+def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path, capsys) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run("run", str(tiny), "--out", str(whole))
-    assert done.returncode == 0, done.stderr
+    assert main(["run", str(tiny), "--out", str(whole)]) == 0
     process = subprocess.Popen(
         command("run", str(tiny), "--out", str(killed)),
         env=ENVIRONMENT,
@@ -70,16 +69,17 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "adapt" / "lora-seed0" / "record.json").exists()
-    resumed = run("run", str(tiny), "--out", str(killed))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "[prepare] already done" in resumed.stdout
+    capsys.readouterr()
+    assert main(["run", str(tiny), "--out", str(killed)]) == 0
+    assert "[prepare] already done" in capsys.readouterr().out
     assert figures(killed) == figures(whole)
 
-    again = run("run", str(tiny), "--out", str(whole))
+    assert main(["run", str(tiny), "--out", str(whole)]) == 0
+    again = capsys.readouterr().out
     adapters = ("adapt lora seed 0", "adapt ilora seed 0")
     stages = ("prepare", "recommender sasrec", "stand-in", *adapters, "evaluate")
-    assert all(f"[{stage}] already done" in again.stdout for stage in stages)
-    assert "] -> " not in again.stdout
+    assert all(f"[{stage}] already done" in again for stage in stages)
+    assert "] -> " not in again
     names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
     assert names >= {
         "prepare/interactions.parquet",
@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         (["run", "demo", "--adapt.num_experts", "3", "--out", "{empty}/o"], "num_experts"),
         (["run", "demo", "--arms", "[{{method: x}}]", "--out", "{empty}/o"], "there is no method"),
         (["run", "demo", "--out", ""], "out='' is empty: name a folder"),
-        (["study", "nothing"], "STUDY='nothing' is neither a shipped study (experts)"),
+        (["study", "nothing"], "STUDY='nothing' is neither a shipped study (experts"),
         (["list", "--yaml"], "usage: python -m recipes COMMAND"),
         (["dance", "demo"], "usage: python -m recipes COMMAND"),
         ([], "usage: python -m recipes COMMAND"),
@@ -199,8 +199,8 @@ def test_help_is_printed_without_a_name_too(command, capsys) -> None:
 
 
 def test_prepare_takes_a_dataset_and_a_folder_for_its_tables(tmp_path) -> None:
-    done = run("prepare", "synthetic", "--out", str(tmp_path), "--synthetic.num_users", "40")
-    assert done.returncode == 0, done.stderr
+    line = ["prepare", "synthetic", "--out", str(tmp_path), "--synthetic.num_users", "40"]
+    assert main(line) == 0
     assert {path.name for path in tmp_path.glob("*.parquet")} == {
         "interactions.parquet",
         "items.parquet",
@@ -238,9 +238,8 @@ def test_every_shipped_study_parses_and_resolves_to_its_arms(name) -> None:
 
 
 def test_list_names_everything_with_a_line_each_as_json_and_as_text(capsys) -> None:
-    done = run("list", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    assert main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert list(found) == ["datasets", "recommenders", "methods", "experiments", "studies"]
     assert list(found["methods"]) == list(METHODS)
     assert {"sasrec", "popularity"} <= found["recommenders"].keys() <= found["methods"].keys()

@@ -25,7 +25,8 @@ from .tiny_runs import TINY, Runs, copied, digests, finished_run, found, redone,
 
 DROPOUT = """
 name: dropout
-prepare: {dataset: synthetic, protocol: chronological, synthetic: {num_users: 60}}
+prepare:
+  {dataset: synthetic, protocol: chronological, train_share: 0.05, synthetic: {num_users: 60}}
 recommender: {hidden_size: 8, num_layers: 1, max_epochs: 3, batch_size: 64}
 adapt:
   methods: [ilora]
@@ -44,7 +45,10 @@ evaluate: {bootstrap_samples: 100, max_new_tokens: 4}
 
 
 def test_kills_at_random_moments_change_no_result(tmp_path: Path) -> None:
-    """With dropout and accumulation; `python tests/recipes/kills.py` does it on any experiment."""
+    """With dropout and accumulation, over three epochs of sixteen windows.
+
+    `python tests/recipes/kills.py` does it on any experiment.
+    """
     (tmp_path / "dropout.yaml").write_text(DROPOUT)
     program = Path(__file__).with_name("kills.py")
     line = [str(program), str(tmp_path / "dropout.yaml"), "--kills", "6"]

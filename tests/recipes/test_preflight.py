@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from recipes.data.redraw import redrawn
+from recipes.data.tables import PreparedData
 from recipes.experiment import (
     AdaptConfig,
     EvaluateConfig,
@@ -249,6 +251,30 @@ def test_one_position_too_few_is_refused_with_both_numbers(out, tmp_path, tokeni
     assert "lower adapt.prompt_history=1, prepare.num_candidates=5" in said
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_positions_that_run_out_in_a_later_epoch_are_refused(out, tmp_path, tokenizer, longest):
+    """Its candidates are drawn anew, so that a longest prompt of its own may come up."""
+    data = PreparedData.load(out / "prepare")
+    split = data.split("train")
+    rows = (split.history_lengths >= 3).nonzero()[0]
+    answer = int(encode_answers(tokenizer, data.titles).lengths.max())
+    shown = split.histories[rows, -1:]
+    lengths = [
+        answer + int(encode_prompts(tokenizer, data.titles, shown, drawn).input_ids.lengths.max())
+        for drawn in (redrawn(data, data.folder, epoch)[rows] for epoch in range(1, 6))
+    ]
+    epoch = next(number for number, length in enumerate(lengths, 1) if length > longest)
+    llm = gpt2(tmp_path / "gpt2", tokenizer, longest)
+    options = {"adapt_target_modules": ["c_attn"], "adapt_batch_size": len(rows)}
+    said = refusal(out, llm, **options, adapt_max_steps=epoch + 1)
+    assert f"(train split, epoch {epoch + 1}: {lengths[epoch - 1] - answer} + {answer})" in said
+    made = Pipeline.of(experiment(out, llm, **options, adapt_max_steps=epoch))
+    made.check(set())
+    frozen = {"adapt_redraw_candidates": False, "adapt_max_steps": epoch + 1}
+    Pipeline.of(experiment(out, llm, **options, **frozen)).check(set())
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_positions_that_run_out_in_generation_are_refused(out, tmp_path, tokenizer, longest):
     llm = gpt2(tmp_path / "gpt2", tokenizer, longest)
     options = {"adapt_target_modules": ["c_attn"], "evaluate_max_new_tokens": 24}

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError
 from matplotlib.image import imread
 from safetensors.torch import load_file, save_file
 
+from recipes.__main__ import main
 from recipes.arms import comparison
 from recipes.datasets.synthetic import titles
 from recipes.llm.stand_in_tokenizer import new_tokenizer
@@ -306,7 +307,7 @@ def command(source: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "recipes", "study", str(source), "--out", str(out)]
 
 
-def test_a_killed_study_resumes_to_the_result_of_an_undisturbed_one(done, source, tmp_path):
+def test_a_killed_study_resumes_to_the_result_of_an_undisturbed_one(done, source, tmp_path, capsys):
     killed, environment = tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command(source, killed),
@@ -321,10 +322,9 @@ def test_a_killed_study_resumes_to_the_result_of_an_undisturbed_one(done, source
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "results.json").exists()
-    resumed = subprocess.run(
-        command(source, killed), env=environment, capture_output=True, text=True
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "[adapt two seed 0] already done" in resumed.stdout
+    capsys.readouterr()
+    assert main(["study", str(source), "--out", str(killed)]) == 0
+    told = capsys.readouterr().out
+    assert "[adapt two seed 0] already done" in told
     assert figures(killed) == figures(done)
-    assert f"page: {killed / 'study.md'}" in resumed.stdout
+    assert f"page: {killed / 'study.md'}" in told
