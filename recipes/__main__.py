@@ -29,19 +29,20 @@ USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
 
 commands
   run          every stage below, in order; what is done already is skipped
-  prepare      raw files -> interactions, items, examples, frozen candidates
-  recommender  train windows -> user representations and item embeddings
+  prepare      raw files -> tables of interactions, items, windows and frozen candidates
+  recommender  train windows -> trained networks, and their vectors of users and items
   adapt        prompts and vectors -> one adapter for each arm and seed
-  evaluate     arms -> predictions on the frozen candidates
+  evaluate     arms -> predictions of the evaluated rows, and metrics with intervals
   report       predictions -> results.json, report.md, plots
 
   study        NAME|FILE.yaml [--out DIR]: arms, and whatever else varies, in one table ({studies})
   list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
 
-EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes the name of a
-dataset that is not an experiment's too; its --out is then the folder of the tables.
+EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes a dataset's
+name that is no experiment's, such as steam; it then writes the tables to data/NAME, or to --out.
 
+Your own data: `python -m recipes run recommenders --source FILE` (docs/your_data.md).
 `python -m recipes run EXPERIMENT --help` lists every field. Short forms: {short}.
 """
 

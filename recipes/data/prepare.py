@@ -344,6 +344,7 @@ def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
         "duplicate_titles": int(pd.Series(titles).str.lower().duplicated().sum()),
         "all_users": int(windows.table["user_id"].nunique()),
         "users": _by_split(windows, last),
+        "all_users": int(windows.table["user_id"][windows.splits >= 0].nunique()),
         "windows": _by_split(windows, np.ones_like(last)),
         "windows_with_history_of_3": _by_split(windows, reference),
         "last_windows_with_history_of_3": _by_split(windows, reference & last),

@@ -71,7 +71,7 @@ class LastFM(Dataset):
     """The artists that Last.fm users tagged, in file order or by time."""
 
     name = "lastfm"
-    summary = "HetRec-LastFM-2k (2011): the artists that users tagged; needs the raw files"
+    summary = "HetRec-LastFM-2k (2011): artists that users tagged; downloaded, or in --source"
     protocols = ("llara", *BY_TIME)
     ties = "random"
     has_reference_titles = True

@@ -52,7 +52,7 @@ class MovieLens(Dataset):
     """The films that users of MovieLens rated 3 or better, by time."""
 
     name = "movielens"
-    summary = "MovieLens-100K (1998): films rated 3 or better; needs the raw files"
+    summary = "MovieLens-100K (1998): films rated 3 or better; downloaded, or in --source"
     protocols = ("llara", *BY_TIME)
     has_ratings = True
     has_reference_titles = True

@@ -46,7 +46,7 @@ class Steam(Dataset):
     """The windows of games that LLaRA published."""
 
     name = "steam"
-    summary = "Steam, LLaRA's windows of games, from Parquet files made of LLaRA's pickles"
+    summary = "Steam, LLaRA's windows of games; Parquet made of LLaRA's pickles, in --source"
     protocols = ("llara",)
     has_reference_titles = True
 

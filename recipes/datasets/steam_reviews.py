@@ -37,7 +37,7 @@ class SteamReviews(Dataset):
     """The games that Steam's users reviewed, by date."""
 
     name = "steam-reviews"
-    summary = "Steam's reviews (2018), a random third of users and games; needs the raw files"
+    summary = "Steam's reviews (2018), a random third of users and games; raw files in --source"
 
     def raw_files(self, source: Path | None) -> dict[str, Path]:
         """`steam_reviews.json.gz` and `steam_games.json.gz`."""

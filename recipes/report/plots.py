@@ -205,18 +205,25 @@ def _bar_positions(methods: Sequence[str]) -> tuple[list[float], list[tuple[floa
     return positions, [(sum(group) / len(group), method) for method, group in groups.items()]
 
 
+def whiskers(entry: Mapping[str, Any]) -> list[list[float]]:
+    """Distances from a figure to the ends of its interval, as matplotlib takes them.
+
+    Rounding can put a figure that all resamples share beside its interval by a last digit.
+    """
+    value = entry["value"]
+    return [[max(0.0, value - entry["low"])], [max(0.0, entry["high"] - value)]]
+
+
 def _bar(axes: Axes, centre: float, entry: Mapping[str, Any], label: str, colour: str) -> None:
-    value, low, high = entry["value"], entry["low"], entry["high"]
+    value = entry["value"]
     axes.barh(centre, value, height=0.7, color=colour, label=label, alpha=0.85)
-    axes.errorbar(
-        value, centre, xerr=[[value - low], [high - value]], color="black", capsize=4, linewidth=1.4
-    )
+    axes.errorbar(value, centre, xerr=whiskers(entry), color="black", capsize=4, linewidth=1.4)
     seeds = [figure for figure in entry["per_seed"] if figure is not None]
     if len(seeds) > 1:
         axes.scatter(
             seeds, [centre] * len(seeds), s=22, facecolors="white", edgecolors="black", zorder=3
         )
-    rightmost = max([high, *seeds])
+    rightmost = max([entry["high"], *seeds])
     axes.annotate(
         f"{value:.3f}", (rightmost, centre), xytext=(7, 0), textcoords="offset points", va="center"
     )

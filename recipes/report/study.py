@@ -19,7 +19,7 @@ from recipes.report.naming import (
     main_columns,
     resampled,
 )
-from recipes.report.plots import clean, styles, wrapped
+from recipes.report.plots import clean, styles, whiskers, wrapped
 from recipes.report.published import published_section
 from recipes.report.verdict import headlines, verdict
 
@@ -193,10 +193,9 @@ def study_figure(results: Results) -> Figure:
     colours = styles(arms_of(results))
     for place, row in enumerate(rows):
         entry = row["metrics"][key]
-        value, low, high = (entry[key] for key in ("value", "low", "high"))
         colour = colours[row["arm"]][0]
-        axes.errorbar(value, place, xerr=[[value - low], [high - value]], color=colour, capsize=4)
-        axes.scatter([value], [place], color=[colour], s=40, zorder=3)
+        axes.errorbar(entry["value"], place, xerr=whiskers(entry), color=colour, capsize=4)
+        axes.scatter([entry["value"]], [place], color=[colour], s=40, zorder=3)
     axes.set_yticks(np.arange(len(rows)), lines)
     axes.invert_yaxis()
     axes.set_xlim(left=0)

@@ -265,6 +265,7 @@ def test_the_official_files_give_s3_recs_statistics(tmp_path: Path) -> None:
     assert manifest["counts"]["interactions"] == 52_551
     assert manifest["counts"]["items"] == 3646
     assert manifest["counts"]["users"] == {"train": 1090, "val": 1090, "test": 1090}
+    assert manifest["counts"]["all_users"] == 1090
     # By the date of a pair's first row they are 514, as published; by its earliest date, 517.
     assert manifest["ties"]["users_with_tied_last"] == 517
     table = read_table(folder / "interactions.parquet")[["user_id", "item_id"]]

@@ -21,7 +21,7 @@ from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.report.caveats import caveats
 from recipes.report.markdown import render
-from recipes.report.plots import moving_average, save, smoothing_window
+from recipes.report.plots import moving_average, save, smoothing_window, whiskers
 from recipes.report.results import trained
 from recipes.report.study import study_figure, study_results
 from recipes.report.verdict import differences, headlines, verdict
@@ -381,6 +381,11 @@ def test_arms_of_many_settings_leave_room_for_the_axes_of_every_plot(tmp_path):
         pixels = imread(path)
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert (border == 1).all(), f"something touches the border of {path.name}"
+
+
+def test_a_figure_beside_its_interval_by_rounding_is_drawn():
+    assert whiskers({"value": 0.025, "low": 0.025 + 1e-15, "high": 0.5}) == [[0.0], [0.475]]
+    assert whiskers({"value": 0.025, "low": 0.0, "high": 0.025 - 1e-15}) == [[0.025], [0.0]]
 
 
 def test_a_run_without_a_language_model_is_reported_too(tmp_path):
