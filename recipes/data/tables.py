@@ -124,6 +124,17 @@ class PreparedData:
         met, lengths = _stretches(items, firsts[at], ends[at])
         return padded(met, lengths, int(lengths.max(initial=0)))
 
+    def positions(self, split: SplitName) -> np.ndarray:
+        """Where each window's target stands among all items of its user, from 0: int64 [n].
+
+        Raises:
+            ValueError: The tables hold windows alone, which do not tell.
+        """
+        if self._sequences is None:
+            raise ValueError("these tables hold windows alone, not where their targets stand")
+        _, places, firsts, _ = self._sequences
+        return places[split] - firsts[places[split]]
+
     @cached_property
     def _sequences(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor
 from recipes.about import About
 from recipes.checksums import Checksums
 from recipes.data.splits import SPLITS, SplitName
-from recipes.data.tables import PreparedData
+from recipes.data.tables import INTERACTIONS, PreparedData
 from recipes.recommenders.recommender import VectorSource
 from recipes.recommenders.vector_table import Kind, VectorTable, check_file, read_vectors
 
@@ -97,21 +97,13 @@ def _check_widths(users: VectorTable, items: VectorTable) -> None:
 
 def _positions(data: PreparedData, prepared: Path) -> np.ndarray:
     """The position of each window's target in its user's sequence, split after split: int64 [n]."""
-    path = prepared / "interactions.parquet"
+    path = prepared / INTERACTIONS
     if not path.is_file():
         raise ValueError(
             f"{USERS} names positions, but the windows of this dataset came ready-made, and their "
             "positions are unknown: give one vector for each user"
         )
-    table = pq.read_table(path, columns=["user_id", "position", "split"])
-    names = table["split"].to_numpy()
-    found = []
-    for name in SPLITS:
-        own = np.flatnonzero(names == name)
-        users = table["user_id"].to_numpy()[own]
-        assert np.array_equal(users, data.split(name).user_ids)  # both in order of the windows
-        found.append(table["position"].to_numpy()[own])
-    return np.concatenate(found)
+    return np.concatenate([data.positions(name) for name in SPLITS])
 
 
 class _Search:
