@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes.methods.co_occurrence import CoOccurrence
 
 from recipes.arms import comparison
 from recipes.artifacts import read_table
@@ -19,7 +20,6 @@ from recipes.evaluation.evaluate import check_arms, check_config
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.summary import random_order, random_value
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
-from recipes.methods.co_occurrence import CoOccurrence
 from recipes.methods.method import Arm
 from recipes.methods.recommender_methods import CounterMethod
 from recipes.pipeline import Pipeline
