@@ -213,6 +213,14 @@ def test_titles_may_stand_in_a_file_beside(written) -> None:
     assert sorted(Custom().raw_files(source)) == ["items.jsonl", "reviews.csv"]
 
 
+@pytest.mark.parametrize("content", ["item,title\n y,Y\n", "item,title\nx,\n"])
+def test_a_file_of_titles_that_titles_nothing_is_refused(written, content: str) -> None:
+    written("data/visits.csv", "user,item,time\na,x,1\n")
+    folder = written("data/items.csv", content).parent
+    with pytest.raises(ValueError, match="items.csv has a title of none of the items: .*'x'"):
+        read(folder)
+
+
 # ------------------------------------------------------------------ ids
 
 
