@@ -71,9 +71,9 @@ class PrepareConfig:
 
     ties: Literal["stable", "item-id", "random", "drop"] | None = None
     """Order of a user's interactions of equal time: `stable` is that of the file, `item-id`
-    ascending, `random` drawn from `tie_seed`; `drop` is that of the file, and windows whose
-    target has a tie are not evaluated. None takes the dataset's own: `random` for LastFM, else
-    `stable`."""
+    ascending by the item's number in items.parquet, `random` drawn from `tie_seed`; `drop` is that
+    of the file, and windows whose target has a tie are not evaluated. None takes the dataset's own:
+    `random` for LastFM, else `stable`."""
 
     tie_seed: Seed = 0
     """Random seed of `ties: random`."""

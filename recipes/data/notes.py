@@ -30,7 +30,7 @@ PROTOCOLS = {
 }
 RULES = {
     "stable": "They keep the order of the file.",
-    "item-id": "They are in ascending order of item ids.",
+    "item-id": "They are in ascending order of item_id, the number in items.parquet.",
     "random": "Their order is drawn from seed {seed}.",
     "drop": "They keep the order of the file, and no window of validation or test is kept whose "
     "target shares its time with another of the user's interactions.",

@@ -4,7 +4,8 @@ Times are often coarse: LastFM's are days, MovieLens's are seconds in which a pa
 rated. Then the rule decides what a user's last item is, so it is named and recorded:
 
 - `stable`: equal times keep the order of the file;
-- `item-id`: they are in ascending order of item ids;
+- `item-id`: they are in ascending order of item_id, the dataset's number of an item, which need not
+  be in the order of the source's ids;
 - `random`: their order is drawn from a seed. A user's draw depends on the seed, the user's id and
   the user's own interactions alone;
 - `drop`: they keep the order of the file, and no window whose target has a tie is evaluated.

@@ -38,9 +38,14 @@ def assign_splits(interactions: pd.DataFrame, protocol: str, holdout: float) -> 
         holdout: Share of the interactions in validation, and as many in test, under `temporal`.
 
     Raises:
-        ValueError: A split would have no rows, or the protocol needs times and there are none; the
-            message names the remedy.
+        ValueError: There are no interactions, a split would have none, or the protocol needs times
+            and there are none; the message names the remedy.
     """
+    if not len(interactions):
+        raise ValueError(
+            "the dataset's filters leave no interactions to split: check that the files of "
+            "prepare.source are whole"
+        )
     starts = run_starts(interactions["user_id"].to_numpy())
     if protocol == "leave-one-out":
         codes = _leave_one_out(starts, len(interactions))

@@ -25,7 +25,7 @@ from recipes.datasets.sources.columns import FILE_ORDER, Columns, chosen, title_
 from recipes.datasets.sources.ids import Ids, ids
 from recipes.datasets.sources.opening import files_of, open_source
 from recipes.datasets.sources.ratings import ratings
-from recipes.datasets.sources.source import Column, Source
+from recipes.datasets.sources.source import Column, Source, shown
 from recipes.datasets.sources.times import milliseconds
 from recipes.datasets.sources.titles import titles
 from recipes.experiment import CustomConfig, PrepareConfig
@@ -154,7 +154,15 @@ def _titles(
     if found.several:
         told.append(f"titles: {found.several} items have several, the first of which is shown")
     pairs = zip(items.keys.to_pylist(), found.texts, strict=True)
-    return {key: title for key, title in pairs if title is not None}, told
+    known = {key: title for key, title in pairs if title is not None}
+    if source is not None and known.keys().isdisjoint(rows.items.keys.to_pylist()):
+        raise ValueError(
+            f"{source.name} has a title of none of the items: its column {column.name!r} is empty, "
+            f"or its ids, such as {shown(items.keys[0].as_py())}, are not those of "
+            f"{rows.columns.item!r}, such as {shown(rows.items.keys[0].as_py())}: write the same "
+            "ids in both files"
+        )
+    return known, told
 
 
 def _kept(rows: _Rows, config: PrepareConfig, told: list[str]) -> np.ndarray:

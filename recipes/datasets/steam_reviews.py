@@ -10,6 +10,7 @@ which runs nothing. Reviews are read one by one, and three numbers are kept of e
 
 import ast
 import gzip
+import re
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ MIN_REVIEWS = 20
 DRAWN = 3
 """One user of this many is kept, and one game of this many."""
 DRAW_SEED = 0
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class SteamReviews(Dataset):
@@ -140,18 +142,20 @@ def _literal(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def _text(path: Path, number: int, record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
-    if not isinstance(value, str | int) or value == "":
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
         raise ValueError(f"{path}, line {number}: field {field!r} is {value!r}, no name or number")
     return str(value)
 
 
 def _day(path: Path, number: int, review: Mapping[str, Any]) -> int:
-    value = review.get("date")
+    value = str(review.get("date"))
     try:
-        return int(np.datetime64(str(value), "D").astype(np.int64))
+        if DATE.fullmatch(value) is None:  # numpy would also take `today`, `NaT` and years alone
+            raise ValueError
+        return int(np.datetime64(value, "D").astype(np.int64))
     except ValueError:
         raise ValueError(
-            f"{path}, line {number}: field 'date' is {value!r}, no year-month-day"
+            f"{path}, line {number}: field 'date' is {review.get('date')!r}, no year-month-day"
         ) from None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -212,6 +213,14 @@ def test_titles_may_stand_in_a_file_beside(written) -> None:
     assert sorted(Custom().raw_files(source)) == ["items.jsonl", "reviews.csv"]
 
 
+@pytest.mark.parametrize("content", ["item,title\n y,Y\n", "item,title\nx,\n"])
+def test_a_file_of_titles_that_titles_nothing_is_refused(written, content: str) -> None:
+    written("data/visits.csv", "user,item,time\na,x,1\n")
+    folder = written("data/items.csv", content).parent
+    with pytest.raises(ValueError, match="items.csv has a title of none of the items: .*'x'"):
+        read(folder)
+
+
 # ------------------------------------------------------------------ ids
 
 
@@ -238,6 +247,7 @@ def test_ids_are_kept_letter_by_letter(written, written_ids: list[str], known: l
     [
         ([12, 2**62, 7], ["12", str(2**62), "7"]),
         ([12.0, 7.0, 12.0], ["12", "7"]),
+        (np.array([12, 7, 12], "f4"), ["12", "7"]),
         (["12", "x", "007"], ["12", "x", "007"]),
         (pd.Categorical([3, 1, 3]), ["3", "1"]),
         (pd.array([3, 1, 3], dtype="UInt8"), ["3", "1"]),
@@ -256,6 +266,7 @@ def test_ids_of_parquet_are_text_or_whole_numbers(tmp_path: Path, values, known)
         ([1, None, 3.0], "row 2: column 'user' is empty"),
         ([1, float("nan"), float("inf")], "row 2: column 'user'"),
         ([1, 2.0**60, 3], r"row 2: column 'user' holds 1\.15.*: a rounded number"),
+        (np.array([1, 2**24, 2], "f4"), r"row 2: column 'user' holds 1677.*: a rounded number"),
         ([True, False, True], "row 1: column 'user' holds values of type bool, such as True"),
         ([[1], [2], [3]], r"row 1: column 'user' holds values of type list.* such as \[1\]"),
         ([None, None, None], "row 1: column 'user' is empty"),
@@ -348,6 +359,14 @@ def test_text_that_is_no_date_is_refused(written, second: str, reason: str) -> N
         read(path)
 
 
+def test_times_that_a_short_float_has_rounded_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    times = pd.array([1.0, 1.6e9], dtype="float32")
+    pd.DataFrame({"user": "a", "item": "x", "time": times}).to_parquet(path)
+    with pytest.raises(ValueError, match="row 2: column 'time' holds 1.*float cannot hold times"):
+        read(path)
+
+
 # ------------------------------------------------------------------ files that are refused
 
 ONE = '{"user": 1, "item": 2, "time": 3}\n'
@@ -372,6 +391,7 @@ REFUSED = [
     ("a.csv", HEADER + "1,x,1,T\n1e5,y,2,U\n", "line 3: column 'user' holds '1e5': a rounded"),
     ("a.csv", HEADER + "12.0,x,1,T\n12,y,2,U\nb,y,3,U\n", r"line 3: .*'12': the same as '12\.0'"),
     ("a.csv", HEADER + "bob,x,1,T\n bob,y,2,U\n", r"line 3: .*' bob': the same as 'bob' \("),
+    ("a.csv", HEADER + "\u00e9,x,1,T\ne\u0301,y,2,U\n", "line 3: .*the same as '\u00e9' \\("),
     ("a.csv", LATIN, "line 3: this is not utf-8 .*byte 0xe9.*cp1252"),
     ("a.csv", (HEADER + "a,x,1,T\n").encode("utf-16"), "line 1: this is not utf-8 .*utf-16"),
     ("a.csv.gz", gzip.compress((HEADER + "a,x,1,T\n" * 99).encode())[:-9], "is cut off or no gzip"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -217,6 +218,47 @@ def test_a_split_is_named(tmp_path: Path) -> None:
     message = r"prepare\.custom\.split='dev': .* has the splits train, test; name one"
     with pytest.raises(ValueError, match=message):
         interactions(tmp_path / "data", split="dev")
+
+
+def test_several_splits_are_joined(tmp_path: Path) -> None:
+    saved_splits(tmp_path / "data")
+    assert pairs(interactions(tmp_path / "data", split="test+train")) == WHOLE[:1] + WHOLE
+
+
+def csv_files(folder: Path, *contents: str | bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, content in enumerate(contents):
+        path = folder / f"part-{number}.csv"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.utime(path, (1e9, 1e9))
+    return folder
+
+
+def test_a_folder_is_read_anew_though_its_files_bear_the_times_of_others(tmp_path: Path) -> None:
+    for user in ("a", "b"):
+        rows = f"user,item,time\n{user},x,1\n"
+        assert pairs(interactions(csv_files(tmp_path / "data", rows, rows))) == [(user, "x")] * 2
+
+
+def test_a_folder_of_csv_may_have_any_separator_and_encoding(tmp_path: Path) -> None:
+    rows = "user;item;time\n\u00e9,1;x;1\n".encode("latin-1")
+    found = interactions(csv_files(tmp_path / "data", rows, rows), encoding="latin-1")
+    assert pairs(found) == [("\u00e9,1", "x")] * 2
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ('user,item,time\nb,"x"y,1\n', "part-1.csv, line 2: quotes do not match"),
+        ("user,item,time\nb,y,1\nb,y\n", "part-1.csv, line 3: 2 values, where the header has 3"),
+        ("user,item,date\nb,y,1\n", "part-1.csv, line 1: the columns date, item, user, where .*-0"),
+        ("user;item;time\nb;y;1\n", "part-1.csv, line 1: the columns .* or another separator"),
+        ("", "part-1.csv is empty"),
+    ],
+)
+def test_each_file_of_a_folder_of_csv_is_checked(tmp_path: Path, second: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        interactions(csv_files(tmp_path / "data", "user,item,time\na,x,1\n", second))
 
 
 def test_a_value_of_datasets_is_refused_with_its_row(tmp_path: Path) -> None:

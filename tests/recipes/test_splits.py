@@ -88,6 +88,12 @@ def test_a_cut_that_leaves_a_split_empty_is_refused() -> None:
         assign_splits(ordered({1: [1, 2, 2, 2, 2, 2, 2, 2, 2, 2]}), "temporal", 0.1)
 
 
+@pytest.mark.parametrize("protocol", ["chronological", "leave-one-out", "temporal"])
+def test_no_interactions_at_all_are_refused(protocol: str) -> None:
+    with pytest.raises(ValueError, match="filters leave no interactions"):
+        assign_splits(ordered({1: [1]}).iloc[:0], protocol, 0.1)
+
+
 def test_a_cut_in_time_needs_times() -> None:
     table = ordered({1: [1, 2, 3]}).assign(timestamp=pd.array([None] * 3, "Int64"))
     with pytest.raises(ValueError, match="'temporal' cuts in time, and these .* have no times"):

@@ -78,6 +78,11 @@ def test_the_draw_is_the_same_each_time(raw: Path) -> None:
         ("{u'username': u'a', u'product_id'", "line 4: .* no dictionary"),
         ("{u'product_id': u'1', u'date': u'2017-01-01'}", "line 4: field 'username' is None"),
         (review("a", 1, "last year"), "line 4: field 'date' is 'last year'"),
+        (review("a", 1, "today"), "line 4: field 'date' is 'today'"),
+        (review("a", 1, "NaT"), "line 4: field 'date' is 'NaT'"),
+        (review("a", 1, "2017"), "line 4: field 'date' is '2017'"),
+        (review("a", 1, "2017-02-30"), "line 4: field 'date' is '2017-02-30'"),
+        ("{'username': True, 'product_id': '1'}", "line 4: field 'username' is True"),
     ],
 )
 def test_a_line_that_is_no_review_is_named(raw: Path, line: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from recipes.arms import comparison
 from recipes.artifacts import read_tensors
 from recipes.checksums import Checksums
+from recipes.data.prepare import prepare
 from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData
 from recipes.experiment import Experiment, PrepareConfig, RecommenderConfig, SyntheticConfig
@@ -485,3 +486,44 @@ def test_rows_that_a_network_could_not_train_on_do_not_matter(
     made = Pipeline.of(experiment)
     results = made.run_all()
     assert {entry["method"] for entry in results["metrics"]} >= {"file", "popularity"}
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "temporal"])
+@pytest.mark.parametrize("ties", ["stable", "drop"])
+def test_positions_count_all_items_of_a_user_under_every_protocol(
+    tmp_path: Path, protocol: str, ties: Literal["stable", "drop"]
+) -> None:
+    lines = "".join(f"u{n % 5},i{n * n % 7},{1_500_000_000 + n // 7 * 60}\n" for n in range(60))
+    visits, folder = tmp_path / "visits.csv", tmp_path / "prepare"
+    visits.write_text("user,item,time\n" + lines)
+    config = PrepareConfig(
+        dataset="custom",
+        source=str(visits),
+        protocol=protocol,
+        ties=ties,
+        holdout=0.2 if protocol == "temporal" else 0.1,
+        num_candidates=3,
+    )
+    prepare(config, folder, Checksums(tmp_path / "checksums.json"))
+    data = PreparedData.load(folder)
+    table = pd.read_parquet(folder / "interactions.parquet")
+    users, items = tmp_path / "users.parquet", tmp_path / "items.safetensors"
+    keys = table[["user_id", "position"]]
+    vectors = list(user_vector(keys["user_id"], keys["position"]))
+    keys.assign(vector=vectors).sample(frac=1, random_state=0).to_parquet(users)
+    save_file({"items": torch.from_numpy(item_vectors(data.num_items))}, items)
+    found, _ = source(users, items).vectors(data, folder)
+    rows = table[["user_id", "position", "item_id"]].to_numpy().tolist()
+    at = {(user, place): item for user, place, item in rows}
+    assert ties == "stable" or len(table) > sum(len(data.split(name)) for name in SPLITS)
+    for name in SPLITS:
+        own = data.split(name)
+        for user, place, owner, target, history in zip(
+            found[name][:, 0].tolist(),
+            found[name][:, 1].tolist(),
+            own.user_ids.tolist(),
+            own.targets.tolist(),
+            own.history_lengths.tolist(),
+            strict=True,
+        ):
+            assert (user, at[user, place], min(int(place), 10)) == (owner, target, history)

@@ -91,6 +91,15 @@ class Delimited(Source):
             for name, values in zip(names, columns, strict=True)
         }
 
+    def check(self) -> None:
+        """Refuse quotes that do not match, and rows with other values than the header has.
+
+        Raises:
+            ValueError: There is such a row; its line is named.
+        """
+        for _ in self._records():
+            pass
+
     def _parsed(self, columns: list[str]) -> pa.Table:
         """The columns f0, f1, .., the header being the first row."""
         utf8 = is_utf8(self.encoding)
@@ -113,8 +122,7 @@ class Delimited(Source):
         except UnicodeError as error:
             raise undecodable(self.path, self.encoding) from error
         except pa.ArrowInvalid as error:
-            for _ in self._records():
-                pass  # a fault that Python finds too is raised with its line
+            self.check()  # a fault that Python finds too is raised with its line
             raise ValueError(f"{self.path} cannot be read as CSV ({error}): {QUOTES}") from error
 
     def _has_quotes(self) -> bool:

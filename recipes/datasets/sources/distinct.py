@@ -8,6 +8,8 @@ from recipes.datasets.sources.source import Column
 
 EXACT = 2.0**53
 """From here on floats leave out whole numbers."""
+BITS = {16: 11, 32: 24, 64: 53}
+"""Binary digits that a float of this width holds."""
 REMEDY = "write text or whole numbers"
 
 
@@ -64,12 +66,18 @@ def _is_readable(kind: pa.DataType) -> bool:
 
 def _texts(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(values.type):
-        return pa.array([float_text(value) for value in values.to_pylist()], pa.string())
+        exact = exact_below(values.type)
+        return pa.array([float_text(value, exact) for value in values.to_pylist()], pa.string())
     return values.cast(pa.string())
 
 
-def float_text(value: float) -> str:
+def exact_below(kind: pa.DataType) -> float:
+    """From here on floats of a type leave out whole numbers."""
+    return 2.0 ** BITS[kind.bit_width]
+
+
+def float_text(value: float, exact: float = EXACT) -> str:
     """A float as text: 12 for 12.0, and an exponent where a whole number's digits are not exact."""
     if not value.is_integer():
         return repr(value)
-    return str(int(value)) if abs(value) < EXACT else f"{value:e}"
+    return str(int(value)) if abs(value) < exact else f"{value:e}"

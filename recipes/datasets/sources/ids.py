@@ -4,7 +4,7 @@
 
 One user must not become two because a program has written 12 here and 12.0 there, as pandas does
 to whole numbers beside gaps. If all ids of a column are numbers, 12.0 is 12. Else ids that differ
-only so, or by white space around them, are refused.
+only so, by white space around them, or by how Unicode composes a letter (é), are refused.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,8 @@ def _refuse(column: Column, codes: np.ndarray, wrong: np.ndarray, remedy: str) -
 
 
 def _refuse_twins(column: Column, codes: np.ndarray, keys: pa.Array) -> None:
-    plain = pc.replace_substring_regex(pc.utf8_trim_whitespace(keys), WHOLE, r"\1")
+    plain = pc.utf8_trim_whitespace(pc.utf8_normalize(keys, "NFC"))
+    plain = pc.replace_substring_regex(plain, WHOLE, r"\1")
     numbers = plain.dictionary_encode().indices.to_numpy()  # 0, 1, 2, .. if all are different
     again = np.flatnonzero(np.diff(numbers, prepend=-1) <= 0)
     if not len(again):

@@ -99,9 +99,7 @@ def open_source(source: Path, config: CustomConfig) -> Opened:
             f"{source} holds tables of several kinds, {' and '.join(sorted(readers))}: pass one of "
             "the files, or name a file of titles titles.csv or the like"
         )
-    first = reader_of(tables[0])(tables[0], config.encoding)
-    texts = first.columns() if isinstance(first, Delimited) else ()
-    return Opened(loaded(str(source), config.split, texts))
+    return Opened(loaded(str(source), config.split, _written_alike(tables, config.encoding)))
 
 
 def reader_of(path: Path) -> Callable[[Path, str], Source]:
@@ -151,6 +149,31 @@ def tables_of(folder: Path) -> list[Path]:
             f"{folder} holds no table: pass a file, or a folder with files {', '.join(READERS)}"
         )
     return found
+
+
+def _written_alike(tables: list[Path], encoding: str) -> Delimited | None:
+    """The first of several files of separated values, after all have been checked; None of others.
+
+    `datasets` forgives quotes that do not match and rows that are too short, and names no line.
+
+    Raises:
+        ValueError: A file cannot be read, or has other columns or separators than the first.
+    """
+    first: Delimited | None = None
+    for path in tables:
+        reader = reader_of(path)(path, encoding)
+        if not isinstance(reader, Delimited):
+            return None
+        reader.check()
+        first = first or reader
+        one, other = (sorted(found.columns()) for found in (reader, first))
+        if one != other or reader.separator != first.separator:
+            raise ValueError(
+                f"{path}, line 1: the columns {', '.join(one)}, where {first.path} has "
+                f"{', '.join(other)}, or another separator: write all files of a folder alike, or "
+                "pass one of them"
+            )
+    return first
 
 
 def _pair(tables: list[Path]) -> tuple[Path, Path] | None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recipes.datasets.sources.distinct import exact_below
 from recipes.datasets.sources.ratings import NUMBER
 from recipes.datasets.sources.source import Column
 
@@ -49,7 +50,13 @@ def milliseconds(column: Column) -> tuple[np.ndarray, str]:
     if pa.types.is_integer(kind):
         return _whole(column, values.to_numpy())
     if pa.types.is_floating(kind):
-        return _numbers(column, values.cast(pa.float64()).to_numpy())
+        numbers = values.cast(pa.float64()).to_numpy()
+        rounded = np.abs(numbers) >= exact_below(kind)
+        if kind.bit_width < 64 and rounded.any():
+            raise column.refusal(
+                int(rounded.argmax()), f"rounded, as {kind} cannot hold times: write float64 or int"
+            )
+        return _numbers(column, numbers)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _text(column, pc.utf8_trim_whitespace(values))
     raise column.refused_type(REMEDY)
