@@ -343,7 +343,7 @@ def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
         "items_absent_from_train": len(titles) - int(np.count_nonzero(trained)),
         "duplicate_titles": int(pd.Series(titles).str.lower().duplicated().sum()),
         "users": _by_split(windows, last),
-        "all_users": int(windows.table["user_id"][windows.splits >= 0].nunique()),
+        "all_users": len(np.unique(windows.table["user_id"].to_numpy()[windows.splits >= 0])),
         "windows": _by_split(windows, np.ones_like(last)),
         "windows_with_history_of_3": _by_split(windows, reference),
         "last_windows_with_history_of_3": _by_split(windows, reference & last),
