@@ -91,6 +91,7 @@ def test_the_programs_about_datasets_and_evaluate_print_what_is_shown(
         assert capsys.readouterr().out.rstrip() == shown
 
 
+@pytest.mark.slow
 def test_the_study_of_the_page_says_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
