@@ -162,7 +162,7 @@ class PreparedData:
         """The targets of all windows, user by user, under each the splits in order; each split's
         rows as places among them; and, by place, where the user's windows begin.
         """
-        names = [name for name in SPLITS if name in self.splits]
+        names: list[SplitName] = [name for name in SPLITS if name in self.splits]
         users = np.concatenate([self.splits[name].user_ids for name in names])
         order = users.argsort(kind="stable")
         starts = run_starts(users[order])
@@ -170,7 +170,9 @@ class PreparedData:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         ends = np.cumsum([len(self.splits[name]) for name in names])
-        places = dict(zip(names, np.split(place, ends[:-1]), strict=True))
+        places: dict[SplitName, np.ndarray] = dict(
+            zip(names, np.split(place, ends[:-1]), strict=True)
+        )
         return np.concatenate([self.splits[name].targets for name in names])[order], places, firsts
 
     @classmethod
