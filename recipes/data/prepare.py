@@ -342,7 +342,7 @@ def _counts(windows: Windows, titles: list[str]) -> dict[str, Any]:
         "items": len(titles),
         "items_absent_from_train": len(titles) - int(np.count_nonzero(trained)),
         "duplicate_titles": int(pd.Series(titles).str.lower().duplicated().sum()),
-        "all_users": int(windows.table["user_id"].nunique()),
+        "all_users": len(np.unique(windows.table["user_id"])),
         "users": _by_split(windows, last),
         "windows": _by_split(windows, np.ones_like(last)),
         "windows_with_history_of_3": _by_split(windows, reference),
