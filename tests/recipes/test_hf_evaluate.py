@@ -53,6 +53,25 @@ def test_another_configuration_is_refused(load):
         load("rank")
 
 
+SCORES = [[0.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "message"),
+    [
+        (["ranks"], {"predictions": [1.7, 3]}, "predictions holds 1.7: give a list of whole"),
+        (["ranks"], {"predictions": [0, 3]}, "predictions holds 0: give .* whole numbers from 1"),
+        ([], {"predictions": SCORES, "references": [0.9, 1]}, "references holds 0.9"),
+        ([], {"predictions": SCORES, "references": [0, 2]}, "target_index must lie in"),
+        ([], {"predictions": SCORES, "references": [0, 1], "ks": 5}, "ks is no list"),
+        ([], {"predictions": [[1.0], [1.0, 2]], "references": [0, 1]}, "every row as many scores"),
+    ],
+)
+def test_what_has_no_place_is_refused(load, config, given, message):
+    with pytest.raises(ValueError, match=message):
+        load(*config).compute(**given)
+
+
 @pytest.mark.slow
 def test_a_fresh_process_without_a_network_loads_it(tmp_path):
     code = (

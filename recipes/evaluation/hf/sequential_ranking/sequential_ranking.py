@@ -13,6 +13,7 @@ import evaluate
 import numpy as np
 
 from recipes.evaluation.metrics import Places, gains, hits, places_of, reciprocal_ranks
+from recipes.scoring.arrays import Ints
 
 DESCRIPTION = """
 Ranking metrics where each row has exactly one relevant item, the target. Candidates that score the
@@ -43,10 +44,10 @@ class SequentialRanking(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name == "ranks":
-            features = {"predictions": datasets.Value("int64")}
+            features = {"predictions": datasets.Value("float64")}
         elif self.config_name == "default":
             scores = datasets.Sequence(datasets.Value("float64"))
-            features = {"predictions": scores, "references": datasets.Value("int64")}
+            features = {"predictions": scores, "references": datasets.Value("float64")}
         else:
             raise ValueError(
                 f"config_name={self.config_name!r}: choose `ranks`, or none for scores and targets"
@@ -60,14 +61,28 @@ class SequentialRanking(evaluate.Metric):
 
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        predictions: Sequence[Sequence[float]] | Sequence[int],
-        references: Sequence[int] | None = None,
+        predictions: Sequence[Sequence[float]] | Sequence[float],
+        references: Sequence[float] | None = None,
         ks: Sequence[int] = (1, 5, 10),
     ) -> dict[str, float]:
         if references is None:
-            places = Places.of_ranks(predictions)
+            places = Places.of_ranks(_whole("predictions", predictions, 1))
         else:
-            places = places_of(np.asarray(predictions, dtype=np.float64), references)
+            if len({len(np.atleast_1d(row)) for row in predictions}) > 1:
+                raise ValueError("predictions: give every row as many scores")
+            scores = np.asarray(predictions, dtype=np.float64)
+            places = places_of(scores, _whole("references", references, 0))
+        ks = _whole("ks", ks, 1).tolist()
         found = {f"hit_ratio@{k}": float(hits(places, k).mean()) for k in ks}
         found |= {f"ndcg@{k}": float(gains(places, k).mean()) for k in ks}
         return found | {"mrr": float(reciprocal_ranks(places).mean())}
+
+
+def _whole(name: str, values: object, least: int) -> Ints:
+    """Whole numbers, int64 [n]; features of integers would cut 1.7 to 1 without a word."""
+    found = np.asarray(values, dtype=np.float64)
+    wrong = found[~((found == np.rint(found)) & (found >= least))]
+    if found.ndim != 1 or wrong.size:
+        told = f"{name} holds {wrong.flat[0]:g}" if wrong.size else f"{name} is no list"
+        raise ValueError(f"{told}: give a list of whole numbers from {least}")
+    return found.astype(np.int64)
