@@ -242,9 +242,11 @@ def test_a_model_that_changes_during_a_run_is_recorded_as_it_was_loaded_or_refus
         shutil.copytree(runs.folder / "adapt" / "stand-in", llm)
         before, train = Checksums(tmp_path / "memory").of_folder(llm), Run.train_network
 
-        def train_and_change(run: Run, name: str, llm: Path = llm, train: Any = train) -> Any:
+        def train_and_change(
+            run: Run, name: str, seed: int, llm: Path = llm, train: Any = train
+        ) -> Any:
             shifted(llm)
-            return train(run, name)
+            return train(run, name, seed)
 
         line = ["--llm", llm, "--arms", json.dumps([{"method": "lora", **arm}])]
         with monkeypatch.context() as patch:
