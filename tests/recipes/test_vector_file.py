@@ -246,7 +246,9 @@ CHANGES: list[tuple[Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), CHANGES, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(
+    ("change", "message"), CHANGES, ids=[message[:50] for _, message in CHANGES]
+)
 def test_a_table_that_does_not_fit_is_refused_and_the_field_is_named(
     run: Run, windows: pd.DataFrame, items: Path, tmp_path: Path, change: Change, message: str
 ) -> None:
