@@ -370,6 +370,7 @@ def test_times_that_a_short_float_has_rounded_are_refused(tmp_path: Path) -> Non
 # ------------------------------------------------------------------ files that are refused
 
 ONE = '{"user": 1, "item": 2, "time": 3}\n'
+LONG = HEADER + "a,x,1,T\n" * 99
 LATIN = (HEADER + "a,x,1,T\nb,y,2,\u00e9\n").encode("latin-1")
 REFUSED = [
     ("a.csv", "", "is empty: it needs a header"),
@@ -394,7 +395,7 @@ REFUSED = [
     ("a.csv", HEADER + "\u00e9,x,1,T\ne\u0301,y,2,U\n", "line 3: .*the same as '\u00e9' \\("),
     ("a.csv", LATIN, "line 3: this is not utf-8 .*byte 0xe9.*cp1252"),
     ("a.csv", (HEADER + "a,x,1,T\n").encode("utf-16"), "line 1: this is not utf-8 .*utf-16"),
-    ("a.csv.gz", gzip.compress((HEADER + "a,x,1,T\n" * 99).encode(), mtime=0)[:-9], "is cut off or no gzip"),
+    ("a.csv.gz", gzip.compress(LONG.encode(), mtime=0)[:-9], "is cut off or no gzip"),
     ("a.csv.gz", TEXT, "is cut off or no gzip"),
     ("a.csv", gzip.compress(TEXT.encode(), mtime=0), r"has the content of a \.gz file: rename"),
     ("a.csv", b"PAR1", r"has the content of a \.parquet file"),
