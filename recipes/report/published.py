@@ -27,10 +27,10 @@ def published_section(results: Results) -> str:
         "Each cell: published, ours, and the difference in standard errors of ours (from its "
         f"interval). At most {WITHIN:g} counts as reproduced; **more is bold**.",
         markdown_table(
-            ["method", *(key.removesuffix("/ranking") for key in keys)],
+            ["arm", *(key.removesuffix("/ranking") for key in keys)],
             [
                 [
-                    rows[arm]["title"],
+                    arm,
                     *(_cell(own.get(key), rows[arm]["metrics"].get(key)) for key in keys),
                 ]
                 for arm, own in published["figures"].items()

@@ -96,21 +96,7 @@ def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) ->
 
 def study_page(results: Results, figure: str) -> str:
     """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
-    differs = results["differs"]
-    methods = {arm["name"]: arm["method"] for arm in results["arms"]}
-    first, columns = results["cells"][0], _columns(results)
-    digits = 4 if results["published"] else 3
-    head = ["method", *differs, *columns.values(), "trained parameters", "seeds"]
-    table = [
-        [
-            methods[row["arm"]],
-            *(_shown({**row["varied"], **row["given"]}.get(key)) for key in differs),
-            *(_cell(row["metrics"].get(key), digits) for key in columns),
-            "–" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
-            str(row["seeds"] or "–"),
-        ]
-        for row in results["rows"]
-    ]
+    first = results["cells"][0]
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
     confidence = first["config"]["evaluate"]["confidence"]
     sections = [
@@ -118,7 +104,8 @@ def study_page(results: Results, figure: str) -> str:
         "> **Read this first**\n>\n" + "\n".join(f"> - {note}" for note in caveats),
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
         f"{_resampled(results)}.",
-        markdown_table(head, table),
+        _table(results),
+        _arms(results) if results["published"] else "",
         published_section(results) if results["published"] else "",
         f"![{_figure_title(results)}]({figure})",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
@@ -127,6 +114,42 @@ def study_page(results: Results, figure: str) -> str:
         + "```\n\n</details>",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _table(results: Results) -> str:
+    """One line for each arm in each cell: settings that differ, and metrics.
+
+    Beside published figures arms go by their names, which `_arms` explains, and figures have the
+    published number of digits.
+    """
+    named = bool(results["published"])
+    varied = list(dict.fromkeys(key for row in results["rows"] for key in row["varied"]))
+    settings, digits = (varied, 4) if named else (results["differs"], 3)
+    columns = _columns(results)
+    trains = any(row["trainable_parameters"] is not None for row in results["rows"])
+    methods = {arm["name"]: arm["method"] for arm in results["arms"]}
+    head = ["arm" if named else "method", *settings, *columns.values()]
+    table = [
+        [
+            row["arm"] if named else methods[row["arm"]],
+            *(_shown({**row["varied"], **row["given"]}.get(key)) for key in settings),
+            *(_cell(row["metrics"].get(key), digits) for key in columns),
+            *([_parameters(row)] if trains else []),
+            str(row["seeds"] or "–"),
+        ]
+        for row in results["rows"]
+    ]
+    return markdown_table([*head, *(["trained parameters"] if trains else []), "seeds"], table)
+
+
+def _arms(results: Results) -> str:
+    """What each arm is: its method and the settings in which it differs from the experiment."""
+    return "\n".join(f"- **{arm['name']}**: {arm['title']}" for arm in results["arms"])
+
+
+def _parameters(row: Mapping[str, Any]) -> str:
+    count = row["trainable_parameters"]
+    return "–" if count is None else f"{count:,}"
 
 
 def _figure_key(results: Results) -> str:
