@@ -1,7 +1,8 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
 Writes NAME.json, NAME.md and NAME.png. The JSON is the study's results.json without paths of the
-machine that it ran on, and the page is made from the JSON alone.
+machine that it ran on, and with the comparisons of its headline only. The page is made from the
+JSON alone.
 """
 
 import sys
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from recipes.artifacts import read_json, write_json, write_text
+from recipes.report.naming import headline_key
 from recipes.report.plots import save
 from recipes.report.study import study_figure, study_page
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def without_paths(results: dict[str, Any]) -> dict[str, Any]:
-    """The results, with neither the folder of the run nor that of the raw files."""
+def shortened(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, without folders of the machine and without comparisons that no page shows."""
     for cell in results["cells"]:
+        key = headline_key(cell)
+        cell["comparisons"] = [one for one in cell["comparisons"] if one["key"] == key]
         cell["config"]["out"] = f"runs/{results['name']}"
         cell["config"]["prepare"]["source"] = None
     return results
@@ -30,7 +34,7 @@ def page(results: dict[str, Any]) -> str:
 
 def publish(folder: Path) -> None:
     """Write the three files of one study."""
-    results = without_paths(read_json(folder / "results.json"))
+    results = shortened(read_json(folder / "results.json"))
     name = results["name"]
     write_json(RESULTS / f"{name}.json", results)
     save(study_figure(results), RESULTS / f"{name}.png")

@@ -279,16 +279,22 @@ def test_training_stops_after_patience_and_keeps_the_best_epoch(tmp_path: Path):
     assert validate(model, halves[1]).ndcg_10 == gains[best] != gains[-1]
 
 
-def test_all_positions_train_on_windows_of_any_length(
-    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Windows]:
+    """The train and validation windows that a training is given."""
+    given: list[Windows] = []
 
     def spy(model, train_windows: Windows, val_windows: Windows, *rest) -> list[Epoch]:
-        seen.extend([train_windows, val_windows])
+        given.extend([train_windows, val_windows])
         return fit(model, train_windows, val_windows, *rest)
 
     monkeypatch.setattr(train, "fit", spy)
+    return given
+
+
+def test_all_positions_train_on_windows_of_any_length(
+    data: PreparedData, tmp_path: Path, seen: list[Windows]
+):
     train_into(tmp_path, data, replace(SMALL, positions="all", max_epochs=1, min_history=4))
     last = data.split("train").is_last
     assert torch.equal(seen[0].targets, torch.tensor(data.split("train").targets[last]))
@@ -359,15 +365,8 @@ def test_every_epoch_takes_all_windows_in_an_order_of_its_own(
 
 
 def test_windows_shorter_than_min_history_are_left_out(
-    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: PreparedData, tmp_path: Path, seen: list[Windows]
 ):
-    seen = []
-
-    def spy(model, train_windows: Windows, val_windows: Windows, *rest) -> list[Epoch]:
-        seen.extend([train_windows, val_windows])
-        return fit(model, train_windows, val_windows, *rest)
-
-    monkeypatch.setattr(train, "fit", spy)
     train_into(tmp_path, data, replace(SMALL, max_epochs=1, min_history=4))
     assert [len(windows.targets) for windows in seen] == [48 * 7, 6 * 7]
     assert all(((windows.histories >= 0).sum(dim=1) >= 4).all() for windows in seen)
