@@ -109,11 +109,21 @@ def study_page(results: Results, figure: str) -> str:
         published_section(results) if results["published"] else "",
         f"![{_figure_title(results)}]({figure})",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
-        "## How to reproduce\n\n<details><summary>configuration</summary>\n\n```yaml\n"
-        + yaml.safe_dump([cell["config"] for cell in results["cells"]], sort_keys=False)
-        + "```\n\n</details>",
+        f"## How to reproduce\n\n{_reproduction(results)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _reproduction(results: Results) -> str:
+    """The first cell's configuration, and what varies from it."""
+    first, *others = results["cells"]
+    given = ", ".join(f"`{key}: {_shown(value)}`" for key, value in first["varied"].items())
+    differ = f"The table's cells differ in what varies only; this one has {given}.\n\n"
+    return (
+        f"{differ if others else ''}<details><summary>configuration</summary>\n\n```yaml\n"
+        + yaml.safe_dump(first["config"], sort_keys=False)
+        + "```\n\n</details>"
+    )
 
 
 def _table(results: Results) -> str:
