@@ -172,10 +172,11 @@ class RecommenderConfig:
     """Random items for each target; None stands for 256 of `sampled-softmax` (or all others, where
     there are fewer) and 1 of `bce`."""
 
-    positions: Literal["newest", "all"] = "newest"
+    positions: Literal["newest", "all", "newest-window"] = "newest"
     """`newest`: every train window trains the state at its newest item. `all`: each user's train
-    sequence is cut into windows of `max_history` items, which train the states at all of them, as
-    in SASRec's paper (which keeps the newest window only). It takes a fraction of the time."""
+    sequence is cut into windows of `max_history` items, which train the states at all of them. It
+    takes a fraction of the time. `newest-window`: of these windows, each user's newest alone, as in
+    SASRec's paper."""
 
     encoder: str | None = None
     """Hugging Face name or local path of the encoder that the recommender `text` reads titles

@@ -7,6 +7,7 @@ from recipes.recommenders.markov import Markov
 from recipes.recommenders.popularity import Popularity
 from recipes.recommenders.recommender import AnyRecommender
 from recipes.recommenders.sasrec import SASRec
+from recipes.recommenders.sasrec_post_norm import SASRecPostNorm
 from recipes.recommenders.text_encoder import TextEncoder
 from recipes.recommenders.vector_file import VectorFile
 from recipes.registry import Registry
@@ -20,5 +21,6 @@ RECOMMENDERS: Registry[AnyRecommender] = Registry(
     GRU4Rec,
     Caser,
     SASRec,
+    SASRecPostNorm,
     VectorFile,
 )

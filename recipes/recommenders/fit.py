@@ -2,8 +2,8 @@
 
 By default there are two deviations from SASRec's paper. One is the loss, see `losses.py`. The other
 is that a window trains only the state at its newest item, since the windows already slide over
-every position of a user. `recommender.positions: all` trains the states at all items of few windows
-a user, as the paper does.
+every position of a user. `recommender.positions: newest-window` trains the states at all items of
+one window a user, as the paper does, and `all` those of few windows.
 """
 
 import math

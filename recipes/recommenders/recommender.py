@@ -40,7 +40,7 @@ class SequenceRecommender(nn.Module):
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__()
         self.loss_of_states = make_loss(config, num_items)
-        self.trains_all_positions = config.positions == "all"
+        self.trains_all_positions = config.positions != "newest"
 
     @classmethod
     def check(cls, config: RecommenderConfig) -> None:
@@ -63,7 +63,7 @@ class SequenceRecommender(nn.Module):
         raise NotImplementedError
 
     def states(self, histories: Tensor) -> Tensor:
-        """The representation after each item, for `recommender.positions: all`.
+        """The representation after each item, unless `recommender.positions` is `newest`.
 
         A network that has none leaves this out, and that setting is refused.
 

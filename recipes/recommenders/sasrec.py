@@ -98,12 +98,16 @@ class SASRec(SequenceRecommender):
 
     def _embed(self, histories: Tensor) -> tuple[Tensor, Tensor]:
         real = histories != PADDING
+        items = self.items(torch.where(real, histories, self.num_items))
         time, longest = histories.shape[1], self.positions.num_embeddings
         if time > longest:
             raise ValueError(f"histories of width {time}: this model was built for {longest}")
-        hidden = self.items(torch.where(real, histories, self.num_items))
-        hidden = hidden * math.sqrt(hidden.shape[-1]) + self.positions.weight[longest - time :]
+        hidden = self._sum(items, self.positions.weight[longest - time :])
         return self.dropout(hidden), attention_mask(real)
+
+    def _sum(self, items: Tensor, positions: Tensor) -> Tensor:
+        """What the first block reads, from embeddings of items and of their positions."""
+        return items * math.sqrt(items.shape[-1]) + positions
 
 
 class Block(nn.Module):

@@ -51,7 +51,7 @@ def train_recommender(
     of them and not only each user's last one. Windows with fewer than `config.min_history` items in
     their history are left out of both. With `positions: all`, a user's train sequence is cut into
     windows, the newest first, which train the states at all their items, the first included,
-    whatever `min_history`; validation is the same.
+    whatever `min_history`; validation is the same. `newest-window` keeps the newest of them.
     Representations are computed for all windows of all splits, in order.
 
     Training runs on the CPU: the model is small, and on one machine with a given number of threads
@@ -119,9 +119,12 @@ def _trained(split: Split, config: RecommenderConfig) -> np.ndarray:
     """The rows of the train split that are trained on, bool [n] (ValueError if none is)."""
     if config.positions == "newest":
         return _long_enough(split, config)
-    kept = _pieces(split) & (split.history_lengths > 0)
+    kept = split.is_last if config.positions == "newest-window" else _pieces(split)
+    kept = kept & (split.history_lengths > 0)
     if not kept.any():
-        raise ValueError("recommender.positions='all': no train user has two items; use newest")
+        raise ValueError(
+            f"recommender.positions={config.positions!r}: no train user has two items; use newest"
+        )
     return kept
 
 
@@ -171,9 +174,9 @@ def check_config(recommender: type[SequenceRecommender], config: RecommenderConf
     """
     check_ranges(config, "recommender.")
     check_loss(config)
-    if config.positions == "all" and recommender.states is SequenceRecommender.states:
+    if config.positions != "newest" and recommender.states is SequenceRecommender.states:
         raise ValueError(
-            f"recommender.positions='all': {recommender.name} has no state at each item; choose "
-            "newest"
+            f"recommender.positions={config.positions!r}: {recommender.name} has no state at each "
+            "item; choose newest"
         )
     recommender.check(config)

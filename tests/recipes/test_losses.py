@@ -16,6 +16,7 @@ from recipes.recommenders.gru4rec import GRU4Rec
 from recipes.recommenders.losses import Loss, make_loss, unseen
 from recipes.recommenders.recommender import SequenceRecommender
 from recipes.recommenders.sasrec import SASRec
+from recipes.recommenders.sasrec_post_norm import SASRecPostNorm
 from recipes.recommenders.train import build_model, check_config
 
 NUM_ITEMS, WIDTH = 12, 5
@@ -140,7 +141,7 @@ def naive(
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize("network", [SASRec, GRU4Rec])
+@pytest.mark.parametrize("network", [SASRec, SASRecPostNorm, GRU4Rec])
 def test_all_positions_train_the_state_at_each_item(network: type[SequenceRecommender]) -> None:
     model = build_model(network, replace(SMALL, positions="all"), NUM_ITEMS, WIDTH)
     histories, targets = padded([3, 1, 4, 1, 5], [2, 6], [7]), torch.tensor([9, 5, 8])
@@ -163,7 +164,7 @@ def test_all_positions_draw_a_negative_each_outside_the_window() -> None:
     assert math.isfinite(model.loss(histories, targets).item())
 
 
-@pytest.mark.parametrize("network", [SASRec, GRU4Rec])
+@pytest.mark.parametrize("network", [SASRec, SASRecPostNorm, GRU4Rec])
 def test_a_state_is_that_of_the_history_that_ends_there(
     network: type[SequenceRecommender],
 ) -> None:
@@ -203,6 +204,7 @@ def test_every_loss_trains_every_network(network: type[SequenceRecommender], los
     [
         (SASRec, {"num_negatives": 5}, "recommender.num_negatives=5 belongs to a loss that draws"),
         (Caser, {"positions": "all"}, "positions='all': caser has no state at each item"),
+        (Caser, {"positions": "newest-window"}, "positions='newest-window': caser has no state"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

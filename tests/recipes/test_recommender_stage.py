@@ -318,6 +318,8 @@ def test_all_positions_take_every_item_but_the_first_as_a_target_once():
         is_last=np.isin(items, np.cumsum(lengths) - 1),
     )
     kept = train._trained(split, replace(SMALL, positions="all"))
+    newest = train._trained(split, replace(SMALL, positions="newest-window"))
+    assert items[newest].tolist() == [2, 6, 11, 17, 26, 36]  # the last of all users with two items
     pairs = np.concatenate([histories[kept], items[kept, None]], axis=1)
     real = pairs[:, :-1] >= 0
     assert sorted(pairs[:, 1:][real].tolist()) == items[places > 0].tolist()
