@@ -109,6 +109,7 @@ def _write(
         interactions = _kept(interactions, config)
         left_out = left_out_by_ties(interactions) if rule == "drop" else None
         windows = sliding_windows(interactions, config.max_history, left_out)
+        _refuse_empty_splits(config, windows)
         if rule is not None:
             seed = config.tie_seed if rule == "random" else None
             ties = {"rule": rule, "seed": seed} | asdict(tie_counts(interactions))
@@ -118,7 +119,6 @@ def _write(
     else:
         windows = given_windows(_kept_windows(read, config), config.max_history)
         keys, own = None, ()
-    _refuse_empty_splits(config, windows)
     recurring = _recurring(windows)
     negatives = config.negatives or ("catalogue" if recurring else "visible")
     columns = {"item_id": np.arange(len(read.titles)), "title": read.titles}
