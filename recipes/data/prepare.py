@@ -179,13 +179,15 @@ def _keyed(columns: dict[str, Any], keys: list[str] | None) -> pd.DataFrame:
 
 def _kept(interactions: pd.DataFrame, config: PrepareConfig) -> pd.DataFrame:
     """The interactions, without those of the train users that `train_share` drops."""
-    kept = _kept_rows(interactions, config)
-    return interactions if kept.all() else interactions.loc[kept]
+    if config.train_share == 1:
+        return interactions
+    return interactions.loc[_kept_rows(interactions, config)]
 
 
 def _kept_windows(ready: ReadyWindows, config: PrepareConfig) -> ReadyWindows:
-    kept = _kept_rows(ready.table, config)
-    return ready if kept.all() else replace(ready, table=ready.table.loc[kept])
+    if config.train_share == 1:
+        return ready
+    return replace(ready, table=ready.table.loc[_kept_rows(ready.table, config)])
 
 
 def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
@@ -194,8 +196,6 @@ def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
     The users kept at a smaller share are a subset of those kept at a larger one.
     """
     train = table["split"].to_numpy() == "train"
-    if config.train_share == 1:
-        return np.ones_like(train)
     users = table["user_id"].to_numpy()
     known = np.unique(users[train])
     order = np.random.default_rng(SHARE_SEED).permutation(len(known))
@@ -214,7 +214,7 @@ def _recurring(windows: Windows) -> bool:
     # Ready windows may be incomplete: an earlier occurrence of the target may then appear only in
     # a history, not as the target of another window.
     return isinstance(windows, GivenWindows) and any(
-        (windows.cut(rows) == windows.targets[rows, None]).any()
+        (windows.cut(np.arange(rows.start, rows.stop)) == windows.targets[rows, None]).any()
         for rows in _parts(len(windows.targets))
     )
 
@@ -300,15 +300,20 @@ def _drawn(
     """
     targets = windows.targets[rows]
     drawn = np.zeros((len(targets), streams[0].num_candidates), np.int64)
-    none = targets[:, None][:, :0]
-    visible = windows.cut(rows) if negatives == "visible" else none
+    numbers = np.arange(rows.start, rows.stop)
     for code, stream in enumerate(streams):
         own = np.flatnonzero(codes == code)
         for start in range(0, len(own), BLOCK):
             at = own[start : start + BLOCK]
-            excluded = windows.whole(rows.start + at) if negatives == "whole" else visible[at]
-            drawn[at] = stream.draw(excluded, targets[at])
+            drawn[at] = stream.draw(_excluded(windows, numbers[at], negatives), targets[at])
     return drawn
+
+
+def _excluded(windows: Windows, rows: np.ndarray, negatives: Negatives) -> np.ndarray:
+    """The items that are no negatives of some rows, besides the target: int64 [m, width]."""
+    if negatives == "catalogue":
+        return np.empty((len(rows), 0), np.int64)
+    return windows.whole(rows) if negatives == "whole" else windows.cut(rows)
 
 
 def _used(part: pa.Table, codes: np.ndarray) -> pa.Table:

@@ -339,7 +339,7 @@ def test_histories_read_back_are_those_that_were_cut(
     found = PreparedData.load(tmp_path / "prepare").splits.values()
     histories = np.concatenate([split.histories for split in found])
     np.testing.assert_array_equal(
-        histories, windows.cut(slice(0, len(windows.targets))), strict=True
+        histories, windows.cut(np.arange(len(windows.targets))), strict=True
     )
     lengths = np.concatenate([split.history_lengths for split in found])
     np.testing.assert_array_equal(lengths, windows.lengths, strict=True)
