@@ -21,6 +21,10 @@ INDEX_BITS = 11
 """Low bits of a raw 64-bit number that its uniform number does not use: it keeps the other 53."""
 
 
+class TooFewItemsError(ValueError):
+    """A row leaves fewer items than it needs negatives."""
+
+
 class CandidateStream:
     """Draws the candidates of one split, row after row, in any number of calls."""
 
@@ -58,7 +62,7 @@ class CandidateStream:
             int64 [n, c]: c different items, the target among them, in uniformly random order.
 
         Raises:
-            ValueError: A row leaves fewer than `num_candidates - 1` items to draw from.
+            TooFewItemsError: A row leaves fewer than `num_candidates - 1` items to draw from.
         """
         candidates = np.empty((len(targets), self.num_candidates), np.int64)
         for start in range(0, len(targets), BLOCK):
@@ -71,7 +75,7 @@ class CandidateStream:
         taken = _sorted_unique(excluded, targets, self.num_items)
         free = self.num_items - (taken < self.num_items).sum(axis=0)
         if free.min(initial=draws) < draws:
-            raise ValueError(
+            raise TooFewItemsError(
                 f"num_candidates={self.num_candidates} asks for {draws} negatives, but a row of "
                 f"{self.split} has only {free.min()} of the {self.num_items} items left: choose "
                 "fewer candidates"

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
-from recipes.data.candidates import BLOCK, CandidateStream
+from recipes.data.candidates import BLOCK, CandidateStream, TooFewItemsError
 from recipes.data.core import core_of
 from recipes.data.notes import NEGATIVES, Negatives, notes
 from recipes.data.order import TieRule, in_order, tie_counts, times
@@ -23,7 +23,7 @@ from recipes.data.sequences import (
     sliding_windows,
 )
 from recipes.data.splits import SPLITS, TRAIN, assign_splits, left_out_by_ties
-from recipes.data.tables import DRAW, INTERACTIONS
+from recipes.data.tables import CANDIDATES, DRAW, INTERACTIONS, MANIFEST, UNDRAWN
 from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
@@ -45,7 +45,8 @@ WRITTEN_AT_ONCE = 2**20
 def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record:
     """Run the stage, unless `folder` holds its result already.
 
-    Writes items.parquet, examples.parquet, candidates.parquet (all splits), manifest.json
+    Writes items.parquet, examples.parquet, candidates.parquet (all splits; left out where a row
+    leaves too few items to draw from, which a ranking of all items does not need), manifest.json
     (checksums of the raw files, counts, config), unless the dataset gives ready windows
     interactions.parquet, and where the source has ids of its own for users, users.parquet.
 
@@ -124,8 +125,7 @@ def _write(
     columns = {"item_id": np.arange(len(read.titles)), "title": read.titles}
     write_table(folder / "items.parquet", _keyed(columns, keys))
     write_parts(folder / "examples.parquet", _examples(windows))
-    candidates = _candidates(config, windows, len(read.titles), negatives)
-    write_parts(folder / "candidates.parquet", candidates)
+    undrawn = _write_candidates(config, folder, windows, len(read.titles), negatives)
     manifest = {
         "dataset": config.dataset,
         "protocol": config.protocol,
@@ -133,11 +133,11 @@ def _write(
         "ties": ties,
         "negatives": NEGATIVES[negatives],
         RULE: negatives,
-        "notes": [*own, *notes(config, ties, negatives, recurring)],
+        "notes": [*own, *notes(config, ties, negatives, recurring, undrawn)],
         "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST, manifest | ({} if undrawn is None else {UNDRAWN: undrawn}))
 
 
 def _tie_rule(config: PrepareConfig, read: Interactions) -> TieRule | None:
@@ -250,6 +250,18 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
             "is_last": part["is_last"].to_numpy(),
         }
         yield _used(pa.table(values, schema), windows.splits[rows])
+
+
+def _write_candidates(
+    config: PrepareConfig, folder: Path, windows: Windows, num_items: int, negatives: Negatives
+) -> str | None:
+    """Write candidates.parquet; where a row leaves too few items, says so in place of it."""
+    try:
+        write_parts(folder / CANDIDATES, _candidates(config, windows, num_items, negatives))
+    except TooFewItemsError as error:
+        print(f"[prepare] no candidates are drawn: {error}", flush=True)
+        return str(error)
+    return None
 
 
 def _candidates(
