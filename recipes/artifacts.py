@@ -46,6 +46,23 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Create a folder if it is missing, for a block that fills it.
+
+    What was created, parents too, is removed again if the block leaves it empty.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            if not path.is_dir() or any(path.iterdir()):
+                break
+            path.rmdir()
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turn a failure to write into an OSError that names `path` and the cause.
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
+
+from recipes.artifacts import filled, naming
 
 try:
     import fcntl
@@ -38,26 +40,28 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InUseError: Another process, or another block of this one, holds it; the message names the
             folder and the holder.
+        OSError: The lock cannot be written, or the block cannot write something; the error names a
+            file or the folder.
     """
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    with _opened(path) as stream:
-        stream.truncate(0)
-        stream.write(json.dumps(_myself()))
-        stream.flush()
+    with filled(folder), _opened(path) as stream:
         try:
-            yield
+            with naming(path):
+                stream.truncate(0)
+                stream.write(json.dumps(_myself()).encode())
+            with naming(folder):
+                yield
         finally:
             path.unlink(missing_ok=True)
-            if new and not any(folder.iterdir()):
-                folder.rmdir()
 
 
-def _opened(path: Path) -> TextIO:
-    """The lock's file, opened and locked."""
+def _opened(path: Path) -> BinaryIO:
+    """The lock's file, opened and locked.
+
+    It has no buffer: what a full disk refuses would be written, and refused, once more on closing.
+    """
     while True:
-        stream = path.open("a+", encoding="utf-8")
+        stream = path.open("a+b", buffering=0)
         if not _locked(stream):
             with stream:
                 raise InUseError(
@@ -69,14 +73,14 @@ def _opened(path: Path) -> TextIO:
         stream.close()  # its last holder has removed it meanwhile
 
 
-def _is_at(stream: TextIO, path: Path) -> bool:
+def _is_at(stream: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _locked(stream: TextIO) -> bool:
+def _locked(stream: BinaryIO) -> bool:
     """Whether the lock could be taken, or there is none to take."""
     if fcntl is None:
         return True
@@ -100,7 +104,7 @@ def _myself() -> dict[str, str | int]:
     }
 
 
-def _holder(stream: TextIO) -> str:
+def _holder(stream: BinaryIO) -> str:
     """Who holds the lock; empty if the file does not tell."""
     stream.seek(0)
     try:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.artifacts import naming, sha256
+from recipes.artifacts import filled, naming, sha256
 from recipes.records import (
     RECORD,
     Record,
@@ -40,14 +40,18 @@ def run_stage(stage: Stage, folder: Path, work: Callable[[Path], None]) -> Recor
 
     Args:
         stage: The requested stage: settings, inputs and version.
-        folder: The stage's folder; created if missing.
+        folder: The stage's folder; created if missing, and not left empty by a refusal.
         work: Writes the stage's files into the folder that it is given. After a kill it is given
             the same folder again, with whatever it has left there.
 
     Returns:
         The record of the finished stage.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with filled(folder):
+        return _run(stage, folder, work)
+
+
+def _run(stage: Stage, folder: Path, work: Callable[[Path], None]) -> Record:
     path = folder / RECORD
     found = parsed(path) if path.exists() else None
     if found is not None and found.fingerprint == stage.fingerprint:

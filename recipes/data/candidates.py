@@ -15,10 +15,14 @@ import numpy as np
 from recipes.data.padding import PADDING
 from recipes.data.splits import SPLITS, SplitName
 
-BLOCK = 8192
+BLOCK = 4096
 """Rows drawn at once, so few that their intermediate arrays stay in the processor's cache."""
 INDEX_BITS = 11
 """Low bits of a raw 64-bit number that its uniform number does not use: it keeps the other 53."""
+
+
+class TooFewItemsError(ValueError):
+    """A row leaves fewer items than it needs negatives."""
 
 
 class CandidateStream:
@@ -58,7 +62,7 @@ class CandidateStream:
             int64 [n, c]: c different items, the target among them, in uniformly random order.
 
         Raises:
-            ValueError: A row leaves fewer than `num_candidates - 1` items to draw from.
+            TooFewItemsError: A row leaves fewer than `num_candidates - 1` items to draw from.
         """
         candidates = np.empty((len(targets), self.num_candidates), np.int64)
         for start in range(0, len(targets), BLOCK):
@@ -68,17 +72,17 @@ class CandidateStream:
 
     def _block(self, excluded: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
         count, draws = len(targets), self.num_candidates - 1
-        taken = _sorted_unique(np.column_stack([excluded, targets]), self.num_items)
+        taken = _sorted_unique(excluded, targets, self.num_items)
         free = self.num_items - (taken < self.num_items).sum(axis=0)
         if free.min(initial=draws) < draws:
-            raise ValueError(
+            raise TooFewItemsError(
                 f"num_candidates={self.num_candidates} asks for {draws} negatives, but a row of "
                 f"{self.split} has only {free.min()} of the {self.num_items} items left: choose "
                 "fewer candidates"
             )
         width = draws + self.num_candidates
         raw = self._numbers.random_raw(count * width).reshape(count, width)
-        uniform = (raw[:, :draws].T >> np.uint64(INDEX_BITS)) * 2.0**-53
+        uniform = (raw[:, :draws] >> np.uint64(INDEX_BITS)) * 2.0**-53
         chosen = np.empty((self.num_candidates, count), np.int64)
         chosen[:draws] = _unrank(_subsets(uniform, free), taken)
         chosen[draws] = targets
@@ -94,13 +98,15 @@ def check_draw(num_candidates: int, seed: int) -> None:
         raise ValueError(f"candidate_seed={seed}: choose 0 or more")
 
 
-def _sorted_unique(ids: np.ndarray, num_items: int) -> np.ndarray:
-    """Each row's distinct ids in ascending order: [n, width] -> int32 [width, n].
+def _sorted_unique(excluded: np.ndarray, targets: np.ndarray, num_items: int) -> np.ndarray:
+    """Each row's distinct ids in ascending order: [n, width] and [n] -> int32 [width + 1, n].
 
     Padding and repeated ids become a number above every item id, so they come last.
     """
+    ids = np.empty((len(targets), excluded.shape[1] + 1), np.int32)
+    ids[:, :-1], ids[:, -1] = excluded, targets
     beyond = num_items + ids.shape[1]
-    ids = np.where(ids == PADDING, beyond, ids).astype(np.int32)
+    ids[ids == PADDING] = beyond
     ids.sort(axis=1)
     repeated = ids[:, 1:] == ids[:, :-1]
     if (repeated & (ids[:, 1:] < num_items)).any():
@@ -110,19 +116,22 @@ def _sorted_unique(ids: np.ndarray, num_items: int) -> np.ndarray:
 
 
 def _subsets(uniform: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """A uniformly random subset of {0 .. free-1} for each row: [k, n] -> int32 [k, n].
+    """A uniformly random subset of {0 .. free-1} for each row: [n, k] -> int32 [k, n].
 
     Floyd's algorithm, all rows at once: for j = free-k .. free-1, draw t from {0 .. j} and take t,
-    or j if t was taken before.
+    or j if t was taken before. So where all t are different, they are the subset.
     """
-    chosen = np.empty(uniform.shape, np.int32)
-    draws = len(uniform)
-    for step in range(draws):
-        last = free - draws + step
-        drawn = (uniform[step] * (last + 1)).astype(np.int32)
-        repeated = (chosen[:step] == drawn).any(axis=0)
-        chosen[step] = np.where(repeated, last, drawn)
-    return chosen
+    draws = uniform.shape[1]
+    drawn = (uniform * (free[:, None] + np.arange(1 - draws, 1))).astype(np.int32)
+    ordered = np.sort(drawn, axis=1)
+    again = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    drawn = np.ascontiguousarray(drawn.T)
+    chosen, last = drawn[:, again], free[again] - draws
+    for step in range(1, draws):
+        repeated = (chosen[:step] == chosen[step]).any(axis=0)
+        chosen[step] = np.where(repeated, last + step, chosen[step])
+    drawn[:, again] = chosen
+    return drawn
 
 
 def _unrank(ranks: np.ndarray, taken: np.ndarray) -> np.ndarray:

@@ -38,7 +38,11 @@ RULES = {
 
 
 def notes(
-    config: PrepareConfig, ties: Mapping[str, Any] | None, negatives: Negatives, recurring: bool
+    config: PrepareConfig,
+    ties: Mapping[str, Any] | None,
+    negatives: Negatives,
+    recurring: bool,
+    undrawn: str | None,
 ) -> list[str]:
     """Sentences on protocol, ties and negatives, in Markdown.
 
@@ -47,6 +51,7 @@ def notes(
         ties: The manifest's entry of ties; None where the order does not come from times.
         negatives: What is never a negative.
         recurring: Whether a user meets an item twice.
+        undrawn: Why no candidates were drawn; None if they were.
     """
     found = [f"**Protocol `{config.protocol}`**: {PROTOCOLS[config.protocol]}."]
     if ties is not None and ties["share_of_neighbours"] > 0:
@@ -57,7 +62,9 @@ def notes(
             f"a time. {RULES[ties['rule']].format(seed=ties['seed'])}"
         )
     draw = f"{DRAWN} are drawn uniformly from {NEGATIVES[negatives]}."
-    if recurring and negatives != "catalogue":
+    if undrawn is not None:
+        draw = f"{DRAWN} were not drawn: {undrawn}."
+    elif recurring and negatives != "catalogue":
         draw += (
             " Users meet items twice here, so a candidate that stands in the history can only be "
             "the target: figures are flattered. Use `prepare.negatives: catalogue` for sound ones."

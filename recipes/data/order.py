@@ -139,13 +139,18 @@ def _by_time(
         return order
     ranks = ranks[order]
     starts = run_starts(ranks, known[order])
-    moments = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
+    counts = np.diff(starts, append=len(order))
+    # The rows of a moment stand together, so those that share theirs are sorted among themselves.
+    tied = np.flatnonzero(np.repeat(counts > 1, counts))
+    moments = np.repeat(np.arange(len(starts)), counts)[tied]
+    own = order[tied]
     if ties == "item-id":
-        key = table["item_id"].to_numpy()[order]
+        key = table["item_id"].to_numpy()[own]
     else:
-        users = table["user_id"].to_numpy()[order]
-        key = _random_keys(users, places(run_starts(ranks), len(order)), seed)
-    return order[order_by(moments, key)]
+        users = table["user_id"].to_numpy()[own]
+        key = _random_keys(users, places(run_starts(ranks), len(order))[tied], seed)
+    order[tied] = own[order_by(moments, key)]
+    return order
 
 
 def _random_keys(users: np.ndarray, positions: np.ndarray, seed: int) -> np.ndarray:

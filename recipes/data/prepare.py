@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
-from recipes.data.candidates import BLOCK, CandidateStream
+from recipes.data.candidates import BLOCK, CandidateStream, TooFewItemsError
 from recipes.data.core import core_of
 from recipes.data.notes import NEGATIVES, Negatives, notes
 from recipes.data.order import TieRule, in_order, tie_counts, times
@@ -23,7 +23,7 @@ from recipes.data.sequences import (
     sliding_windows,
 )
 from recipes.data.splits import SPLITS, TRAIN, assign_splits, left_out_by_ties
-from recipes.data.tables import DRAW, INTERACTIONS
+from recipes.data.tables import CANDIDATES, DRAW, INTERACTIONS, MANIFEST, UNDRAWN
 from recipes.datasets import DATASETS
 from recipes.datasets.dataset import Interactions, ReadyWindows
 from recipes.datasets.ordering import run_starts
@@ -45,7 +45,8 @@ WRITTEN_AT_ONCE = 2**20
 def prepare(config: PrepareConfig, folder: Path, checksums: Checksums) -> Record:
     """Run the stage, unless `folder` holds its result already.
 
-    Writes items.parquet, examples.parquet, candidates.parquet (all splits), manifest.json
+    Writes items.parquet, examples.parquet, candidates.parquet (all splits; left out where a row
+    leaves too few items to draw from, which a ranking of all items does not need), manifest.json
     (checksums of the raw files, counts, config), unless the dataset gives ready windows
     interactions.parquet, and where the source has ids of its own for users, users.parquet.
 
@@ -109,6 +110,7 @@ def _write(
         interactions = _kept(interactions, config)
         left_out = left_out_by_ties(interactions) if rule == "drop" else None
         windows = sliding_windows(interactions, config.max_history, left_out)
+        _refuse_empty_splits(config, windows)
         if rule is not None:
             seed = config.tie_seed if rule == "random" else None
             ties = {"rule": rule, "seed": seed} | asdict(tie_counts(interactions))
@@ -118,14 +120,12 @@ def _write(
     else:
         windows = given_windows(_kept_windows(read, config), config.max_history)
         keys, own = None, ()
-    _refuse_empty_splits(config, windows)
     recurring = _recurring(windows)
     negatives = config.negatives or ("catalogue" if recurring else "visible")
     columns = {"item_id": np.arange(len(read.titles)), "title": read.titles}
     write_table(folder / "items.parquet", _keyed(columns, keys))
     write_parts(folder / "examples.parquet", _examples(windows))
-    candidates = _candidates(config, windows, len(read.titles), negatives)
-    write_parts(folder / "candidates.parquet", candidates)
+    undrawn = _write_candidates(config, folder, windows, len(read.titles), negatives)
     manifest = {
         "dataset": config.dataset,
         "protocol": config.protocol,
@@ -133,11 +133,11 @@ def _write(
         "ties": ties,
         "negatives": NEGATIVES[negatives],
         RULE: negatives,
-        "notes": [*own, *notes(config, ties, negatives, recurring)],
+        "notes": [*own, *notes(config, ties, negatives, recurring, undrawn)],
         "counts": _counts(windows, read.titles),
         "config": asdict(config),
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST, manifest | ({} if undrawn is None else {UNDRAWN: undrawn}))
 
 
 def _tie_rule(config: PrepareConfig, read: Interactions) -> TieRule | None:
@@ -179,13 +179,15 @@ def _keyed(columns: dict[str, Any], keys: list[str] | None) -> pd.DataFrame:
 
 def _kept(interactions: pd.DataFrame, config: PrepareConfig) -> pd.DataFrame:
     """The interactions, without those of the train users that `train_share` drops."""
-    kept = _kept_rows(interactions, config)
-    return interactions if kept.all() else interactions.loc[kept]
+    if config.train_share == 1:
+        return interactions
+    return interactions.loc[_kept_rows(interactions, config)]
 
 
 def _kept_windows(ready: ReadyWindows, config: PrepareConfig) -> ReadyWindows:
-    kept = _kept_rows(ready.table, config)
-    return ready if kept.all() else replace(ready, table=ready.table.loc[kept])
+    if config.train_share == 1:
+        return ready
+    return replace(ready, table=ready.table.loc[_kept_rows(ready.table, config)])
 
 
 def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
@@ -194,8 +196,6 @@ def _kept_rows(table: pd.DataFrame, config: PrepareConfig) -> np.ndarray:
     The users kept at a smaller share are a subset of those kept at a larger one.
     """
     train = table["split"].to_numpy() == "train"
-    if config.train_share == 1:
-        return np.ones_like(train)
     users = table["user_id"].to_numpy()
     known = np.unique(users[train])
     order = np.random.default_rng(SHARE_SEED).permutation(len(known))
@@ -214,7 +214,7 @@ def _recurring(windows: Windows) -> bool:
     # Ready windows may be incomplete: an earlier occurrence of the target may then appear only in
     # a history, not as the target of another window.
     return isinstance(windows, GivenWindows) and any(
-        (windows.cut(rows) == windows.targets[rows, None]).any()
+        (windows.cut(np.arange(rows.start, rows.stop)) == windows.targets[rows, None]).any()
         for rows in _parts(len(windows.targets))
     )
 
@@ -250,6 +250,18 @@ def _examples(windows: Windows) -> Iterator[pa.Table]:
             "is_last": part["is_last"].to_numpy(),
         }
         yield _used(pa.table(values, schema), windows.splits[rows])
+
+
+def _write_candidates(
+    config: PrepareConfig, folder: Path, windows: Windows, num_items: int, negatives: Negatives
+) -> str | None:
+    """Write candidates.parquet; where a row leaves too few items, says so in place of it."""
+    try:
+        write_parts(folder / CANDIDATES, _candidates(config, windows, num_items, negatives))
+    except TooFewItemsError as error:
+        print(f"[prepare] no candidates are drawn: {error}", flush=True)
+        return str(error)
+    return None
 
 
 def _candidates(
@@ -300,15 +312,20 @@ def _drawn(
     """
     targets = windows.targets[rows]
     drawn = np.zeros((len(targets), streams[0].num_candidates), np.int64)
-    none = targets[:, None][:, :0]
-    visible = windows.cut(rows) if negatives == "visible" else none
+    numbers = np.arange(rows.start, rows.stop)
     for code, stream in enumerate(streams):
         own = np.flatnonzero(codes == code)
         for start in range(0, len(own), BLOCK):
             at = own[start : start + BLOCK]
-            excluded = windows.whole(rows.start + at) if negatives == "whole" else visible[at]
-            drawn[at] = stream.draw(excluded, targets[at])
+            drawn[at] = stream.draw(_excluded(windows, numbers[at], negatives), targets[at])
     return drawn
+
+
+def _excluded(windows: Windows, rows: np.ndarray, negatives: Negatives) -> np.ndarray:
+    """The items that are no negatives of some rows, besides the target: int64 [m, width]."""
+    if negatives == "catalogue":
+        return np.empty((len(rows), 0), np.int64)
+    return windows.whole(rows) if negatives == "whole" else windows.cut(rows)
 
 
 def _used(part: pa.Table, codes: np.ndarray) -> pa.Table:

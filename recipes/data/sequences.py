@@ -48,16 +48,13 @@ class Windows:
         """Each row's split, as an index into `SPLITS`, -1 for one that is left out: int8 [n]."""
         return self.table["split"].cat.codes.to_numpy()
 
-    def cut(self, rows: slice) -> np.ndarray:
-        """The histories of a slice of rows: int64 [n, max_history], left-padded with -1."""
-        start, stop = rows.start, rows.stop
-        histories = np.full((stop - start, self.max_history), PADDING, np.int64)
-        for back in range(1, self.max_history + 1):
-            # Within one user, the item `back` steps before row i is the target of row i - back.
-            first = max(start, back)
-            seen = self.lengths[first:stop] >= back
-            items = self.targets[first - back : stop - back]
-            histories[first - start :, -back][seen] = items[seen]
+    def cut(self, rows: np.ndarray) -> np.ndarray:
+        """The histories of some rows: integers [n] -> int64 [n, max_history], padded with -1."""
+        # The column `back` from the right: within one user, the target of row i - back.
+        back = np.arange(self.max_history, 0, -1)
+        before = rows[:, None] - back
+        histories = self.targets.take(before, mode="clip")
+        histories[self.lengths[rows, None] < back] = PADDING
         return histories
 
     def items(self, rows: slice) -> np.ndarray:
@@ -91,7 +88,7 @@ class GivenWindows(Windows):
     histories: np.ndarray
     """int64 [n, max_history], left-padded with -1."""
 
-    def cut(self, rows: slice) -> np.ndarray:
+    def cut(self, rows: np.ndarray) -> np.ndarray:
         return self.histories[rows]
 
     def items(self, rows: slice) -> np.ndarray:

@@ -10,13 +10,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.artifacts import read_table
+from recipes.artifacts import read_json, read_table
 from recipes.data.padding import PADDING, padded, ranges
 from recipes.data.splits import SPLITS, SplitName, left_out_by_ties
 from recipes.datasets.ordering import run_starts
 from recipes.records import read_record
 
 INTERACTIONS = "interactions.parquet"
+CANDIDATES = "candidates.parquet"
+MANIFEST = "manifest.json"
+UNDRAWN = "undrawn"
+"""Key of the manifest that tells why no candidates were drawn; absent if they were."""
 DRAW = "draw"
 """Column of candidates.parquet, where several were drawn for a row; from 0."""
 
@@ -38,7 +42,7 @@ class Split:
     """int64 [n], item ids."""
 
     candidates: np.ndarray
-    """int64 [n, num_candidates], item ids, the target among them."""
+    """int64 [n, num_candidates], item ids, the target among them; [n, 0] if none were drawn."""
 
     is_last: np.ndarray
     """bool [n]: the user's last window of the split, the one that the paper evaluates."""
@@ -70,6 +74,9 @@ class PreparedData:
 
     folder: Path | None = None
     """The stage's folder; None of tables that were made in memory."""
+
+    undrawn: str | None = None
+    """Why there are no candidates; None if there are."""
 
     @property
     def num_items(self) -> int:
@@ -185,12 +192,13 @@ class PreparedData:
         width = read_record(folder, "prepare").config["max_history"]
         items = pq.read_table(folder / "items.parquet").sort_by("item_id")
         examples = pq.read_table(folder / "examples.parquet")
-        candidates = pq.read_table(folder / "candidates.parquet")
+        undrawn = read_json(folder / MANIFEST).get(UNDRAWN)
+        candidates = None if undrawn else pq.read_table(folder / CANDIDATES)
         splits: dict[SplitName, Split] = {
             name: _split(_rows(examples, name), _draws(candidates, name), name, width)
             for name in SPLITS
         }
-        return cls(items["title"].to_pylist(), splits, folder)
+        return cls(items["title"].to_pylist(), splits, folder, undrawn)
 
 
 def _split(table: pa.Table, draws: list[pa.Table], name: SplitName, width: int) -> Split:
@@ -201,8 +209,9 @@ def _split(table: pa.Table, draws: list[pa.Table], name: SplitName, width: int) 
             "the folder and run `python -m recipes prepare` again"
         )
     items, lengths = _lists(table["history"])
-    candidates, *further = [_lists(drawn["candidates"])[0] for drawn in draws]
-    shape = len(table), -1
+    none = np.empty(0, np.int64)
+    candidates, *further = [_lists(drawn["candidates"])[0] for drawn in draws] or [none]
+    shape = len(table), len(candidates) // max(len(table), 1)
     return Split(
         user_ids=_numbers(table["user_id"]),
         histories=padded(items, lengths, width),
@@ -223,8 +232,10 @@ def _stretches(
     return values[ranges(starts, ends)], ends - starts
 
 
-def _draws(table: pa.Table, split: SplitName) -> list[pa.Table]:
-    """The rows of one split of each draw of candidates, in order."""
+def _draws(table: pa.Table | None, split: SplitName) -> list[pa.Table]:
+    """The rows of one split of each draw of candidates, in order; none if there is no table."""
+    if table is None:
+        return []
     if DRAW not in table.column_names:
         return [_rows(table, split)]
     draws = table[DRAW].to_numpy()

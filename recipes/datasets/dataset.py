@@ -90,6 +90,12 @@ class Dataset(ABC):
             )
         if config.protocol == "llara":
             _refuse_unlike_llara(config)
+        rule = None if config.protocol == "llara" else config.ties or self.ties
+        if rule != "random" and config.tie_seed != PrepareConfig.tie_seed:
+            raise ValueError(
+                f"prepare.tie_seed={config.tie_seed}: only prepare.ties=random reads it; leave it "
+                "out"
+            )
         if config.protocol != "temporal" and config.holdout != PrepareConfig.holdout:
             raise ValueError(
                 f"prepare.holdout={config.holdout}: only prepare.protocol=temporal reads it; "

@@ -13,7 +13,7 @@ has rated. A given `prepare.min_rating` takes the place of 3.
 
 Titles come without the year, and `Godfather, The` is shown as `The Godfather`; where two titles
 would be equal then, the year stays. `prepare.titles: reference` makes LLaRA's titles instead, with
-their mistakes; item 266, `unknown`, has none.
+their mistakes; only item 266, `unknown`, of which they leave nothing, keeps its own.
 """
 
 import os
@@ -45,6 +45,10 @@ ARTICLE = re.compile(
 )
 """A title whose article stands at its end."""
 REFERENCE_ARTICLES = ("The", "A", "An")
+KEPT = (
+    "**Titles that the reference leaves empty**, as it cuts off a year whether there is one or "
+    "not, cannot be shown in a prompt, so the clean one stays: {}."
+)
 YEAR = re.compile(r" \((?P<year>\d{4})\)\s*$")
 
 
@@ -71,15 +75,16 @@ class MovieLens(Dataset):
             ValueError: A file is not the official one, or is truncated.
         """
         films = _read(files[FILMS], "|", ["id", "title"])
-        reference = config.titles == "reference"
-        titles = list(map(_reference_title, films["title"])) if reference else _titles(films)
+        titles, notes = _titles(films), ()
+        if config.titles == "reference":
+            titles, notes = _reference_titles(films, titles)
         ratings = _read(files[RATINGS], "\t", ["user", "item", "rating", "second"])
         if config.protocol == "llara":
             ratings = ratings.iloc[1:]
         least = MIN_RATING if config.min_rating is None else config.min_rating
         liked = ratings.loc[ratings["rating"] >= least]
         keys = [str(number) for number in range(1, len(titles) + 1)]
-        return Interactions(_table(liked, config.protocol), titles, item_keys=keys)
+        return Interactions(_table(liked, config.protocol), titles, item_keys=keys, notes=notes)
 
 
 def _read(path: Path, separator: str, names: list[str]) -> pd.DataFrame:
@@ -137,6 +142,14 @@ def _titles(films: pd.DataFrame) -> list[str]:
         title if shared[title.lower()] == 1 else f"{title}{_year(full)}"
         for title, full in zip(short, raw, strict=True)
     ]
+
+
+def _reference_titles(films: pd.DataFrame, clean: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """LLaRA's titles, the clean one where it leaves none, and a note on these."""
+    made = [_reference_title(full) for full in films["title"]]
+    kept = [f"`{own}` (film {row + 1})" for row, own in enumerate(clean) if not made[row]]
+    titles = [title or own for title, own in zip(made, clean, strict=True)]
+    return titles, (KEPT.format(", ".join(kept)),) if kept else ()
 
 
 def _reference_title(full: str) -> str:

@@ -1,13 +1,19 @@
-"""Sorting and grouping of integers in linear time."""
+"""Sorting and grouping of integers."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-DIGIT = 16
-"""Bits sorted in one pass; numpy sorts 16-bit integers with radix sort."""
+WORD = 64
+"""Bits of the integers that are sorted: a part of the keys, and below it the row's number."""
 
 
 def order_by(*keys: np.ndarray) -> np.ndarray:
     """Indices that sort rows by the first key, then by the second and so on; a stable sort.
+
+    The keys' bits and the row's number are packed into one integer and these are sorted, which
+    numpy does several times as fast as it finds the order of other numbers. Where they do not fit
+    into one, the lower bits are sorted first.
 
     Args:
         keys: Integer arrays [n].
@@ -15,17 +21,38 @@ def order_by(*keys: np.ndarray) -> np.ndarray:
     Returns:
         int64 [n], equal to `np.lexsort(keys[::-1])`.
     """
+    count = len(keys[0])
+    order = np.arange(count)
     if _is_sorted(keys):
-        return np.arange(len(keys[0]))
-    order: np.ndarray | None = None
+        return order
+    low = (count - 1).bit_length()
+    for digits in _digits(keys, WORD - low):
+        digits = digits[order] << np.uint64(low)
+        digits |= np.arange(count, dtype=np.uint64)
+        digits.sort()
+        digits &= np.uint64((1 << low) - 1)
+        order = order[digits.view(np.int64)]
+    return order
+
+
+def _digits(keys: Sequence[np.ndarray], room: int) -> Iterator[np.ndarray]:
+    """The keys' bits, the lowest of the last key first: uint64 [n], each of at most `room` bits."""
+    digits, used = np.zeros(len(keys[0]), np.uint64), 0
     for key in reversed(keys):
         lowest, highest = int(key.min()), int(key.max())
-        for shift in range(0, (highest - lowest).bit_length(), DIGIT):
-            digits = key if order is None else key[order]
-            digits = ((digits - lowest) >> shift).astype(np.uint16)
-            step = digits.argsort(kind="stable")
-            order = step if order is None else order[step]
-    return np.arange(len(keys[0])) if order is None else order
+        bits = (highest - lowest).bit_length()
+        # What overflows here comes out right modulo 2^64, and the differences are below that.
+        rest = key.astype(np.uint64) - np.uint64(lowest % 2**WORD)
+        while bits:
+            taken = min(bits, room - used)
+            digits |= (rest & np.uint64((1 << taken) - 1)) << np.uint64(used)
+            rest >>= np.uint64(taken)
+            used, bits = used + taken, bits - taken
+            if used == room:
+                yield digits
+                digits, used = np.zeros(len(digits), np.uint64), 0
+    if used:
+        yield digits
 
 
 def run_starts(*keys: np.ndarray) -> np.ndarray:

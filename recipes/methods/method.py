@@ -142,7 +142,8 @@ class Method:
             ValueError: A stage was run with other settings.
         """
         files = run.prepared.files
-        return {name: files[name] for name in ("examples.parquet", "candidates.parquet")}
+        names = ("examples.parquet", "candidates.parquet")
+        return {name: files[name] for name in names if name in files}
 
     def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
         """What scores candidates, whichever they are: a row's frozen ones or all items.

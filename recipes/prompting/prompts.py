@@ -34,8 +34,8 @@ def one_line_titles(titles: Sequence[str]) -> list[str]:
     for item_id, title in enumerate(shown):
         if not title:
             raise ValueError(
-                f"the title of item {item_id} is blank: give every item a title; where "
-                "prepare.titles=reference left it blank, choose prepare.titles=clean"
+                f"the title of item {item_id} is blank: give every item a title, and prepare the "
+                "data again in another --out"
             )
         if any(mark in title for mark in MARKS):
             raise ValueError(

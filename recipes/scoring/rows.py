@@ -63,8 +63,8 @@ def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
         config: Split, rows, candidates and cut-offs.
 
     Raises:
-        ValueError: Fewer than two users are left, a row's candidates do not contain its target
-            exactly once, or a cut-off exceeds the number of candidates.
+        ValueError: Fewer than two users are left, no candidates were drawn, a row's candidates do
+            not contain its target exactly once, or a cut-off exceeds the number of candidates.
     """
     split = data.split(config.split)
     rows = _selected(split, config)
@@ -81,6 +81,12 @@ def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
         candidates = np.broadcast_to(np.arange(data.num_items), (len(rows), data.num_items))
         check_cutoffs(config.ks, data.num_items, f"the catalogue has {data.num_items} items")
     else:
+        if data.undrawn is not None:
+            raise ValueError(
+                f"evaluate.candidates='sampled': {data.undrawn}; or choose another "
+                "prepare.negatives, or evaluate.candidates=catalogue, without a language model's "
+                "arms"
+            )
         candidates = split.candidates[rows]
         if further is not None:
             drawn = np.concatenate([candidates[:, None], further[rows]], axis=1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from recipes.arms import comparison
 from recipes.artifacts import read_table
+from recipes.data.hub import from_dataset_dict, to_dataset_dict
 from recipes.data.padding import PADDING
 from recipes.data.tables import PreparedData, Split
 from recipes.evaluation import catalogue
@@ -209,10 +210,12 @@ def test_arms_that_read_the_candidates_are_refused(fields, message):
 # ------------------------------------------------------------------ a run
 
 
-def ring(folder, **changes):
+def ring(folder, num_candidates=20, **changes):
     experiment = Experiment(
         out=str(folder),
-        prepare=PrepareConfig(dataset="ring", protocol="chronological"),
+        prepare=PrepareConfig(
+            dataset="ring", protocol="chronological", num_candidates=num_candidates
+        ),
         adapt=AdaptConfig(methods=["popularity", "markov"]),
         evaluate=replace(ALL, ks=[1, 10], bootstrap_samples=100, **changes),
     )
@@ -243,6 +246,25 @@ def test_a_run_ranks_all_items_and_says_so_everywhere(tmp_path):
     assert words in (tmp_path / "summary.txt").read_text()
     assert "sampled candidates" not in page and "mask: none" not in page
     assert not any(entry["key"].startswith("valid") for entry in results["metrics"])
+
+
+def test_a_catalogue_too_small_to_draw_from_is_ranked_as_a_whole(tmp_path, capsys):
+    whole = ring(tmp_path / "drawn")
+    small = ring(tmp_path / "small", num_candidates=41)
+    assert "no candidates are drawn: num_candidates=41 asks for 40" in capsys.readouterr().out
+    assert small["metrics"] == whole["metrics"]
+    assert "Negatives" not in (tmp_path / "small" / "report.md").read_text()
+    tables = tmp_path / "small" / "prepare"
+    assert not (tables / "candidates.parquet").exists()
+    assert (
+        "**Negatives** were not drawn: num_candidates=41" in (tables / "manifest.json").read_text()
+    )
+    assert PreparedData.load(tables).split("test").candidates.shape[1] == 0
+    windows = to_dataset_dict(tables)
+    assert from_dataset_dict(windows).split("test").candidates.shape[1] == 0
+    with pytest.raises(ValueError, match="candidates='sampled': num_candidates=41 asks for 40 neg"):
+        ring(tmp_path / "sampled", num_candidates=41, candidates="sampled")
+    assert [path.name for path in (tmp_path / "sampled").iterdir()] == ["prepare"]
 
 
 def test_another_mask_ranks_again_and_another_average_does_not(tmp_path, monkeypatch):

@@ -118,3 +118,9 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys) -> N
     monkeypatch.setattr(locking.fcntl, "flock", unsupported)
     with held(tmp_path), held(tmp_path):
         assert "no locks here (No locks available)" in capsys.readouterr().out
+
+
+def test_a_failure_to_write_without_a_name_gets_the_folders(tmp_path) -> None:
+    with pytest.raises(OSError, match="File too large") as caught, held(tmp_path / "run"):
+        raise OSError(27, "[Errno 27] of a library that names no file")
+    assert caught.value.filename == str(tmp_path / "run") and not list(tmp_path.iterdir())

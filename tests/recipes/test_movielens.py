@@ -159,7 +159,10 @@ def test_titles_of_the_reference_are_an_option(raw: Path) -> None:
     config = PrepareConfig(dataset="movielens", protocol="llara", titles="reference")
     found = MovieLens().read(config, MovieLens().raw_files(raw))
     assert found.titles[:3] == ["toy story", "a fish called wanda", "sabrina"]
-    assert found.titles[5] == ""
+    assert found.titles[5] == "unknown"  # the reference leaves nothing of it
+    assert [note.rpartition("stays: ")[2] for note in found.notes] == ["`unknown` (film 6)."]
+    clean = PrepareConfig(dataset="movielens", protocol="llara")
+    assert MovieLens().read(clean, MovieLens().raw_files(raw)).notes == ()
 
 
 @pytest.mark.parametrize(("least", "count"), [(None, 35), (1, 36), (4, 28), (5, 14)])
