@@ -79,7 +79,7 @@ def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
     Raises:
         TypeError: A kind of layer that cannot be routed.
         ValueError: A layer whose input is no batch of instances, or whose weight is read past the
-            layer; a convolution whose groups do not divide the ranks.
+            layer; a convolution whose groups do not divide the ranks, or that a form cannot cover.
     """
     module = model.get_submodule(name)
     if isinstance(module, LoraLayer):
@@ -108,6 +108,12 @@ def _check_groups(name: str, module: nn.modules.conv._ConvNd, config: ILoRAConfi
             f"target module {name!r} is a convolution of groups={module.groups}, which must divide "
             f"the rank of each expert, but these are {sorted(set(ranks))}: choose a multiple or "
             "take the module out of target_modules"
+        )
+    if config.gate_form == "square" and module.groups > 1:
+        raise ValueError(
+            f"target module {name!r} is a convolution of groups={module.groups}, whose B reads a "
+            "group's coordinates only, while gate_form='square' mixes all of them: use "
+            "gate_form='scale', or take the module out of target_modules"
         )
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 from peft_ilora.routing.images import ImageRows
 from peft_ilora.routing.keeping import in_backward, keeping
 
@@ -177,37 +178,59 @@ class RoutingState(threading.local):
         rows = [row for row, name in enumerate(frame.adapter_names) if name == adapter]
         return frame.routing.of_rows(rows)
 
-    def coefficients(self, gate: GateForm, adapter: str) -> Tensor:
-        """Return what a gate makes of the routing in force; evaluated once a forward.
+    def coefficients(self, gate: Gate, adapter: str) -> Tensor:
+        """Return all that a gate makes of the routing in force; evaluated once a forward.
 
         Args:
             gate: The gate.
             adapter: Name of its adapter.
 
         Returns:
-            [batch, coefficients]
+            [batch, coefficients]; of a trunk [layers, batch, coefficients].
         """
-
-        def evaluate() -> Tensor:
-            routing = self.routing_of(adapter)
-            assert routing is not None
-            return gate(routing.embeds, routing.noise.get(adapter))
-
+        evaluate = partial(self._evaluate, gate, adapter)
         return self.remember(("coefficients", gate), evaluate)
+
+    def coefficients_of(self, gate: Gate, adapter: str, place: int | None) -> Tensor:
+        """Return what a gate makes of the routing in force for one layer, [batch, coefficients].
+
+        Args:
+            gate: The gate.
+            adapter: Name of its adapter.
+            place: The layer's; None: all layers have the same.
+        """
+        if place is None:
+            return self.coefficients(gate, adapter)
+        if self._remembering() is None:
+            return self._evaluate(gate, adapter, place)
+        return self.remember(("places", gate), lambda: self.coefficients(gate, adapter).unbind())[
+            place
+        ]
+
+    def _evaluate(self, gate: Gate, adapter: str, place: int | None = None) -> Tensor:
+        routing = self.routing_of(adapter)
+        assert routing is not None
+        return gate(routing.embeds, routing.noise.get(adapter), place)
 
     def remember(self, key: tuple[Hashable, ...], compute: Callable[[], _T]) -> _T:
         """Compute something once a frame, with gradients and without; in a block that is
         checkpointed by its user anew, as when it is run again.
         """
-        frame = self.stack[-1]
-        memory = frame.memory
-        if memory is None or torch.compiler.is_compiling() or frame.opened_by[1:] != keeping()[1:]:
+        memory = self._remembering()
+        if memory is None:
             return compute()
         told = (key, torch.is_grad_enabled())  # a part of a model may run without gradients
         found = memory.get(told)
         if found is None:
             found = memory[told] = compute()
         return found
+
+    def _remembering(self) -> Memory | None:
+        """Return the memory of the running frame; None: everything is computed anew."""
+        frame = self.stack[-1]
+        if torch.compiler.is_compiling() or frame.memory is None:
+            return None
+        return frame.memory if frame.opened_by[1:] == keeping()[1:] else None
 
     # ---------------------------------------------------------------- who binds
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 from peft_ilora.routing.binding import Memory, Routing, RoutingState
 from peft_ilora.routing.readers import Readers
 
@@ -58,7 +58,7 @@ def unbind_checkpoints(model: nn.Module) -> None:
 def _run_bound(
     state: RoutingState,
     routing: Routing | None,
-    gates: list[GateForm],
+    gates: list[Gate],
     block: Callable[..., Any],
     embeds: Tensor | None,
     *args: Any,
