@@ -1,7 +1,8 @@
 """What a gate may do to the rank coordinates of a layer, the adapter's scaling included.
 
 The fused products of `peft_ilora/fast` know some of these classes, by their exact type, and leave
-every other one to `peft_ilora/layers`, which calls it.
+every other one to `peft_ilora/layers`, which calls it. What is made for all layers at once has one
+more dimension in front, and is `split` into what each layer does.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ class Scale:
         """Modulate rank coordinates, [..., rank]."""
         return hidden * self.factors
 
+    def split(self) -> tuple["Scale", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        return tuple(map(Scale, self.factors.unbind()))
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -34,6 +39,13 @@ class Affine:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
         return hidden * self.factors + self.offsets
+
+    def split(self) -> tuple["Affine", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        offsets = self.offsets.unbind()
+        alike = self.factors.dim() == 1
+        factors = [self.factors] * len(offsets) if alike else self.factors.unbind()
+        return tuple(map(Affine, factors, offsets))
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,10 @@ class Square:
         # [rows, positions, rank] @ [rows, rank, rank]
         rows = hidden.unsqueeze(1) if hidden.dim() == 2 else hidden.flatten(1, -2)
         return (rows @ matrix.flatten(0, -3).mT).view(hidden.shape)
+
+    def split(self) -> tuple["Square", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        return tuple(map(Square, self.matrix.unbind()))
 
 
 Modulation = Scale | Affine | Square

@@ -135,18 +135,23 @@ class GatedUpdate(LoraVariant):
             return form.modulation(given, self.coordinates, scaling, like, factor)
         rows = leading[0] if leading else 0
         layout = (rows, len(leading), like.dtype, like.device, self.of_images)
-        kind = ("modulation", self.gate, self.place, self.coordinates, scaling, factor, *layout)
+        kind = ("modulation", self.gate, self.coordinates, scaling, factor, *layout)
 
-        def compute() -> Modulation:
-            coefficients = self._coefficients(adapter, x, leading, like)
-            return form.modulation(coefficients, self.coordinates, scaling, like, factor)
+        def compute() -> Modulation | tuple[Modulation, ...]:
+            given = self._coefficients(adapter, x, leading, like)
+            found = form.modulation(given, self.coordinates, scaling, like, factor)
+            of_all_layers = given.dim() == len(leading) + 2
+            return found.split() if of_all_layers else found
 
-        return self.state.remember(kind, compute)
+        found = self.state.remember(kind, compute)
+        return found[self.place or 0] if isinstance(found, tuple) else found
 
     def _coefficients(
         self, adapter: str, x: Tensor, leading: Sequence[int], like: Tensor
     ) -> Tensor:
-        """[rows, 1, ..., coefficients], which broadcasts against the rank coordinates."""
+        """[rows, 1, ..., coefficients], which broadcasts against the rank coordinates; where each
+        layer has its own and they are remembered, those of all layers, [layers, rows, 1, ...].
+        """
         routing = self.state.routing_of(adapter)
         if routing is None:
             if self.missing_routing == "error":
@@ -154,11 +159,11 @@ class GatedUpdate(LoraVariant):
             if self.state.runs_again():
                 raise lost_routing_error()
             return self.gate.unrouted(self.coordinates, like)
-        given = self.state.coefficients_of(self.gate, adapter, self.place)
+        given = self.state.coefficients(self.gate, adapter, self.place)
         given = routing.spread(self.gate.cut(given, self.coordinates), leading, self.of_images)
         if given is None:
             raise layer_rows_error(routing, self.name, tuple(x.shape))
-        return given.view(given.shape[0], *[1] * (len(leading) - 1), given.shape[1])
+        return given.view(*given.shape[:-1], *[1] * (len(leading) - 1), given.shape[-1])
 
     def coefficients_of(self, z: Tensor) -> Tensor:
         """Return the layer's coefficients for instances, [batch, coefficients].
