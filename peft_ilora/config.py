@@ -13,7 +13,8 @@ from peft.utils.peft_types import PeftType
 
 NAME = "ILORA"
 """The PEFT type, a member that `peft_ilora/registration.py` adds to the enum `PeftType`."""
-GateName = Literal["linear", "mlp", "hard"]
+GateName = Literal["linear", "mlp", "trunk", "hard"]
+GateFormName = Literal["softmax", "sigmoid", "scale", "shift", "scale_shift", "square"]
 GateInput = Literal["routing", "token", "prompt"]
 GateScope = Literal["shared", "per_module"]
 GateInit = Literal["default", "zeros"]
@@ -52,6 +53,9 @@ _BIASES = ("none", "all", "lora_only")
 _FIELDS_OF_THEIR_OWN = {
     "top_k": "; top-k selection is a field of its own: top_k=2",
     "noisy": "; noise is a field of its own: noise_std=1.0",
+    "softmax": "; what is made of a gate's logits is a field of its own: gate_form",
+    "sigmoid": "; what is made of a gate's logits is a field of its own: gate_form='sigmoid'",
+    "scale": "; what is made of a gate's logits is a field of its own: gate_form='scale'",
 }
 
 
@@ -60,9 +64,9 @@ class ILoRAConfig(LoraConfig):
     """Configuration of an instance-wise LoRA (arXiv 2408.10159, Section 3).
 
     The update of an instance with routing embedding z is
-    `dW(z) = scaling * sum_k w_k(z) B_k A_k` with `w(z) = softmax(gate(z) / temperature)`. Fields
-    that are not listed here are LoraConfig's and keep their meaning; those without a meaning here
-    are refused.
+    `dW(z) = scaling * sum_k w_k(z) B_k A_k` with `w(z) = softmax(gate(z) / temperature)`, or what
+    another `gate_form` makes of B and A. Fields that are not listed here are LoraConfig's and keep
+    their meaning; those without a meaning here are refused.
 
     Raises:
         ValueError: A field has an impossible value, or LoRA's option cannot be combined with
@@ -74,10 +78,14 @@ class ILoRAConfig(LoraConfig):
         default=16,
         metadata={
             "help": "Numerator of the scaling. With the default `scaling_rank`, a uniform gate "
-            "equals plain LoRA with r=num_experts*r and the same lora_alpha."
+            "equals plain LoRA with r=num_experts*r and the same lora_alpha; and so does, at its "
+            "start, every gate_form but `softmax`."
         },
     )
-    num_experts: int = field(default=4, metadata={"help": "Experts K."})
+    num_experts: int = field(
+        default=4,
+        metadata={"help": "Experts K; in every gate_form but `softmax` a factor of r."},
+    )
     routing_dim: int = field(default=64, metadata={"help": "Width of a routing embedding."})
     expert_ranks: list[int] | None = field(
         default=None,
@@ -90,7 +98,18 @@ class ILoRAConfig(LoraConfig):
         default="linear",
         metadata={
             "help": "`linear`: softmax(W z), bias-free (the paper). `mlp`: one hidden layer. "
-            "`hard`: routing_embeds are expert ids, int64 [batch]; nothing is learned."
+            "`trunk`: one small network that is told the layer and the module, so that each has "
+            "a gate of its own. `hard`: routing_embeds are expert ids, int64 [batch]; nothing is "
+            "learned."
+        },
+    )
+    gate_form: GateFormName = field(
+        default="softmax",
+        metadata={
+            "help": "What is made of the gate's logits. `softmax`: B diag(w) A, with weights w of "
+            "experts (the paper). All others start as plain LoRA and have values for each rank "
+            "coordinate: `sigmoid`: B diag(2 sigmoid(s)) A. `scale`: B diag(1 + s) A. `shift`: "
+            "B (A x + t). `scale_shift`: both. `square`: B (I + M) A, for small ranks."
         },
     )
     gate_input: GateInput = field(
@@ -108,8 +127,9 @@ class ILoRAConfig(LoraConfig):
     gate_init: GateInit = field(
         default="default",
         metadata={
-            "help": "`default`: torch's for nn.Linear (the paper's code). `zeros`: training starts "
-            "as plain LoRA, all experts equal."
+            "help": "`default`: torch's for nn.Linear (the paper's code) where softmax reads a "
+            "linear or mlp gate, and zeros otherwise. `zeros`: training starts as plain LoRA, all "
+            "experts equal."
         },
     )
     temperature: float = field(
@@ -132,7 +152,10 @@ class ILoRAConfig(LoraConfig):
     )
     missing_routing: MissingRouting = field(
         default="error",
-        metadata={"help": "A forward without routing: `error` raises, `uniform` mixes evenly."},
+        metadata={
+            "help": "A forward without routing: `error` raises, `uniform` mixes evenly; in a "
+            "gate_form without experts it is plain LoRA."
+        },
     )
     routing_source: str | None = field(
         default=None,
@@ -156,6 +179,7 @@ class ILoRAConfig(LoraConfig):
         for name in ("num_experts", "r", "routing_dim"):
             self._check_positive_int(name, getattr(self, name))
         self._check_choice("gate", GateName)
+        self._check_choice("gate_form", GateFormName)
         self._check_choice("gate_input", GateInput)
         self._check_choice("gate_scope", GateScope)
         self._check_choice("gate_init", GateInit)
@@ -166,6 +190,8 @@ class ILoRAConfig(LoraConfig):
         self._check_alpha("lora_alpha", self.lora_alpha)
         self._check_gate()
         self._check_ranks()
+        self._check_trunk()
+        self._check_form()
         self._check_loras_fields()
         self._refuse_options()
 
@@ -226,7 +252,7 @@ class ILoRAConfig(LoraConfig):
                 "gate='hard' picks one expert by its id: top_k, noise_std and temperature must "
                 "keep their defaults"
             )
-        if self.gate_input == "token" and self.gate_scope == "shared":
+        if self.gate_input == "token" and self.gate_scope == "shared" and self.gate != "trunk":
             raise ValueError(
                 "gate_input='token' reads each layer's own input, whose width differs from layer "
                 "to layer, so gate_scope='shared' is impossible: use gate_scope='per_module'"
@@ -252,6 +278,63 @@ class ILoRAConfig(LoraConfig):
         if self.rank_pattern:
             raise ValueError(
                 "expert_ranks and rank_pattern cannot be combined: both set the ranks of a layer"
+            )
+
+    def _check_trunk(self) -> None:
+        if self.gate != "trunk":
+            return
+        if self.gate_input == "token":
+            raise ValueError(
+                "gate='trunk' is one network for all layers, but gate_input='token' reads each "
+                "layer's own input, whose width differs from layer to layer: use gate='linear' or "
+                "'mlp' with gate_scope='per_module', or another gate_input"
+            )
+        if self.gate_scope == "per_module":
+            raise ValueError(
+                "gate='trunk' is one network for all layers, which tells them apart, so "
+                "gate_scope='per_module' is impossible: leave gate_scope at 'shared', or use "
+                "gate='linear' or 'mlp'"
+            )
+
+    def _check_form(self) -> None:
+        """Refuse what has a meaning for weights of experts only."""
+        if self.gate_form == "softmax":
+            return
+        form = f"gate_form={self.gate_form!r}"
+        if self.gate == "hard":
+            raise ValueError(
+                f"gate='hard' weighs one expert, so {form} has nothing to read: use "
+                "gate_form='softmax', or a gate that is learned"
+            )
+        for name, default in {"top_k": None, "noise_std": 0, "temperature": 1}.items():
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} changes the weights of experts, of which "
+                    f"{form} has none: leave it at its default, or use gate_form='softmax'"
+                )
+        if self.scaling_rank == "total":
+            raise ValueError(
+                f"scaling_rank='total' is the paper's formula for its mixture; {form} always "
+                "divides lora_alpha by the total rank, as plain LoRA does: leave scaling_rank at "
+                "its default"
+            )
+        if self.expert_ranks is not None:
+            raise ValueError(
+                f"expert_ranks={self.expert_ranks} gives experts unequal shares, but {form} has "
+                f"no experts: use num_experts=1, r={sum(self.expert_ranks)} for the same total rank"
+            )
+        if self.rank_pattern and self.gate_scope == "shared" and self.gate != "trunk":
+            raise ValueError(
+                f"rank_pattern lets ranks differ, but {form} has values for each rank coordinate, "
+                f"which one shared gate={self.gate!r} gives to all layers alike: use gate='trunk', "
+                "or gate_scope='per_module'"
+            )
+        if self.gate_form == "square" and self.ensure_weight_tying:
+            raise ValueError(
+                "ensure_weight_tying=True makes the output layer's adapter that of the input "
+                "embedding, transposed, but gate_form='square' puts a matrix between A and B that "
+                "is not symmetric: leave ensure_weight_tying at its default, or use "
+                "gate_form='scale'"
             )
 
     def _check_loras_fields(self) -> None:
@@ -341,10 +424,10 @@ class ILoRAConfig(LoraConfig):
     def alpha_for_total_rank(self, alpha: float) -> float:
         """Return the alpha that, over the total rank, gives the scaling that `alpha` stands for.
 
-        LoRA's layers divide alpha by the total rank (by its root under rsLoRA); with
+        LoRA's layers divide alpha by the total rank (by its root under rsLoRA); with a softmax and
         `scaling_rank="expert"` the mean rank of an expert is meant.
         """
-        if self.scaling_rank == "total":
+        if self.scaling_rank == "total" or self.gate_form != "softmax":
             return alpha
         return alpha * (math.sqrt(self.num_experts) if self.use_rslora else self.num_experts)
 

@@ -76,7 +76,7 @@ def check_loaded_keys(expected: Iterable[str], found: Iterable[str]) -> None:
     raise ValueError(
         f"the adapter's weights are incomplete: {len(missing)} of {len(wanted)} tensors are "
         f"missing, the first is {missing[0]!r}. The file is truncated, was made for another base "
-        "model, or its ILoRAConfig has changed since (gate, gate_scope, target_modules)"
+        "model, or its ILoRAConfig has changed since (gate, gate_form, gate_scope, target_modules)"
     )
 
 
@@ -98,7 +98,7 @@ def check_loaded_tensors(tensors: Mapping[str, Tensor], model: Mapping[str, Tens
             raise ValueError(
                 f"{key} has shape {tuple(tensor.shape)} in the adapter's weights and "
                 f"{tuple(place.shape)} in this model: they were made for another base model, or "
-                "their ILoRAConfig has changed since (r, num_experts, expert_ranks, routing_dim)"
+                "their ILoRAConfig has changed since (r, num_experts, gate_form, routing_dim)"
             )
         if place.is_floating_point() and not tensor.is_floating_point():
             raise ValueError(

@@ -13,7 +13,7 @@ from peft_ilora.fast.dropout import probability, rescale
 from peft_ilora.fast.probes import is_plain, is_plain_linear, known_dtype, parts_of, weight_of
 from peft_ilora.fast.product import fused_product, inferred_product
 from peft_ilora.fast.siblings import followers, offer, shared_memory, take
-from peft_ilora.gating.form import Scale
+from peft_ilora.gating.modulation import Scale
 from peft_ilora.layers.update import GatedLinear
 
 

@@ -27,6 +27,11 @@ class Coordinates:
         """Number of experts K."""
         return len(self.ranks)
 
+    @property
+    def rank(self) -> int:
+        """Number of coordinates."""
+        return sum(self.ranks)
+
     def spread(self, weights: Tensor) -> Tensor:
         """Repeat each expert's weight over the coordinates that it owns.
 
@@ -39,20 +44,34 @@ class Coordinates:
         owned = self._spread_over_group(weights)
         return owned if self.groups == 1 else torch.cat([owned] * self.groups, dim=-1)
 
-    def fold(self, b: Tensor, weights: Tensor) -> Tensor:
-        """Multiply the columns of B by the weights of their experts.
+    def fold(self, b: Tensor, factors: Tensor) -> Tensor:
+        """Multiply B by a factor for each coordinate: `B diag(factors)`.
 
         Args:
-            b: [out, sum(ranks) / groups, ...]
-            weights: [num_experts]
+            b: [out, rank / groups, ...]; the outputs of a group have the coordinates of that group.
+            factors: [rank]
 
         Raises:
             RuntimeError: B is sharded over devices.
         """
-        if hasattr(b, "device_mesh") or b.numel() == 0:
-            raise sharded_error("the adapter's")
-        columns = self._spread_over_group(weights.to(b.device, b.dtype))
-        return b * columns.view(-1, *[1] * (b.dim() - 2))
+        check_whole(b)
+        of_groups = factors.to(b.device, b.dtype).view(self.groups, 1, -1, *[1] * (b.dim() - 2))
+        return (b.unflatten(0, (self.groups, -1)) * of_groups).flatten(0, 1)
+
+    def product(self, b: Tensor, vector: Tensor) -> Tensor:
+        """Return what B makes of one vector of rank coordinates, [out].
+
+        Args:
+            b: [out, rank / groups, ...], of one element in each further dimension.
+            vector: [rank]
+
+        Raises:
+            RuntimeError: B is sharded over devices.
+        """
+        check_whole(b)
+        columns = b.reshape(self.groups, b.shape[0] // self.groups, -1)
+        of_groups = vector.to(b.device, b.dtype).view(self.groups, -1, 1)
+        return (columns @ of_groups).flatten()
 
     def _spread_over_group(self, weights: Tensor) -> Tensor:
         ranks = [rank // self.groups for rank in self.ranks]
@@ -67,3 +86,13 @@ class Coordinates:
 def coordinates(ranks: tuple[int, ...], groups: int = 1) -> Coordinates:
     """Return the coordinates of layers with these ranks and groups."""
     return Coordinates(ranks, groups)
+
+
+def check_whole(b: Tensor) -> None:
+    """Refuse a B that is not whole on one device.
+
+    Raises:
+        RuntimeError: It is sharded over devices.
+    """
+    if hasattr(b, "device_mesh") or b.numel() == 0:
+        raise sharded_error("the adapter's")

@@ -1,98 +1,104 @@
 """What every gate form declares: layers, merging, export and inspection ask for nothing else.
 
-A gate maps what it reads to *coefficients*, and says how these modulate the rank coordinates of a
-layer, how they fold into its B, and which figures describe them.
+A gate (`peft_ilora/gating/gate.py`) maps what it reads to logits. Its form makes *coefficients* of
+them, and says how these modulate the rank coordinates of a layer, how they fold into its B, and
+which figures describe them. A form holds no parameters.
 """
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.gating.coordinates import Coordinates
+from peft_ilora.gating.modulation import Modulation
 
 Statistics = dict[str, float | list[float]]
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The modulation `hidden * factors`: the update becomes `B diag(factors) A x`."""
-
-    factors: Tensor
-    """Broadcasts to [..., rank]."""
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Modulate rank coordinates, [..., rank]."""
-        return hidden * self.factors
-
-
-Modulation = Scale
-"""What a gate may hand to a layer; a form with another modulation makes this a union. The fused
-products of `peft_ilora/fast` take scales, and leave every other modulation to `layers`."""
-
-
-class GateForm(nn.Module):
+class GateForm:
     """One form of gate.
 
     Args:
         config: The adapter's configuration.
-        width: Width of what the gate reads.
     """
 
-    def __init__(self, config: ILoRAConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, config: ILoRAConfig) -> None:
+        """Keep what the form reads of the configuration: nothing, unless a form says so."""
 
-    def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map what the gate reads to its coefficients.
+    def count(self, coordinates: Coordinates) -> int:
+        """Return how many coefficients a layer with these rank coordinates needs."""
+        raise NotImplementedError
+
+    def coefficients(self, logits: Tensor) -> Tensor:
+        """Make coefficients of logits, both [..., count]."""
+        return logits
+
+    def cut(self, coefficients: Tensor, widest: Coordinates, own: Coordinates) -> Tensor:
+        """Return a layer's part of what was made for the widest layer of a model.
 
         Args:
-            z: [..., width]; a form that takes ids says so.
-            noise: What `draw_noise` has drawn; None: no noise.
+            coefficients: [..., count(widest)]
+            widest: Rank coordinates of the widest layer.
+            own: Those of the layer.
 
         Returns:
-            [..., coefficients]
+            [..., count(own)]
         """
-        raise NotImplementedError
+        return coefficients[..., : self.count(own)]
 
-    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
-        """Draw the noise of a forward over inputs of this leading shape; None: without noise."""
-        return None
-
-    def unrouted(self, like: Tensor) -> Tensor:
-        """Return the coefficients of `missing_routing="uniform"`, on the device of `like`."""
-        raise NotImplementedError
+    def neutral(self, coordinates: Coordinates, like: Tensor) -> Tensor:
+        """Return the coefficients of a plain LoRA, [count], on the device of `like`, in float32 at
+        least.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return torch.zeros(self.count(coordinates), dtype=dtype, device=like.device)
 
     def modulation(
-        self, coefficients: Tensor, coordinates: Coordinates, scaling: float, like: Tensor
+        self,
+        coefficients: Tensor,
+        coordinates: Coordinates,
+        scaling: float,
+        like: Tensor,
+        factor: float = 1.0,
     ) -> Modulation:
         """Return what a layer does to its rank coordinates.
 
         Args:
-            coefficients: [..., coefficients] that broadcast against the layer's hidden state.
+            coefficients: [..., count] that broadcast against the layer's hidden state.
             coordinates: Rank coordinates of the layer.
             scaling: alpha over rank; a part of the modulation.
             like: The modulation takes its dtype and device.
+            factor: What makes up for dropped elements of the layer's input. It multiplies what
+                comes from the input, and nothing else.
         """
         raise NotImplementedError
 
     def fold(self, b: Tensor, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
         """Return B of the plain LoRA that the adapter is under one instance's coefficients.
 
-        Merging, unmerging and export rest on this alone. A form that no B can express raises a
-        ValueError that says so.
+        With `bias`, merging, unmerging and export rest on this alone.
 
         Args:
             b: B of the layer, [out, rank / groups, ...].
-            coefficients: [coefficients] of one instance, without the scaling.
+            coefficients: [count] of one instance, without the scaling.
             coordinates: Rank coordinates of the layer.
         """
         raise NotImplementedError
 
+    def bias(self, b: Tensor, coefficients: Tensor, coordinates: Coordinates) -> Tensor | None:
+        """Return the bias on B of that plain LoRA, [out], without the scaling; None: it has none.
+
+        Args:
+            b: B of the layer as it is, not folded.
+            coefficients: [count] of one instance.
+            coordinates: Rank coordinates of the layer.
+        """
+        return None
+
     def statistics(self, coefficients: Tensor) -> Statistics:
-        """Return plain figures of coefficients, [rows, coefficients], for inspection."""
+        """Return plain figures of coefficients, [rows, count], for inspection."""
         raise NotImplementedError
 
     def losses(self, coefficients: Tensor) -> dict[str, Tensor]:
-        """Return scalar terms that a trainer may add, of coefficients [rows, coefficients]."""
+        """Return scalar terms that a trainer may add, of coefficients [rows, count]."""
         raise NotImplementedError

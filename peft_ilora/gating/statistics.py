@@ -1,4 +1,4 @@
-"""Figures of expert weights: utilisation, entropy, and two terms that a trainer may add."""
+"""Figures of coefficients: of expert weights, and of any values; terms that a trainer may add."""
 
 import math
 
@@ -56,3 +56,24 @@ def _chosen(weights: Tensor, top_k: int) -> Tensor:
     """[rows, num_experts]: 1/top_k where an expert is among a row's largest, else 0."""
     chosen = weights.topk(top_k, dim=-1).indices
     return torch.zeros_like(weights).scatter(-1, chosen, 1 / top_k)
+
+
+@torch.no_grad()
+def moments(name: str, values: Tensor) -> dict[str, float | list[float]]:
+    """Describe values by their mean, standard deviation and largest magnitude.
+
+    Args:
+        name: Begins the keys: `<name>_mean`, `<name>_std`, `<name>_largest`.
+        values: Of any shape; all of them count alike.
+    """
+    values = values.float()
+    return {
+        f"{name}_mean": values.mean().item(),
+        f"{name}_std": values.std(correction=0).item(),
+        f"{name}_largest": values.abs().max().item(),
+    }
+
+
+def deviation(values: Tensor) -> Tensor:
+    """Return the mean square of what takes an instance away from plain LoRA."""
+    return values.square().mean()

@@ -23,13 +23,14 @@ def coefficients_of(
         ValueError: There is not exactly one instance.
     """
     if routing_embeds is None:
-        return {layer.name: layer.update.gate.unrouted(layer.b) for layer in layers}
+        updates = {layer.name: (layer.update, layer.b) for layer in layers}
+        return {name: of.gate.unrouted(of.coordinates, b) for name, (of, b) in updates.items()}
     if routing_embeds.shape[0] != 1:
         raise ValueError(
             f"routing_embeds has {routing_embeds.shape[0]} rows; a plain LoRA holds one instance: "
             "pass one row, for instance routing_embeds[i : i + 1]"
         )
-    return {layer.name: layer.update.gate(routing_embeds)[0] for layer in layers}
+    return {layer.name: layer.update.coefficients_of(routing_embeds)[0] for layer in layers}
 
 
 @contextmanager

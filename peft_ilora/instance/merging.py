@@ -176,6 +176,12 @@ class Merging(LoraModel):
             layers += adapted
             for layer_name, chosen in coefficients_of(adapted, routing_embeds).items():
                 coefficients[name, layer_name] = chosen
+            if any(layer.bias(coefficients[name, layer.name]) is not None for layer in adapted):
+                raise ValueError(
+                    f"adapter {name!r} has gate_form={config.gate_form!r}, under which an instance "
+                    "is a LoRA with a bias on B: it can be neither merged nor exported. Use "
+                    "gate_form='scale', whose instances are plain LoRAs"
+                )
         return layers, coefficients
 
 

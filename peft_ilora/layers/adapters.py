@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 from peft_ilora.layers.update import GatedUpdate, up_projection
 from peft_ilora.routing.binding import RoutingState
 from peft_ilora.routing.checks import checked_embeds
@@ -33,7 +33,11 @@ class AdaptedLayer:
 
     def folded_b(self, coefficients: Tensor) -> Tensor:
         """Return B of the plain LoRA under one instance's coefficients."""
-        return self.update.gate.fold(self.b, coefficients, self.update.coordinates)
+        return self.update.gate.form.fold(self.b, coefficients, self.update.coordinates)
+
+    def bias(self, coefficients: Tensor) -> Tensor | None:
+        """Return the bias on B of that plain LoRA, [out], unscaled; None: it has none."""
+        return self.update.gate.form.bias(self.b, coefficients, self.update.coordinates)
 
     def delta_weight(self, coefficients: Tensor) -> Tensor:
         """Return what merging one instance adds to the base weight."""
@@ -104,10 +108,10 @@ class Adapters:
         assert isinstance(gates, nn.ModuleDict)
         return gates
 
-    def shared_gate(self, adapter_name: str) -> GateForm:
+    def shared_gate(self, adapter_name: str) -> Gate:
         """Return the gate that all layers of an adapter share."""
         gate = self.gates[adapter_name]
-        assert isinstance(gate, GateForm)
+        assert isinstance(gate, Gate)
         return gate
 
     # ---------------------------------------------------------------- which are in force
@@ -127,7 +131,7 @@ class Adapters:
         configs = {name: self.config(name) for name in names}
         return {name: config for name, config in configs.items() if config.gate_input != "token"}
 
-    def shared_gates(self) -> dict[str, GateForm]:
+    def shared_gates(self) -> dict[str, Gate]:
         """Return the gates that all layers of an adapter share, of the adapters in `reading`."""
         return {name: self.shared_gate(name) for name in self.reading() if name in self.gates}
 
@@ -187,7 +191,7 @@ class Adapters:
                 merged = layer.update.merged_coefficients
                 if name not in layer.layer.merged_adapters or merged is None:
                     return False
-                given = layer.update.gate(embeds)
+                given = layer.update.coefficients_of(embeds)
                 if not torch.allclose(given, merged.to(given).expand_as(given)):
                     return False
         return True

@@ -79,7 +79,7 @@ def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
     Raises:
         TypeError: A kind of layer that cannot be routed.
         ValueError: A layer whose input is no batch of instances, or whose weight is read past the
-            layer; a convolution whose groups do not divide the ranks.
+            layer; a convolution whose groups do not divide the ranks, or that a form cannot cover.
     """
     module = model.get_submodule(name)
     if isinstance(module, LoraLayer):
@@ -103,11 +103,20 @@ def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
 
 def _check_groups(name: str, module: nn.modules.conv._ConvNd, config: ILoRAConfig) -> None:
     ranks = [*(config.expert_ranks or [config.r]), *(config.rank_pattern or {}).values()]
+    divided = "the rank of each expert"
+    if config.gate_form != "softmax":
+        ranks, divided = [config.num_experts * rank for rank in ranks], "the total rank"
     if any(rank % module.groups for rank in ranks):
         raise ValueError(
             f"target module {name!r} is a convolution of groups={module.groups}, which must divide "
-            f"the rank of each expert, but these are {sorted(set(ranks))}: choose a multiple or "
+            f"{divided}, but these are {sorted(set(ranks))}: choose a multiple or "
             "take the module out of target_modules"
+        )
+    if config.gate_form == "square" and module.groups > 1:
+        raise ValueError(
+            f"target module {name!r} is a convolution of groups={module.groups}, whose B reads a "
+            "group's coordinates only, while gate_form='square' mixes all of them: use "
+            "gate_form='scale', or take the module out of target_modules"
         )
 
 

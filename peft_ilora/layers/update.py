@@ -1,9 +1,10 @@
 """The gated update of one layer, as a variant of PEFT's LoRA layers.
 
 PEFT's layers ask `layer.lora_variant[adapter]` for the update, so one implementation serves every
-back end that does. The experts lie side by side in one A, [K r, in], and one B, [out, K r]: expert
-k owns rows (columns) k r .. (k+1) r, and mixing them is one multiplication of width K r
-(arXiv 2408.10159, Eq. 6 and 7, rearranged).
+back end that does. A gate's form says what happens between A and B. The experts of a mixture lie
+side by side in one A, [K r, in], and one B, [out, K r]: expert k owns rows (columns) k r up to
+(k+1) r, and mixing them is one multiplication of width K r (arXiv 2408.10159, Eq. 6 and 7,
+rearranged).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.errors import lost_routing_error, merge_error, missing_routing_error, padded_error
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.form import Modulation
+from peft_ilora.gating.modulation import Modulation
 from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
 from peft_ilora.routing.checks import layer_rows_error
@@ -36,7 +37,7 @@ class GatedUpdate(LoraVariant):
 
     def __init__(
         self,
-        gate: GateForm,
+        gate: Gate,
         state: RoutingState,
         config: ILoRAConfig,
         coordinates: Coordinates,
@@ -45,7 +46,9 @@ class GatedUpdate(LoraVariant):
         self.gate = gate
         self.state = state
         self.coordinates = coordinates
-        self.rank = sum(coordinates.ranks)
+        self.rank = coordinates.rank
+        self.place: int | None = None
+        """Which of the coefficients of a gate that makes them for all layers are this one's."""
         self.by_token = config.gate_input == "token"
         self.missing_routing = config.missing_routing
         self.name = name
@@ -120,42 +123,55 @@ class GatedUpdate(LoraVariant):
             x: The layer's input.
             leading: Shape of the rank coordinates without their last dimension.
             like: The modulation takes its dtype and device.
-            factor: Multiplied into the scaling.
+            factor: What makes up for dropped elements of the input, where `down` has not.
 
         Raises:
             ValueError: No routing is in force, or its rows do not correspond to the input's.
         """
-        scaling = module.scaling[adapter] * factor
+        scaling, form = module.scaling[adapter], self.gate.form
         if self.by_token:
             noise = self.gate.draw_noise(x.shape[:-1], x.device)
             given = self.token_coefficients = self.gate(x, noise)
-            return self.gate.modulation(given, self.coordinates, scaling, like)
+            return form.modulation(given, self.coordinates, scaling, like, factor)
         rows = leading[0] if leading else 0
         layout = (rows, len(leading), like.dtype, like.device, self.of_images)
-        kind = ("modulation", self.gate, self.coordinates, scaling, *layout)
+        kind = ("modulation", self.gate, self.coordinates, scaling, factor, *layout)
 
-        def compute() -> Modulation:
-            coefficients = self._coefficients(adapter, x, leading, like)
-            return self.gate.modulation(coefficients, self.coordinates, scaling, like)
+        def compute() -> Modulation | tuple[Modulation, ...]:
+            given = self._coefficients(adapter, x, leading, like)
+            found = form.modulation(given, self.coordinates, scaling, like, factor)
+            of_all_layers = given.dim() == len(leading) + 2
+            return found.split() if of_all_layers else found
 
-        return self.state.remember(kind, compute)
+        found = self.state.remember(kind, compute)
+        return found[self.place or 0] if isinstance(found, tuple) else found
 
     def _coefficients(
         self, adapter: str, x: Tensor, leading: Sequence[int], like: Tensor
     ) -> Tensor:
-        """[rows, 1, ..., coefficients], which broadcasts against the rank coordinates."""
+        """[rows, 1, ..., coefficients], which broadcasts against the rank coordinates; where each
+        layer has its own and they are remembered, those of all layers, [layers, rows, 1, ...].
+        """
         routing = self.state.routing_of(adapter)
         if routing is None:
             if self.missing_routing == "error":
                 raise missing_routing_error(adapter)
             if self.state.runs_again():
                 raise lost_routing_error()
-            return self.gate.unrouted(like)
-        given = self.state.coefficients(self.gate, adapter)
-        given = routing.spread(given, leading, self.of_images)
+            return self.gate.unrouted(self.coordinates, like)
+        given = self.state.coefficients(self.gate, adapter, self.place)
+        given = routing.spread(self.gate.cut(given, self.coordinates), leading, self.of_images)
         if given is None:
             raise layer_rows_error(routing, self.name, tuple(x.shape))
-        return given.view(given.shape[0], *[1] * (len(leading) - 1), given.shape[1])
+        return given.view(*given.shape[:-1], *[1] * (len(leading) - 1), given.shape[-1])
+
+    def coefficients_of(self, z: Tensor) -> Tensor:
+        """Return the layer's coefficients for instances, [batch, coefficients].
+
+        Args:
+            z: [batch, routing_dim]; of a hard gate [batch], int64.
+        """
+        return self.gate.cut(self.gate(z, place=self.place), self.coordinates)
 
     # ---------------------------------------------------------------- merging
 
@@ -218,7 +234,8 @@ class GatedUpdate(LoraVariant):
             adapter: Name of the adapter.
             coefficients: [coefficients] of the instance.
         """
-        b = self.gate.fold(up_projection(module, adapter).data, coefficients, self.coordinates)
+        b = up_projection(module, adapter).data
+        b = self.gate.form.fold(b, coefficients, self.coordinates)
         if adapter in module.lora_embedding_B:
             name, own = "lora_embedding_B", module.lora_embedding_B
             held: nn.Module = nn.ParameterDict({**own, adapter: b})

@@ -18,8 +18,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.gating import GateForm, make_gate
-from peft_ilora.gating.coordinates import coordinates
+from peft_ilora.gating import Gate, make_gate
+from peft_ilora.gating.coordinates import Coordinates, coordinates
 from peft_ilora.instance.merging import Merging
 from peft_ilora.layers.adapters import Adapters
 from peft_ilora.layers.kinds import UPDATES, own_layer, routed_layer
@@ -102,6 +102,8 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
+            with torch.device("meta") if low_cpu_mem_usage else nullcontext():
+                self._settle_gate(adapter_name)
         except BaseException:
             before.restore()
             raise
@@ -115,6 +117,18 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         self.adapters.any_layer()
         if first:
             self.routing_hooks = RoutingHooks(model, self.routing_state, self.adapters)
+
+    def _settle_gate(self, adapter_name: str) -> None:
+        """Tell a gate that makes coefficients for each layer which layers there are."""
+        gates = self.adapters.gates
+        if adapter_name not in gates or not self.adapters.shared_gate(adapter_name).by_layer:
+            return
+        gate, layers = self.adapters.shared_gate(adapter_name), self.adapters.layers(adapter_name)
+        gate.settle([(layer.name, layer.update.coordinates) for layer in layers])
+        for place, layer in enumerate(layers):
+            layer.update.place = place
+        trains = adapter_name in self.active_adapters
+        gate.requires_grad_(trains and not self.adapters.config(adapter_name).inference_mode)
 
     def _prepare_model(self, peft_config: LoraConfig, model: nn.Module) -> None:
         # Called before the first layer is replaced: the place to refuse.
@@ -164,17 +178,18 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         layer = routed_layer(getattr(parent, target_name), current_key)
         if self._check_tied_module_exists(lora_config, current_key):
             tie(layer, self.model.get_input_embeddings(), adapter_name, current_key)
+        groups = getattr(layer.get_base_layer(), "groups", 1)
+        assert isinstance(groups, int)
+        own = coordinates(lora_config.ranks(layer.r[adapter_name]), groups)
         if lora_config.gate_scope == "shared":
             gate = self.adapters.shared_gate(adapter_name)
         else:
-            gate = _add_gate(layer, adapter_name, lora_config)
-        groups = getattr(layer.get_base_layer(), "groups", 1)
-        assert isinstance(groups, int)
+            gate = _add_gate(layer, adapter_name, lora_config, own)
         layer.lora_variant[adapter_name] = UPDATES[type(layer).__name__](
             gate,
             self.routing_state,
             lora_config,
-            coordinates(lora_config.ranks(layer.r[adapter_name]), groups),
+            own,
             current_key,
         )
 
@@ -242,7 +257,7 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
         return prompt_embeds(self.model, input_ids, inputs_embeds, attention_mask, labels)
 
 
-def _add_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> GateForm:
+def _add_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig, own: Coordinates) -> Gate:
     """Give a layer a gate of its own, as one more adapter module that PEFT manages."""
     assert isinstance(layer, nn.Module)
     if not hasattr(layer, GATES):
@@ -251,7 +266,7 @@ def _add_gate(layer: LoraLayer, adapter_name: str, config: ILoRAConfig) -> GateF
     like = up_projection(layer, adapter_name)
     width = layer.in_features if config.gate_input == "token" else config.routing_dim
     assert width is not None
-    gate = make_gate(config, width).to(like.device)
+    gate = make_gate(config, width, own).to(like.device)
     getattr(layer, GATES)[adapter_name] = gate
     return gate
 

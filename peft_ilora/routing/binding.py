@@ -12,13 +12,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 from peft_ilora.routing.images import ImageRows
 from peft_ilora.routing.keeping import in_backward, keeping
 
@@ -77,19 +78,19 @@ class Routing:
         """Give each row of a layer's input what its routing row has.
 
         Args:
-            given: [batch, coefficients]
+            given: [..., batch, coefficients]
             leading: The input's shape without its features; one number may be batch and sequence,
                 flattened.
             of_images: Whether the layer's rows are images.
 
         Returns:
-            [leading[0], coefficients]; None where the input's rows do not match.
+            [..., leading[0], coefficients]; None where the input's rows do not match.
         """
         if not leading:
             return None
         count = leading[0]
         if self.sole:
-            return given if count == 1 else given.repeat_interleave(count, dim=0)
+            return given if count == 1 else given.repeat_interleave(count, dim=-2)
         if self.detached:
             return None
         if of_images and self.images is not None:
@@ -107,12 +108,12 @@ class Routing:
             else:
                 return None
         given = self._spread(given, copies)
-        return given if length == 1 else given.repeat_interleave(length, dim=0)
+        return given if length == 1 else given.repeat_interleave(length, dim=-2)
 
     def _spread(self, given: Tensor, copies: int) -> Tensor:
-        """[batch, coefficients] -> [rows, coefficients]"""
-        given = given if self.times == 1 else given.repeat_interleave(self.times, dim=0)
-        return given if copies == 1 else given.repeat(copies, 1)
+        """[..., batch, coefficients] -> [..., rows, coefficients]"""
+        given = given if self.times == 1 else given.repeat_interleave(self.times, dim=-2)
+        return given if copies == 1 else torch.cat([given] * copies, dim=-2)
 
     def of_rows(self, rows: Sequence[int]) -> "Routing":
         """Return the routing of some rows."""
@@ -177,37 +178,47 @@ class RoutingState(threading.local):
         rows = [row for row, name in enumerate(frame.adapter_names) if name == adapter]
         return frame.routing.of_rows(rows)
 
-    def coefficients(self, gate: GateForm, adapter: str) -> Tensor:
+    def coefficients(self, gate: Gate, adapter: str, place: int | None = None) -> Tensor:
         """Return what a gate makes of the routing in force; evaluated once a forward.
 
         Args:
             gate: The gate.
             adapter: Name of its adapter.
+            place: The layer that asks, where each has coefficients of its own; where nothing is
+                remembered, those of the others are not computed.
 
         Returns:
-            [batch, coefficients]
+            [batch, coefficients]; of all layers where each has its own, [layers, batch,
+            coefficients].
         """
+        if place is not None and self._remembering() is None:
+            return self._evaluate(gate, adapter, place)
+        return self.remember(("coefficients", gate), partial(self._evaluate, gate, adapter))
 
-        def evaluate() -> Tensor:
-            routing = self.routing_of(adapter)
-            assert routing is not None
-            return gate(routing.embeds, routing.noise.get(adapter))
-
-        return self.remember(("coefficients", gate), evaluate)
+    def _evaluate(self, gate: Gate, adapter: str, place: int | None = None) -> Tensor:
+        routing = self.routing_of(adapter)
+        assert routing is not None
+        return gate(routing.embeds, routing.noise.get(adapter), place)
 
     def remember(self, key: tuple[Hashable, ...], compute: Callable[[], _T]) -> _T:
         """Compute something once a frame, with gradients and without; in a block that is
         checkpointed by its user anew, as when it is run again.
         """
-        frame = self.stack[-1]
-        memory = frame.memory
-        if memory is None or torch.compiler.is_compiling() or frame.opened_by[1:] != keeping()[1:]:
+        memory = self._remembering()
+        if memory is None:
             return compute()
         told = (key, torch.is_grad_enabled())  # a part of a model may run without gradients
         found = memory.get(told)
         if found is None:
             found = memory[told] = compute()
         return found
+
+    def _remembering(self) -> Memory | None:
+        """Return the memory of the running frame; None: everything is computed anew."""
+        frame = self.stack[-1]
+        if torch.compiler.is_compiling() or frame.memory is None:
+            return None
+        return frame.memory if frame.opened_by[1:] == keeping()[1:] else None
 
     # ---------------------------------------------------------------- who binds
 

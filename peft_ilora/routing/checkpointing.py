@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 from peft_ilora.routing.binding import Memory, Routing, RoutingState
 from peft_ilora.routing.readers import Readers
 
@@ -34,7 +34,9 @@ class RoutedCheckpoint:
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Checkpoint `block(*args)`."""
         routing = self.state.current
-        gates = {} if routing is None else self.readers.shared_gates()
+        gates: dict[str, Gate] = {}
+        if routing is not None and not torch.compiler.is_compiling():
+            gates = self.readers.shared_gates()
         embeds = None if routing is None else routing.embeds
         coefficients = [self.state.coefficients(gate, name) for name, gate in gates.items()]
         run = partial(_run_bound, self.state, routing, list(gates.values()), block)
@@ -58,7 +60,7 @@ def unbind_checkpoints(model: nn.Module) -> None:
 def _run_bound(
     state: RoutingState,
     routing: Routing | None,
-    gates: list[GateForm],
+    gates: list[Gate],
     block: Callable[..., Any],
     embeds: Tensor | None,
     *args: Any,

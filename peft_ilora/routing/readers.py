@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from peft_ilora.config import ILoRAConfig
-from peft_ilora.gating import GateForm
+from peft_ilora.gating import Gate
 
 
 class Readers(Protocol):
@@ -13,7 +13,7 @@ class Readers(Protocol):
         """Return the adapters that read a routing now; none where they are disabled or merged."""
         ...
 
-    def shared_gates(self) -> dict[str, GateForm]:
+    def shared_gates(self) -> dict[str, Gate]:
         """Return the gates that all layers of an adapter share, of the adapters in `reading`."""
         ...
 

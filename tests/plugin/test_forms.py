@@ -9,45 +9,38 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig, config, export_lora, fast, gating
-from peft_ilora.gating.form import GateForm, Scale
-from peft_ilora.gating.mixture import GateLinear
+from peft_ilora.gating.form import GateForm
+from peft_ilora.gating.modulation import Scale
 
 
-class Sigmoid(GateForm):
-    """`B diag(2 sigmoid(W z)) A`, as docs/architecture.md shows it."""
+class Doubling(GateForm):
+    """`B diag(2^s) A`, as docs/architecture.md shows it."""
 
-    def __init__(self, config: ILoRAConfig, width: int) -> None:
-        super().__init__(config, width)
-        self.rank = config.total_rank
-        self.project = GateLinear(width, self.rank)
+    def count(self, coordinates) -> int:
+        return coordinates.rank
 
-    def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
-        return 2 * torch.sigmoid(self.project(z))
-
-    def unrouted(self, like: Tensor) -> Tensor:
-        return torch.ones(self.rank, device=like.device)
-
-    def modulation(self, coefficients, coordinates, scaling, like) -> Scale:
-        return Scale((coefficients * scaling).to(like.device, like.dtype))
+    def modulation(self, coefficients, coordinates, scaling, like, factor=1.0) -> Scale:
+        factors = coefficients.exp2() * (scaling * factor)
+        return Scale(factors.to(like.device, like.dtype))
 
     def fold(self, b: Tensor, coefficients: Tensor, coordinates) -> Tensor:
-        return b * coefficients.to(b.device, b.dtype)
+        return coordinates.fold(b, coefficients.exp2())
 
     def statistics(self, coefficients: Tensor) -> dict:
         return {"rows": coefficients.shape[0], "mean": coefficients.mean().item()}
 
     def losses(self, coefficients: Tensor) -> dict[str, Tensor]:
-        return {"deviation": (coefficients - 1).square().mean()}
+        return {"deviation": coefficients.square().mean()}
 
 
 @pytest.mark.parametrize("layers", ["plain", "fused"])
 def test_a_form_of_ones_own_works_everywhere(layers, monkeypatch, randomise, tmp_path) -> None:
-    monkeypatch.setitem(gating.FORMS, "sigmoid", Sigmoid)
-    monkeypatch.setattr(config, "GateName", Literal["linear", "sigmoid"])
+    monkeypatch.setitem(gating.FORMS, "doubling", Doubling)
+    monkeypatch.setattr(config, "GateFormName", Literal["softmax", "doubling"])
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
     x, z = torch.randn(2, 7, 5), torch.randn(2, 3)
-    fields = ILoRAConfig(gate="sigmoid", routing_dim=3, target_modules=["0", "2"])
+    fields = ILoRAConfig(gate_form="doubling", routing_dim=3, target_modules=["0", "2"])
     try:
         if layers == "plain":
             fast.uninstall()

@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig, export_lora
-from peft_ilora.gating import Gate, HardGate, make_gate
+from peft_ilora.gating import Gate, make_gate
 
 support = pytest.mark.support
 
@@ -106,7 +106,7 @@ def test_recomputation_sees_the_noise_of_its_forward(make_adapted, ids, z, reent
 @support("Gates", "hard clusters", "works")
 def test_a_hard_gate_is_the_named_expert_alone(make_adapted, ids) -> None:
     assert torch.equal(
-        HardGate(ILoRAConfig(gate="hard", num_experts=3), 1)(torch.tensor([2, 0])),
+        make_gate(ILoRAConfig(gate="hard", num_experts=3), 1)(torch.tensor([2, 0])),
         torch.eye(3)[[2, 0]],
     )
     model = make_adapted(gate="hard")
