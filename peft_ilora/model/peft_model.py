@@ -19,7 +19,7 @@ from torch import nn
 from peft_ilora.model.card import README, write_card
 from peft_ilora.model.files import check_config, check_weights, is_own
 from peft_ilora.model.ilora import ILoRAModel
-from peft_ilora.model.rollback import Snapshot
+from peft_ilora.rollback import Snapshot
 from peft_ilora.routing.forward import is_routed
 
 _Method = Callable[..., Any]
