@@ -165,7 +165,9 @@ class Merging(LoraModel):
             key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
             folded[key] = layer.folded_b(coefficients[name, layer.name])
             if is_tied(layer.layer, name):
-                folded[f"{layer.name}.lora_A.weight"] = layer.layer.lora_A[name].weight
+                a = layer.layer.lora_A[name].weight
+                assert isinstance(a, Tensor)
+                folded[f"{layer.name}.lora_A.weight"] = a
         config = self.adapters.config(name).to_lora_config()
         if shifts:
             config.lora_bias = config.init_lora_weights = True  # PEFT combines it with no other
