@@ -81,7 +81,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in model.state_dict().items() if "lora" not in k}
 
 
-@support("Gates", "export and merge one instance of each gate form", "works")
+@support("Adapter lifecycle", "export and merge one instance of each gate form", "works")
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize(("form", "kind"), cases(bias_free_only=("Embedding",)))
 @torch.no_grad()
@@ -104,7 +104,7 @@ def test_an_export_gives_the_instances_outputs_in_peft(form, kind, rslora, tmp_p
     assert ("lora_B.bias" in keys) == (form in SHIFTING)
 
 
-@support("Gates", "export and merge one instance of each gate form", "works")
+@support("Adapter lifecycle", "export and merge one instance of each gate form", "works")
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize(
     ("form", "kind"), cases(bias_free_only=("Embedding",), without=("Conv2d, groups",))
@@ -230,7 +230,7 @@ UNABLE = {
 }
 
 
-@support("Gates", "merge a shift into a layer that cannot take a bias", "refused")
+@support("Adapter lifecycle", "merge a shift into a layer that cannot take a bias", "refused")
 @pytest.mark.parametrize("name", UNABLE)
 def test_layers_that_cannot_take_a_bias_are_found_before_the_first_is_merged(name) -> None:
     make, fields, message = UNABLE[name]
@@ -262,7 +262,7 @@ def test_a_grouped_convolution_is_exported_but_not_merged(form) -> None:
             merge(routing_embeds=z[:1])
 
 
-@support("Gates", "export a shift for a layer that PEFT gives no bias", "refused")
+@support("Adapter lifecycle", "export a shift for a layer that PEFT gives no bias", "refused")
 @pytest.mark.parametrize("form", SHIFTING)
 def test_an_embedding_with_a_shift_is_not_exported_and_nothing_is_written(form, tmp_path) -> None:
     model, _, _, z = adapted(form, "Embedding")

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import peft
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -509,6 +509,19 @@ def test_an_exported_instance_is_a_plain_lora_of_the_same_quantised_base(
     assert type(plain.base_model).__name__ == "LoraModel"
     expected = logits(model, ids[:1], routing_embeds=z[:1])
     torch.testing.assert_close(logits(plain, ids[:1]), expected, rtol=0, atol=backend.tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_starts_from_a_lora_of_the_same_quantised_base(
+    backend, load, randomise, ids, z, tmp_path
+) -> None:
+    fields = {"lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
+    plain = randomise(get_peft_model(load(), LoraConfig(r=8, **fields))).eval()
+    plain.save_pretrained(tmp_path)
+    config = ILoRAConfig(r=2, routing_dim=8, init_from=str(tmp_path), **fields)
+    model = get_peft_model(load(), config).eval()
+    got = logits(model, ids, routing_embeds=z)
+    torch.testing.assert_close(got, logits(plain, ids), rtol=0, atol=backend.tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

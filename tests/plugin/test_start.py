@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def trained(base: nn.Module, folder: Path, **fields: Any) -> PeftModel:
     lora = get_peft_model(base, LoraConfig(**fields)).eval()
     generator = torch.Generator().manual_seed(7)
     for name, parameter in lora.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        if "lora_" in name or "modules_to_save" in name or "trainable_tokens" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     lora.save_pretrained(folder)
     return lora
@@ -68,7 +69,7 @@ def started(make_llama, tmp_path) -> Callable[..., PeftModel]:
     return make
 
 
-@support("Gates", "start from a trained plain LoRA", "works")
+@support("Adapter lifecycle", "start from a trained plain LoRA", "works")
 @pytest.mark.parametrize("gate", ["linear", "mlp", "trunk"])
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
@@ -76,7 +77,7 @@ def test_every_instance_is_the_lora_at_first(form, gate, lora, started, ids, z) 
     expected = lora()(input_ids=ids).logits
     model = started(gate_form=form, gate=gate)
     got = model(input_ids=ids, routing_embeds=z).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     with model.disable_adapter():
         assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-2)
 
@@ -104,6 +105,8 @@ def test_every_instance_is_the_lora_at_first(form, gate, lora, started, ids, z) 
         ({}, {"gate_input": "token", "gate_scope": "per_module", "temperature": 0.5}),
         ({"layer_replication": [(0, 2), (1, 2)]}, {"layer_replication": [(0, 2), (1, 2)]}),
         ({"init_lora_weights": "gaussian"}, {"init_lora_weights": False}),
+        ({"trainable_token_indices": [3, 4]}, {"trainable_token_indices": [3, 4]}),
+        ({"modules_to_save": ["lm_head"]}, {"modules_to_save": ["lm_head"]}),
         ({"target_modules": "all-linear"}, {"target_modules": "all-linear"}),
         ({"target_modules": r".*\.0\..*q_proj"}, {"layers_to_transform": [0]}),
     ],
@@ -116,7 +119,20 @@ def test_settings_that_agree_give_equal_outputs(theirs, ours, lora, started, ids
     expected = lora(**theirs)(input_ids=ids).logits
     routing = {} if ours.get("gate_input") == "token" else {"routing_embeds": z}
     got = started(**ours)(input_ids=ids, **routing).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_code_of_the_training_page_runs(lora, make_llama, ids, tmp_path, monkeypatch) -> None:
+    targets = ["q_proj", "v_proj"]
+    expected = lora(r=16, lora_alpha=32, target_modules=targets)(input_ids=ids).logits
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*init_from=[^`]*)```", page)
+    monkeypatch.chdir(tmp_path)
+    names = {"llm": make_llama(), "get_peft_model": get_peft_model, "ILoRAConfig": ILoRAConfig}
+    exec(code, names)
+    got = names["model"].eval()(input_ids=ids, routing_embeds=torch.randn(3, 64)).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 KINDS = ["Linear", "Conv1D", "Conv2d", "Conv2d, groups", "Embedding"]
@@ -202,7 +218,7 @@ def test_a_second_adapter_starts_from_it_too(lora, llama, ids, z, tmp_path) -> N
     llama.add_adapter("second", config)
     llama.set_adapter("second")
     got = llama(input_ids=ids, routing_embeds=z).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     llama.set_adapter("default")
     assert torch.equal(llama(input_ids=ids, routing_embeds=z).logits, first)
 
@@ -224,7 +240,7 @@ def test_the_folder_is_read_once_and_neither_saved_nor_read_again(
     for given in ({}, {"config": config}):
         again = PeftModel.from_pretrained(make_llama(), tmp_path / "saved", **given)
         got = again.eval()(input_ids=ids, routing_embeds=z).logits
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
         assert again.peft_config["default"].init_from is None
     assert config.init_from is not None
     model.load_adapter(tmp_path / "saved", "second")
@@ -241,7 +257,7 @@ def test_a_configuration_serves_several_models(lora, started, make_llama, ids, z
     expected = lora()(input_ids=ids).logits
     config = started().peft_config["default"]
     got = get_peft_model(make_llama(), config).eval()(input_ids=ids, routing_embeds=z).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -280,7 +296,7 @@ def test_a_classifiers_trained_head_comes_along(ids, z, tmp_path) -> None:
     config = ILoRAConfig(routing_dim=8, lora_alpha=8, init_from=str(tmp_path), **fields)
     model = get_peft_model(classifier(), config).eval()
     got = model(input_ids=ids, routing_embeds=z).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
@@ -300,7 +316,7 @@ def test_tied_embeddings_start_as_the_lora(tied, ids, z, make_llama, tmp_path) -
     config = ILoRAConfig(r=2, lora_alpha=8, routing_dim=8, init_from=str(tmp_path), **fields)
     model = get_peft_model(make_llama(tie_word_embeddings=True), config).eval()
     got = model(input_ids=ids, routing_embeds=z).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
@@ -313,7 +329,7 @@ def test_embeddings_that_are_saved_along_must_be_equal(lora, started, ids, z, tm
     extra = {key for key in saved if "lora_" not in key}
     assert extra == {"base_model.model.model.embed_tokens.base_layer.weight"}
     got = started(target_modules=targets)(input_ids=ids, routing_embeds=z).logits
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     (key,) = extra
     for changed in (saved[key] + 1, torch.cat([saved[key], saved[key][:1]])):
         save_file(saved | {key: changed}, path)
@@ -389,7 +405,7 @@ CHANGED = {
 }
 
 
-@support("Gates", "start from a LoRA that differs", "refused")
+@support("Adapter lifecycle", "start from a LoRA that differs", "refused")
 @pytest.mark.filterwarnings("ignore:.*lora_bias=True:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape:UserWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning")
