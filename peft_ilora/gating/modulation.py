@@ -51,9 +51,8 @@ class Square:
         if any(length != 1 for length in matrix.shape[1:-2]):  # one for each token
             return (matrix @ hidden.unsqueeze(-1)).squeeze(-1)
         # [rows, positions, rank] @ [rows, rank, rank]
-        rows, rank = hidden.shape[0], hidden.shape[-1]
-        product = hidden.reshape(rows, -1, rank) @ matrix.reshape(-1, rank, rank).mT
-        return product.view(hidden.shape)
+        rows = hidden.unsqueeze(1) if hidden.dim() == 2 else hidden.flatten(1, -2)
+        return (rows @ matrix.flatten(0, -3).mT).view(hidden.shape)
 
 
 Modulation = Scale | Affine | Square
