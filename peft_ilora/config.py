@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ GateInit = Literal["default", "zeros"]
 ScalingRank = Literal["expert", "total"]
 MissingRouting = Literal["error", "uniform"]
 
-_REFUSED = {
+REFUSED = {
     "use_dora": "DoRA renormalises by the norm of one weight, but here every instance has its own",
     "use_qalora": "QA-LoRA pools the input for a merge into group-wise quantised weights, which a "
     "gate per instance rules out",
@@ -40,6 +41,7 @@ _REFUSED = {
     "corda_config": "CorDA subtracts an ungated update from the base weight",
     "lora_ga_config": "LoRA-GA subtracts an ungated update from the base weight",
 }
+"""Options of LoRA that have no meaning under a gate, and why."""
 _RANKS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 _INITS = ((bool, True), (bool, False), (str, "gaussian"))
 _FLAGS = ("fan_in_fan_out", "use_rslora", "ensure_weight_tying", "inference_mode")
@@ -164,6 +166,14 @@ class ILoRAConfig(LoraConfig):
             "a saved adapter says it."
         },
     )
+    init_from: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a trained plain LoRA, whose A and B a new adapter starts with: its "
+            "gate starts at zero (`gate_init`), so that every instance is that LoRA. Read when the "
+            "adapter is made, and neither saved nor read when it is loaded."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,6 +202,7 @@ class ILoRAConfig(LoraConfig):
         self._check_ranks()
         self._check_trunk()
         self._check_form()
+        self._check_start()
         self._check_loras_fields()
         self._refuse_options()
 
@@ -202,8 +213,13 @@ class ILoRAConfig(LoraConfig):
         PEFT would ignore them with a warning, and the adapter would be another.
 
         Raises:
-            ValueError: There are such fields.
+            ValueError: There are such fields, or `init_from`.
         """
+        if kwargs.get("init_from") is not None:
+            raise ValueError(
+                f"the configuration has init_from={kwargs['init_from']!r}, which is read when an "
+                "adapter is made, and never when one is loaded: take it out of the file"
+            )
         known = {spec.name for spec in fields(cls)}
         unknown = {name: value for name, value in kwargs.items() if name not in known and value}
         unknown = {name: value for name, value in unknown.items() if value != "none"}
@@ -213,6 +229,12 @@ class ILoRAConfig(LoraConfig):
                 "written by a newer one, or a name is misspelt: upgrade peft-ilora (and peft)"
             )
         return super().check_kwargs(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that are saved: all but `init_from`."""
+        found = super().to_dict()
+        del found["init_from"]
+        return found
 
     @staticmethod
     def _check_alpha(name: str, value: object) -> None:
@@ -337,6 +359,25 @@ class ILoRAConfig(LoraConfig):
                 "gate_form='scale'"
             )
 
+    def _check_start(self) -> None:
+        """Let the gate start at zero where the adapter starts as a LoRA, if it can."""
+        if self.init_from is None:
+            return
+        if not isinstance(self.init_from, (str, os.PathLike)) or not os.fspath(self.init_from):
+            raise ValueError(f"init_from={self.init_from!r} must be a folder's path, or None")
+        start = f"init_from={os.fspath(self.init_from)!r}"
+        if self.gate == "hard":
+            raise ValueError(
+                f"gate='hard' takes one expert for each instance, so none would start as the LoRA "
+                f"of {start}: use a gate that is learned"
+            )
+        if self.top_k not in (None, self.num_experts):
+            raise ValueError(
+                f"top_k={self.top_k} leaves experts out, so no instance would start as the LoRA of "
+                f"{start}: leave top_k at its default"
+            )
+        self.gate_init = "zeros"
+
     def _check_loras_fields(self) -> None:
         """Check what PEFT reads late, or not at all."""
         if self.routing_source is not None and not isinstance(self.routing_source, str):
@@ -393,7 +434,7 @@ class ILoRAConfig(LoraConfig):
                 )
 
     def _refuse_options(self) -> None:
-        for name, reason in _REFUSED.items():
+        for name, reason in REFUSED.items():
             if getattr(self, name, None):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} cannot be used with iLoRA: {reason}. "

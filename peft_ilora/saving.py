@@ -47,6 +47,11 @@ def lora_key(key: str) -> str:
     return re.sub(r"\.ilora_((embedding_)?[AB])(\.|$)", r".lora_\1\3", key)
 
 
+def own_key(key: str) -> str:
+    """The saved key of a plain LoRA's: `...lora_A.weight` -> `...ilora_A.weight`."""
+    return re.sub(r"\.lora_((embedding_)?[AB])(\.|$)", r".ilora_\1\3", key)
+
+
 def check_loaded_keys(expected: Iterable[str], found: Iterable[str]) -> None:
     """Refuse a file that does not hold the whole adapter, or more of it than the model has.
 

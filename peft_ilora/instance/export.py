@@ -22,7 +22,9 @@ def export_lora(
 ) -> Path:
     """Write the plain LoRA that an adapter is for one instance.
 
-    Exact: the gate is folded into B, no approximation is made. Its rank is `num_experts * r`.
+    Exact: the gate is folded into B, no approximation is made. Its rank is `num_experts * r`. Under
+    `gate_form="shift"` and `"scale_shift"` it has a bias on B (`lora_bias=True`), which PEFT loads
+    and vLLM refuses: to be served there an adapter needs another form, such as `scale`.
 
     Args:
         model: A PeftModel with an iLoRA adapter.
@@ -35,8 +37,9 @@ def export_lora(
 
     Raises:
         TypeError: `model` has no iLoRA adapter.
-        ValueError: Not exactly one instance; tokens are routed; trained biases, tokens or
-            `modules_to_save`, which a served LoRA cannot carry.
+        ValueError: Not exactly one instance; tokens are routed; a bias on B for a layer for which
+            PEFT takes none (embeddings, HQQ, torchao); trained biases, tokens or `modules_to_save`,
+            which a served LoRA cannot carry. Nothing has been written then.
     """
     tuner = getattr(model, "base_model", None)
     if not isinstance(tuner, Merging):

@@ -10,10 +10,19 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from peft_ilora.errors import merge_error
+from peft_ilora.instance.biases import (
+    Shifts,
+    check_biases,
+    check_exportable,
+    merged_shift,
+    shifts_of,
+)
 from peft_ilora.instance.fold import as_plain_lora, coefficients_of
 from peft_ilora.instance.sharing import prepare_base_weights
+from peft_ilora.instance.undo import undone_on_failure
 from peft_ilora.layers.adapters import AdaptedLayer, Adapters
 from peft_ilora.layers.tying import is_tied
+from peft_ilora.layers.update import add_to_bias
 from peft_ilora.routing.checks import checked_embeds
 from peft_ilora.routing.forward import RoutingHooks
 
@@ -44,17 +53,23 @@ class Merging(LoraModel):
             The base model, unwrapped.
 
         Raises:
-            ValueError: No instance, or more than one; with `safe_merge` NaN or infinity, which is
-                found before anything is merged.
+            ValueError: No instance, or more than one; with `safe_merge` NaN or infinity; a base
+                layer without a bias where the instance has one. Nothing has been merged then.
         """
         self._check_merge_allowed()
         names = list(adapter_names or self.adapters.active_in_layers())
-        layers, coefficients = self._instance(self._unmerged(names), routing_embeds)
+        layers, coefficients, shifts = self._instance(self._unmerged(names), routing_embeds)
+        check_biases(self.model, layers, shifts)
         if safe_merge:
-            _check_finite(layers, coefficients)
-        prepare_base_weights(self.model, layers, coefficients, may_untie=True)
-        with as_plain_lora(layers, coefficients):
-            merged = super().merge_and_unload(progressbar, safe_merge, names)
+            _check_finite(layers, coefficients, shifts)
+        with undone_on_failure(self, layers, coefficients):
+            prepare_base_weights(self.model, layers, coefficients, may_untie=True)
+            with as_plain_lora(layers, coefficients):
+                merged = super().merge_and_unload(progressbar, safe_merge, names)
+        for layer in layers:
+            shift = merged_shift(layer, shifts)
+            if shift is not None:
+                add_to_bias(layer.layer.get_base_layer(), shift)
         self.routing_hooks.remove()
         return merged
 
@@ -74,20 +89,25 @@ class Merging(LoraModel):
 
         Raises:
             ValueError: No instance, more than one, or a back end that cannot take it back; with
-                `safe_merge` NaN or infinity, found before anything is merged.
+                `safe_merge` NaN or infinity; a base layer without a bias where the instance has
+                one. Nothing has been merged then.
         """
         self._check_merge_allowed()
         names = self._unmerged(adapter_names or self.adapters.active_in_layers())
-        layers, coefficients = self._instance(names, routing_embeds)
+        layers, coefficients, shifts = self._instance(names, routing_embeds)
+        trained = [name for name in names if self.adapters.config(name).bias != "none"]
+        check_biases(self.model, layers, shifts, trained)
         for layer in layers:
             _check_unmerge(layer)
         if safe_merge:
-            _check_finite(layers, coefficients)
-        prepare_base_weights(self.model, layers, coefficients, may_untie=False)
-        for layer in layers:
-            layer.update.merged_coefficients = coefficients[layer.adapter, layer.name]
+            _check_finite(layers, coefficients, shifts)
+        with undone_on_failure(self, layers, coefficients):
+            prepare_base_weights(self.model, layers, coefficients, may_untie=False)
+            for layer in layers:
+                layer.update.merged_coefficients = coefficients[layer.adapter, layer.name]
+                layer.update.merged_bias = merged_shift(layer, shifts)
+            super().merge_adapter(adapter_names, safe_merge)
         self.adapters.may_be_merged = True
-        super().merge_adapter(adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:
         """Take all merged adapters out of the base weights again."""
@@ -127,19 +147,31 @@ class Merging(LoraModel):
 
         Returns:
             Its configuration, and B of each layer, [out, total rank, ...], by its name in the
-            model: `...q_proj.lora_B.weight`; also A, [total rank, in], of a layer that reads the
-            input embedding's adapter (`ensure_weight_tying`) and so has none of its own.
+            model: `...q_proj.lora_B.weight`; in a `gate_form` that shifts also the bias on B,
+            [out], which LoRA multiplies by its scaling: `...q_proj.lora_B.bias`; and A, [total
+            rank, in], of a layer that reads the input embedding's adapter (`ensure_weight_tying`)
+            and so has none of its own.
+
+        Raises:
+            ValueError: No instance, or more than one; tokens are routed; a bias on B at a layer for
+                which PEFT takes none (embeddings, HQQ, torchao).
         """
         name = self.adapters.known(adapter_name)
-        layers, coefficients = self._instance([name], routing_embeds)
-        folded = {}
+        layers, coefficients, shifts = self._instance([name], routing_embeds)
+        check_exportable(layers, shifts)
+        folded = {f"{layer}.lora_B.bias": shift for (_, layer), shift in shifts.items()}
         for layer in layers:
             embedding = name in layer.layer.lora_embedding_B
             key = f"{layer.name}.{'lora_embedding_B' if embedding else 'lora_B.weight'}"
             folded[key] = layer.folded_b(coefficients[name, layer.name])
             if is_tied(layer.layer, name):
-                folded[f"{layer.name}.lora_A.weight"] = layer.layer.lora_A[name].weight
-        return self.adapters.config(name).to_lora_config(), folded
+                a = layer.layer.lora_A[name].weight
+                assert isinstance(a, Tensor)
+                folded[f"{layer.name}.lora_A.weight"] = a
+        config = self.adapters.config(name).to_lora_config()
+        if shifts:
+            config.lora_bias = config.init_lora_weights = True  # PEFT combines it with no other
+        return config, folded
 
     def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:
         names = [self.adapters.known(name) for name in adapter_names]
@@ -151,8 +183,11 @@ class Merging(LoraModel):
 
     def _instance(
         self, adapter_names: Sequence[str], routing_embeds: Tensor | None
-    ) -> tuple[list[AdaptedLayer], dict[tuple[str, str], Tensor]]:
-        """Return the layers of adapters, and coefficients by (adapter, layer name)."""
+    ) -> tuple[list[AdaptedLayer], dict[tuple[str, str], Tensor], Shifts]:
+        """Return the layers of adapters, and coefficients and biases by (adapter, layer name).
+
+        Without a routing every form is a plain LoRA, and so has no biases.
+        """
         layers, coefficients = [], {}
         for name in adapter_names:
             config = self.adapters.config(name)
@@ -176,13 +211,8 @@ class Merging(LoraModel):
             layers += adapted
             for layer_name, chosen in coefficients_of(adapted, routing_embeds).items():
                 coefficients[name, layer_name] = chosen
-            if any(layer.bias(coefficients[name, layer.name]) is not None for layer in adapted):
-                raise ValueError(
-                    f"adapter {name!r} has gate_form={config.gate_form!r}, under which an instance "
-                    "is a LoRA with a bias on B: it can be neither merged nor exported. Use "
-                    "gate_form='scale', whose instances are plain LoRAs"
-                )
-        return layers, coefficients
+        shifts = {} if routing_embeds is None else shifts_of(layers, coefficients)
+        return layers, coefficients, shifts
 
 
 def _check_unmerge(layer: AdaptedLayer) -> None:
@@ -194,13 +224,20 @@ def _check_unmerge(layer: AdaptedLayer) -> None:
 
 
 def _check_finite(
-    layers: Sequence[AdaptedLayer], coefficients: dict[tuple[str, str], Tensor]
+    layers: Sequence[AdaptedLayer], coefficients: dict[tuple[str, str], Tensor], shifts: Shifts
 ) -> None:
-    """Look at every merged weight before the first is changed."""
+    """Look at every merged weight and bias before the first is changed."""
     for layer in layers:
-        base = dequantize_module_weight(layer.layer.get_base_layer())
+        base = layer.layer.get_base_layer()
+        weight = dequantize_module_weight(base)
         delta = layer.delta_weight(coefficients[layer.adapter, layer.name])
-        if not torch.isfinite(base + delta.to(base.dtype)).all():
+        merged = [weight + delta.to(weight.dtype)]
+        shift = merged_shift(layer, shifts)
+        if shift is not None:
+            bias = base.bias
+            assert isinstance(bias, Tensor)
+            merged.append(bias + shift.to(bias.device, bias.dtype))
+        if not all(torch.isfinite(tensor).all() for tensor in merged):
             raise ValueError(
                 f"NaNs detected in the merged weights. The adapter {layer.adapter} seems to be "
                 f"broken at {layer.name}, or the base weight; nothing has been merged"

@@ -31,7 +31,18 @@ def prepare_base_weights(
         ValueError: A weight cannot be merged into; nothing has been changed.
     """
     for layer in layers:
-        if is_computed(layer.layer.get_base_layer()):
+        base = layer.layer.get_base_layer()
+        if getattr(base, "groups", 1) != 1:
+            raise ValueError(
+                f"{layer.name} is a convolution of groups={base.groups}, which PEFT cannot merge: "
+                "use peft_ilora.export_lora(model, z, folder)"
+            )
+        if type(base).__name__ == "HQQLinear" and base.bias is not None:
+            raise ValueError(
+                f"{layer.name} has an HQQ weight and a bias, which PEFT's merge would drop: use "
+                "peft_ilora.export_lora(model, z, folder)"
+            )
+        if is_computed(base):
             raise ValueError(
                 f"the base weight of {layer.name} is computed (pruned, normed or parametrised), so "
                 "a merged adapter would be lost: make it plain by prune.remove, remove_weight_norm "

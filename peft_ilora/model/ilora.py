@@ -29,7 +29,7 @@ from peft_ilora.layers.update import up_projection
 from peft_ilora.model.gates import GateLifecycle
 from peft_ilora.model.inspection import Inspection
 from peft_ilora.model.mixing import MixedBatches
-from peft_ilora.model.rollback import Snapshot
+from peft_ilora.rollback import Snapshot
 from peft_ilora.routing.binding import Routing, RoutingState
 from peft_ilora.routing.checkpointing import bind_checkpoints
 from peft_ilora.routing.checks import check_has_values, checked_embeds

@@ -4,6 +4,7 @@ Files are read and written in methods of PeftModel that no tuner has a part in. 
 here; for every other method of PEFT they do what they did.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from functools import wraps
@@ -16,10 +17,12 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
+from peft_ilora.config import ILoRAConfig
 from peft_ilora.model.card import README, write_card
 from peft_ilora.model.files import check_config, check_weights, is_own
 from peft_ilora.model.ilora import ILoRAModel
-from peft_ilora.model.rollback import Snapshot
+from peft_ilora.model.start import read_start, take_over
+from peft_ilora.rollback import Snapshot
 from peft_ilora.routing.forward import is_routed
 
 _Method = Callable[..., Any]
@@ -28,6 +31,8 @@ _Method = Callable[..., Any]
 def install() -> None:
     """Wrap the methods, once."""
     wrappers = {
+        "__init__": _made,
+        "add_adapter": _made,
         "from_pretrained": _from_pretrained,
         "load_adapter": _load_adapter,
         "save_pretrained": _save_pretrained,
@@ -42,11 +47,48 @@ def install() -> None:
             setattr(PeftModel, name, type(own)(wrapped) if own is not function else wrapped)
 
 
+def _made(original: _Method) -> _Method:
+    """A new adapter starts from the LoRA that its configuration names, or is not made."""
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def made(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        config = given.arguments["peft_config"]
+        if not isinstance(config, ILoRAConfig) or config.init_from is None:
+            return original(self, *args, **kwargs)
+        before = Snapshot(given.arguments.get("model", self), config)
+        try:
+            config.check()
+            start = read_start(config)
+            if given.arguments["low_cpu_mem_usage"]:
+                raise ValueError(
+                    f"{start.name} gives the adapter values, but low_cpu_mem_usage=True makes it "
+                    "without any, for those of a file to come: leave one of the two out"
+                )
+            result = original(self, *args, **kwargs)
+            take_over(start, self, given.arguments["adapter_name"])
+        except BaseException:
+            before.restore()
+            raise
+        return result
+
+    return made
+
+
 def _from_pretrained(original: _Method) -> _Method:
-    """A load that fails leaves the base model as it was."""
+    """A load that fails leaves the base model as it was, and reads no `init_from`."""
+    signature = inspect.signature(original)
 
     @wraps(original)
     def from_pretrained(cls: Any, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(cls, model, model_id, *args, **kwargs)
+        config = given.arguments.get("config")
+        if isinstance(config, ILoRAConfig) and config.init_from is not None:
+            given.arguments["config"] = loaded = copy.copy(config)
+            loaded.init_from = None
+            return from_pretrained(*given.args, **given.kwargs)
         if not isinstance(model, nn.Module) or is_routed(model):
             return original(cls, model, model_id, *args, **kwargs)
         folder = _local(model_id, kwargs)

@@ -22,6 +22,7 @@ UNSUPPORTED = {
         "it prepares a start with data, which no stage does",
     ),
     "arrow_config": "it routes among adapters that exist already",
+    "init_from": "it starts from an adapter that no stage has trained and no record tells of",
     "alora_invocation_tokens": "it looks for token ids, and hybrid prompts are embeddings",
     "layer_replication": "a saved adapter is not loaded as it was trained",
     "target_parameters": "it adapts parameters of mixtures of experts, which no recipe has tried",

@@ -308,6 +308,9 @@ config("arrow_config={}", arrow_config={})
 config("target_modules='('", target_modules="(")
 config("trainable_token_indices=['a']", trainable_token_indices=["a"])
 config("routing_source=3", routing_source=3)
+config("init_from=3", init_from=3)
+config("init_from='lora', gate='hard'", init_from="lora", gate="hard")
+config("init_from='lora', top_k=2", init_from="lora", top_k=2)
 
 area("Wrapping a model")
 
@@ -431,6 +434,76 @@ misuse(
     "`transformers_model.load_adapter(folder)`",
     lambda kit: kit.llama().load_adapter(kit.watch(kit.saved())),
 )
+
+area("Starting from a trained LoRA")
+
+
+def starting(title: str, theirs: dict[str, Any], **ours: Any) -> None:
+    """Wrap a model with an iLoRA that starts from a LoRA of other settings."""
+
+    def act(kit: Kit) -> None:
+        saved_lora(kit, **theirs)
+        config = kit.config(**{"init_from": str(kit.watch(kit.folder))} | ours)
+        get_peft_model(kit.llama(), config)
+
+    misuse(title, act)
+
+
+def saved_lora(kit: Kit, **fields: Any) -> Path:
+    """Save a LoRA of rank 16 whose scaling is the iLoRA's at its start."""
+    settings = {"r": 16, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    get_peft_model(tiny_llama(), LoraConfig(**settings | fields)).save_pretrained(kit.folder)
+    return kit.folder
+
+
+def start_from(kit: Kit, **options: Any) -> None:
+    config = kit.config(init_from=str(kit.watch(kit.folder)))
+    get_peft_model(kit.llama(), config, **options)
+
+
+def start_from_a_pickle(kit: Kit) -> None:
+    (saved_lora(kit) / WEIGHTS).rename(kit.folder / "adapter_model.bin")
+    start_from(kit)
+
+
+def start_from_another_method(kit: Kit) -> None:
+    saved_lora(kit)
+    kit.edit_config(peft_type="LOHA")
+    start_from(kit)
+
+
+def start_from_an_ilora(kit: Kit) -> None:
+    kit.saved()
+    start_from(kit)
+
+
+def start_without_values(kit: Kit) -> None:
+    saved_lora(kit)
+    start_from(kit, low_cpu_mem_usage=True)
+
+
+def start_written_down(kit: Kit) -> None:
+    kit.saved()
+    kit.edit_config(init_from="lora")
+    kit.load()
+
+
+misuse(
+    "`init_from` of a name on the Hub",
+    lambda kit: get_peft_model(kit.llama(), kit.config(init_from="user/lora")),
+)
+misuse("`init_from` of a pickle", start_from_a_pickle)
+misuse("`init_from` of another method's adapter", start_from_another_method)
+misuse("`init_from` of an iLoRA", start_from_an_ilora)
+starting("`init_from` of a DoRA", {"use_dora": True})
+starting("`init_from` of a LoRA with biases on B", {"lora_bias": True})
+starting("`init_from` of another rank", {"r": 8})
+starting("`init_from` of another scaling", {"lora_alpha": 32})
+starting("`init_from` with another `use_rslora`", {"use_rslora": True})
+starting("`init_from` with other target modules", {"target_modules": ["q_proj", "v_proj"]})
+starting("`init_from` with `modules_to_save`", {"modules_to_save": ["lm_head"]})
+misuse("`init_from` with `low_cpu_mem_usage=True`", start_without_values)
+misuse("`init_from` in the file of a saved adapter", start_written_down)
 
 area("Routing a forward")
 misuse("no routing", lambda kit: kit.model(input_ids=kit.ids))
@@ -623,6 +696,10 @@ misuse(
     ),
 )
 misuse("safe merge of broken weights", broken_weights)
+misuse(
+    "merge of a shift into a layer without a bias",
+    lambda kit: kit.adapted(gate_form="shift").merge_and_unload(routing_embeds=kit.z[:1]),
+)
 misuse("merge for a while of one of two tied layers", merge_of_a_tied_layer)
 misuse("merge into a pruned base weight", merge_into_pruned)
 misuse("load into a pruned adapter", load_into_pruned)
@@ -685,6 +762,10 @@ exporting("export of two instances", lambda kit: kit.model, rows=2)
 exporting(
     "export of an adapter with `modules_to_save`",
     lambda kit: kit.adapted(modules_to_save=["lm_head"]),
+)
+exporting(
+    "export of a shift of an embedding",
+    lambda kit: kit.adapted(target_modules=["embed_tokens"], gate_form="shift"),
 )
 exporting("export of an unknown adapter", lambda kit: kit.model, adapter_name="nobody")
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import peft
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -430,6 +430,62 @@ def test_a_merged_instance_is_taken_out_of_a_quantised_base_but_for_its_rounding
         assert error < 2 * backend.rounding * mine.norm(), name
 
 
+@pytest.fixture
+def biased(backend: Backend, saved: Path, tmp_path: Path, randomise) -> PeftModel:
+    """A quantised base whose attention has biases, with a randomised adapter that shifts."""
+    if importlib.util.find_spec(backend.package) is None:
+        pytest.skip(f"{backend.package} is not installed: pip install 'peft-ilora[quantised]'")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(saved, attention_bias=True)
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    base.save_pretrained(tmp_path / "biased")
+    config = ILoRAConfig(
+        gate_form="shift", routing_dim=8, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"
+    )
+    return randomise(get_peft_model(backend.load(tmp_path / "biased"), config)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("backend", [*BACKENDS[:1], BACKENDS[2], BACKENDS[3], BACKENDS[5]])
+@torch.no_grad()
+def test_a_merged_bias_is_exact_in_a_quantised_base_or_refused(
+    backend, biased, z, tmp_path
+) -> None:
+    layers, t = lora_layers(biased), biased.gate_weights(z)[0]
+    before = {name: layer.get_base_layer().bias.clone() for name, layer in layers.items()}
+    wanted = {
+        name: before[name] + layer.scaling["default"] * layer.lora_B["default"].weight @ t
+        for name, layer in layers.items()
+    }
+    if backend.package == "bitsandbytes":
+        export_lora(biased, z[:1], tmp_path / "out")
+    else:
+        what = {"hqq": "an HQQ weight", "torchao": "a torchao weight"}[backend.package]
+        with pytest.raises(ValueError, match=f"q_proj, {what}: use gate_form='scale'"):
+            export_lora(biased, z[:1], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    if backend.package == "hqq":
+        with pytest.raises(ValueError, match="HQQ weight and a bias, which PEFT's merge would"):
+            biased.merge_and_unload(routing_embeds=z[:1])
+        return
+    if backend.package == "bitsandbytes":
+        with merge_warnings(backend):
+            biased.merge_adapter(routing_embeds=z[:1], safe_merge=True)
+        for name, layer in layers.items():
+            torch.testing.assert_close(layer.get_base_layer().bias, wanted[name])
+        with pytest.warns(UserWarning, match="Unmerge lora module to .-bit linear may get"):
+            biased.unmerge_adapter()
+        for name, layer in layers.items():
+            torch.testing.assert_close(layer.get_base_layer().bias, before[name])
+    with merge_warnings(backend):
+        merged = biased.merge_and_unload(routing_embeds=z[:1])
+    for name in layers:
+        bias = merged.get_submodule(name.removeprefix("base_model.model.")).bias
+        torch.testing.assert_close(bias, wanted[name])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_of_a_mixed_batch_equal_their_adapter_or_are_refused(backend, make, ids, z) -> None:
     model = make()
@@ -457,6 +513,19 @@ def test_an_exported_instance_is_a_plain_lora_of_the_same_quantised_base(
     assert type(plain.base_model).__name__ == "LoraModel"
     expected = logits(model, ids[:1], routing_embeds=z[:1])
     torch.testing.assert_close(logits(plain, ids[:1]), expected, rtol=0, atol=backend.tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_starts_from_a_lora_of_the_same_quantised_base(
+    backend, load, randomise, ids, z, tmp_path
+) -> None:
+    fields = {"lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
+    plain = randomise(get_peft_model(load(), LoraConfig(r=8, **fields))).eval()
+    plain.save_pretrained(tmp_path)
+    config = ILoRAConfig(r=2, routing_dim=8, init_from=str(tmp_path), **fields)
+    model = get_peft_model(load(), config).eval()
+    got = logits(model, ids, routing_embeds=z)
+    torch.testing.assert_close(got, logits(plain, ids), rtol=0, atol=backend.tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
