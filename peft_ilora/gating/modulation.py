@@ -6,6 +6,7 @@ every other one to `peft_ilora/layers`, which calls it.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,7 +34,7 @@ class Affine:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
-        return hidden * self.factors + self.offsets
+        return torch.addcmul(self.offsets, hidden, self.factors)
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,20 @@ class Square:
         matrix = self.matrix.to(hidden.dtype)
         if matrix.dim() == 2:
             return hidden @ matrix.mT
-        if any(length != 1 for length in matrix.shape[1:-2]):  # one for each token
+        if self.of_tokens:
             return (matrix @ hidden.unsqueeze(-1)).squeeze(-1)
         # [rows, positions, rank] @ [rows, rank, rank]
-        rows, rank = hidden.shape[0], hidden.shape[-1]
-        product = hidden.reshape(rows, -1, rank) @ matrix.reshape(-1, rank, rank).mT
-        return product.view(hidden.shape)
+        return (by_rows(hidden) @ matrix.flatten(0, -3).mT).view(hidden.shape)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether positions of one row have matrices of their own."""
+        return any(length != 1 for length in self.matrix.shape[1:-2])
+
+
+def by_rows(hidden: Tensor) -> Tensor:
+    """[rows, ..., rank] -> [rows, positions, rank]"""
+    return hidden.unsqueeze(1) if hidden.dim() == 2 else hidden.flatten(1, -2)
 
 
 Modulation = Scale | Affine | Square
