@@ -4,28 +4,23 @@ A modulation is a dataclass of tensors. A class that is not in `GRADIENTS` is le
 layers, which only call it.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
-from peft_ilora.gating.modulation import Affine, Modulation, Scale, Square, by_rows
+from peft_ilora.gating.modulation import Affine, Modulation, Scale, Square, stacked
 
 Gradients = tuple[Tensor, tuple[Tensor | None, ...]]
 """Of the rank coordinates, [..., rank], and of each tensor of the modulation."""
-
-
-def tensors_of(modulation: Modulation) -> tuple[Tensor, ...]:
-    """Return the tensors of a modulation, in the order in which its class takes them."""
-    return tuple(vars(modulation).values())
 
 
 def taken_apart(
     kind: type[Modulation], tensors: Sequence[Tensor]
 ) -> tuple[Modulation, Sequence[Tensor]]:
     """Return a modulation of a class, made of the first of some tensors, and the others."""
-    count = len(fields(kind))
+    count = len(kind.__match_args__)
     return kind(*tensors[:count]), tensors[count:]
 
 
@@ -58,15 +53,9 @@ def _of_square(square: Square, hidden: Tensor, grad: Tensor, wanted: Sequence[bo
     of_hidden = Square(matrix.mT)(grad)
     if not wanted[0]:
         return of_hidden, (None,)
-    if square.of_tokens:
-        outer = grad.unsqueeze(-1) * hidden.unsqueeze(-2)
-        return of_hidden, (outer.sum_to_size(matrix.shape),)
-    one_row = matrix.dim() == 2 or matrix.shape[0] == 1
-    if one_row:
-        grad, hidden = grad.reshape(-1, grad.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-    else:
-        grad, hidden = by_rows(grad), by_rows(hidden)
-    return of_hidden, ((grad.mT @ hidden).view(matrix.shape),)
+    matrices = math.prod(matrix.shape[:-2])
+    outer = stacked(grad, matrices).mT @ stacked(hidden, matrices)
+    return of_hidden, (outer.view(matrix.shape),)
 
 
 def _of_factors(factors: Tensor, hidden: Tensor, grad: Tensor, wanted: bool) -> Tensor | None:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from peft_ilora.fast.dropout import draw_mask
 from peft_ilora.fast.function import GatedProduct, add_update, flat
-from peft_ilora.fast.gradients import tensors_of
 from peft_ilora.fast.probes import bias_of, is_plain_linear, weight_of
-from peft_ilora.gating.modulation import Modulation
+from peft_ilora.gating.modulation import Modulation, tensors_of
 
 
 def fused_product(

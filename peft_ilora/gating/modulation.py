@@ -4,7 +4,9 @@ The fused products of `peft_ilora/fast` know some of these classes, by their exa
 every other one to `peft_ilora/layers`, which calls it.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,28 +44,46 @@ class Square:
     """The modulation `matrix @ hidden`: the update becomes `B matrix A x`."""
 
     matrix: Tensor
-    """[..., rank, rank], whose leading dimensions broadcast to those of the rank coordinates."""
+    """[rank, rank], or [rows, 1, ..., rank, rank] of rows, or [..., rank, rank] of tokens."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
-        matrix = self.matrix.to(hidden.dtype)
-        if matrix.dim() == 2:
-            return hidden @ matrix.mT
-        if self.of_tokens:
-            return (matrix @ hidden.unsqueeze(-1)).squeeze(-1)
-        # [rows, positions, rank] @ [rows, rank, rank]
-        return (by_rows(hidden) @ matrix.flatten(0, -3).mT).view(hidden.shape)
+        right = self._right if self._right.dtype == hidden.dtype else self._right.to(hidden.dtype)
+        if right.dim() == 2:
+            return hidden @ right
+        if hidden.dim() == 3 and hidden.shape[0] == right.shape[0]:
+            return torch.bmm(hidden, right)
+        return torch.bmm(stacked(hidden, right.shape[0]), right).view(hidden.shape)
 
-    @property
-    def of_tokens(self) -> bool:
-        """Whether positions of one row have matrices of their own."""
-        return any(length != 1 for length in self.matrix.shape[1:-2])
+    @cached_property
+    def _right(self) -> Tensor:
+        """What rank coordinates are multiplied with from their right, [matrices, rank, rank]."""
+        matrix = self.matrix
+        return matrix.mT if matrix.dim() == 2 else matrix.flatten(0, -3).mT
 
 
-def by_rows(hidden: Tensor) -> Tensor:
-    """[rows, ..., rank] -> [rows, positions, rank]"""
-    return hidden.unsqueeze(1) if hidden.dim() == 2 else hidden.flatten(1, -2)
+def stacked(hidden: Tensor, matrices: int) -> Tensor:
+    """[..., rank] -> [matrices, positions, rank]: those that have the same matrix."""
+    tokens = math.prod(hidden.shape[:-1])
+    return hidden.reshape(matrices, tokens // max(matrices, 1), hidden.shape[-1])
 
 
 Modulation = Scale | Affine | Square
-"""What a form may hand to a layer."""
+"""What a form may hand to a layer: a dataclass of tensors."""
+
+
+def tensors_of(modulation: Modulation) -> tuple[Tensor, ...]:
+    """Return the tensors of a modulation, in the order in which its class takes them."""
+    return tuple(getattr(modulation, name) for name in type(modulation).__match_args__)
+
+
+def unbound(modulation: Modulation) -> list[Modulation]:
+    """Return the modulation of each layer, of what was made for all of them together.
+
+    Args:
+        modulation: Its tensors are [rows, layers, ...], or [1] where all layers share one.
+    """
+    tensors = tensors_of(modulation)
+    layers = max(tensor.shape[1] for tensor in tensors if tensor.dim() > 1)
+    parts = [of.unbind(1) if of.dim() > 1 else (of,) * layers for of in tensors]
+    return [type(modulation)(*own) for own in zip(*parts, strict=True)]

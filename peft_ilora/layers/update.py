@@ -18,7 +18,7 @@ from peft_ilora.config import ILoRAConfig
 from peft_ilora.errors import lost_routing_error, merge_error, missing_routing_error, padded_error
 from peft_ilora.gating import Gate
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.modulation import Modulation
+from peft_ilora.gating.modulation import Modulation, unbound
 from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
 from peft_ilora.routing.checks import layer_rows_error
@@ -135,18 +135,29 @@ class GatedUpdate(LoraVariant):
             return form.modulation(given, self.coordinates, scaling, like, factor)
         rows = leading[0] if leading else 0
         layout = (rows, len(leading), like.dtype, like.device, self.of_images)
-        kind = ("modulation", self.gate, self.place, self.coordinates, scaling, factor, *layout)
+        kind = ("modulation", self.gate, self.coordinates, scaling, factor, *layout)
 
-        def compute() -> Modulation:
+        def compute() -> Modulation | list[Modulation]:
             coefficients = self._coefficients(adapter, x, leading, like)
-            return form.modulation(coefficients, self.coordinates, scaling, like, factor)
+            made = form.modulation(coefficients, self.coordinates, scaling, like, factor)
+            of_all_layers = coefficients.dim() > len(leading) + 1
+            return unbound(made) if of_all_layers else made
 
-        return self.state.remember(kind, compute)
+        found = self.state.remember(kind, compute)
+        if isinstance(found, list):
+            assert self.place is not None
+            return found[self.place]
+        return found
 
     def _coefficients(
         self, adapter: str, x: Tensor, leading: Sequence[int], like: Tensor
     ) -> Tensor:
-        """[rows, 1, ..., coefficients], which broadcasts against the rank coordinates."""
+        """Return coefficients that broadcast against the rank coordinates.
+
+        Returns:
+            [rows, 1, ..., coefficients]; of a trunk, where the frame remembers what it computes,
+            [rows, layers, 1, ..., coefficients] of all layers, as many as this one has.
+        """
         routing = self.state.routing_of(adapter)
         if routing is None:
             if self.missing_routing == "error":
@@ -155,10 +166,12 @@ class GatedUpdate(LoraVariant):
                 raise lost_routing_error()
             return self.gate.unrouted(self.coordinates, like)
         given = self.state.coefficients_of(self.gate, adapter, self.place)
-        given = routing.spread(self.gate.cut(given, self.coordinates), leading, self.of_images)
-        if given is None:
+        given = self.gate.cut(given, self.coordinates)
+        rows_first = given if given.dim() == 2 else given.transpose(0, 1)
+        spread = routing.spread(rows_first, leading, self.of_images)
+        if spread is None:
             raise layer_rows_error(routing, self.name, tuple(x.shape))
-        return given.view(given.shape[0], *[1] * (len(leading) - 1), given.shape[1])
+        return spread.view(*spread.shape[:-1], *[1] * (len(leading) - 1), spread.shape[-1])
 
     def coefficients_of(self, z: Tensor) -> Tensor:
         """Return the layer's coefficients for instances, [batch, coefficients].

@@ -78,13 +78,13 @@ class Routing:
         """Give each row of a layer's input what its routing row has.
 
         Args:
-            given: [batch, coefficients]
+            given: [batch, ..., coefficients]
             leading: The input's shape without its features; one number may be batch and sequence,
                 flattened.
             of_images: Whether the layer's rows are images.
 
         Returns:
-            [leading[0], coefficients]; None where the input's rows do not match.
+            [leading[0], ..., coefficients]; None where the input's rows do not match.
         """
         if not leading:
             return None
@@ -111,9 +111,9 @@ class Routing:
         return given if length == 1 else given.repeat_interleave(length, dim=0)
 
     def _spread(self, given: Tensor, copies: int) -> Tensor:
-        """[batch, coefficients] -> [rows, coefficients]"""
+        """[batch, ..., coefficients] -> [rows, ..., coefficients]"""
         given = given if self.times == 1 else given.repeat_interleave(self.times, dim=0)
-        return given if copies == 1 else given.repeat(copies, 1)
+        return given if copies == 1 else torch.cat([given] * copies)
 
     def of_rows(self, rows: Sequence[int]) -> "Routing":
         """Return the routing of some rows."""
@@ -192,20 +192,20 @@ class RoutingState(threading.local):
         return self.remember(("coefficients", gate), evaluate)
 
     def coefficients_of(self, gate: Gate, adapter: str, place: int | None) -> Tensor:
-        """Return what a gate makes of the routing in force for one layer, [batch, coefficients].
+        """Return what a gate makes of the routing in force, as far as a layer's frame remembers it.
 
         Args:
             gate: The gate.
             adapter: Name of its adapter.
             place: The layer's; None: all layers have the same.
+
+        Returns:
+            [batch, coefficients]; of a trunk [layers, batch, coefficients], and [batch,
+            coefficients] of this layer alone where nothing is remembered.
         """
-        if place is None:
+        if place is None or self._remembering() is not None:
             return self.coefficients(gate, adapter)
-        if self._remembering() is None:
-            return self._evaluate(gate, adapter, place)
-        return self.remember(("places", gate), lambda: self.coefficients(gate, adapter).unbind())[
-            place
-        ]
+        return self._evaluate(gate, adapter, place)
 
     def _evaluate(self, gate: Gate, adapter: str, place: int | None = None) -> Tensor:
         routing = self.routing_of(adapter)

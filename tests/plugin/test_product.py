@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from peft_ilora import ILoRAConfig
 from peft_ilora.fast.dropout import DropMask, draw_mask, rescale
 from peft_ilora.fast.function import GatedProduct
-from peft_ilora.fast.gradients import GRADIENTS, tensors_of
+from peft_ilora.fast.gradients import GRADIENTS
 from peft_ilora.fast.product import fused_product, inferred_product
-from peft_ilora.gating.modulation import Affine, Modulation, Scale, Square
+from peft_ilora.gating.modulation import Affine, Modulation, Scale, Square, tensors_of
 
 
 def operands(
@@ -56,7 +56,6 @@ def modulations(leading: tuple[int, ...], rank: int = 2) -> dict[str, Modulation
         "shift of rows": Affine(values(1), values(*row, *ones, rank)),
         "shift of all": Affine(values(1), values(rank)),
         "square of rows": Square(values(*row, *ones, rank, rank)),
-        "square of one row": Square(values(1, *ones, rank, rank)),
         "square of tokens": Square(values(*leading, rank, rank)),
         "square of all": Square(values(rank, rank)),
     }
