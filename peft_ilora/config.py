@@ -291,7 +291,7 @@ class ILoRAConfig(LoraConfig):
             )
         if self.gate_scope == "per_module":
             raise ValueError(
-                "gate='trunk' is one network for all layers, which it is told apart, so "
+                "gate='trunk' is one network for all layers, which tells them apart, so "
                 "gate_scope='per_module' is impossible: leave gate_scope at 'shared', or use "
                 "gate='linear' or 'mlp'"
             )

@@ -4,11 +4,11 @@
 def missing_routing_error(adapter: str) -> ValueError:
     """Return the error of a forward without routing."""
     return ValueError(
-        f"routing_embeds is missing: adapter {adapter!r} mixes its experts by instance. Pass "
+        f"routing_embeds is missing: adapter {adapter!r} differs by instance. Pass "
         "model(..., routing_embeds=z) or model.generate(..., routing_embeds=z), or run inside "
         "`with model.routing(z):`, with z of shape [batch, routing_dim] (gate='hard': expert ids, "
-        "[batch]); ILoRAConfig(missing_routing='uniform') mixes evenly instead. (transformers' "
-        "Trainer drops the column unless remove_unused_columns=False or the mixin "
+        "[batch]); ILoRAConfig(missing_routing='uniform') mixes evenly (plain LoRA) instead. "
+        "(transformers' Trainer drops the column unless remove_unused_columns=False or the mixin "
         "peft_ilora.RoutingColumns keeps it; a block that calls torch.utils.checkpoint by itself "
         "recomputes without routing: use the model's gradient_checkpointing_enable())"
     )

@@ -103,10 +103,13 @@ def check_target(name: str, model: nn.Module, config: ILoRAConfig) -> None:
 
 def _check_groups(name: str, module: nn.modules.conv._ConvNd, config: ILoRAConfig) -> None:
     ranks = [*(config.expert_ranks or [config.r]), *(config.rank_pattern or {}).values()]
+    divided = "the rank of each expert"
+    if config.gate_form != "softmax":
+        ranks, divided = [config.num_experts * rank for rank in ranks], "the total rank"
     if any(rank % module.groups for rank in ranks):
         raise ValueError(
             f"target module {name!r} is a convolution of groups={module.groups}, which must divide "
-            f"the rank of each expert, but these are {sorted(set(ranks))}: choose a multiple or "
+            f"{divided}, but these are {sorted(set(ranks))}: choose a multiple or "
             "take the module out of target_modules"
         )
     if config.gate_form == "square" and module.groups > 1:

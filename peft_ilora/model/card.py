@@ -62,9 +62,9 @@ def _title(model: PeftModel) -> str:
     return (
         f"# iLoRA adapter of {base}\n\n"
         "An instance-wise LoRA ([arXiv 2408.10159](https://arxiv.org/abs/2408.10159)) for "
-        "[PEFT](https://github.com/huggingface/peft) and the package `peft_ilora`: the experts of "
-        "one LoRA are mixed anew for every row of a batch, by a gate. **Import `peft_ilora` before "
-        "loading it**; without it PEFT says `KeyError: 'ILORA'`."
+        "[PEFT](https://github.com/huggingface/peft) and the package `peft_ilora`: a gate sets "
+        "anew, for every row of a batch, what one LoRA does. **Import `peft_ilora` before loading "
+        "it**; without it PEFT says `KeyError: 'ILORA'`."
     )
 
 
@@ -74,11 +74,9 @@ def _section(model: PeftModel, name: str) -> str:
     tuner_adapters = model.base_model.adapters
     assert isinstance(tuner_adapters, Adapters)
     leaves = {layer.name.rpartition(".")[2] for layer in tuner_adapters.layers(name)}
-    ranks = config.expert_ranks or [config.r] * config.num_experts
     table = {
         "base model": _source(model) or type(model.get_base_model()).__name__,
-        "experts": f"{config.num_experts}, of rank {', '.join(map(str, ranks))} (total rank "
-        f"{config.total_rank}, lora_alpha {config.lora_alpha:g})",
+        **_size(config),
         "adapted modules": ", ".join(f"`{leaf}`" for leaf in sorted(leaves)),
         "gate": _gate(config),
         "routing embeds": _reads(config),
@@ -94,6 +92,15 @@ def _section(model: PeftModel, name: str) -> str:
     return "\n".join([heading, "", "| | |", "|---|---|", *rows, "", "```python", code, "```"])
 
 
+def _size(config: ILoRAConfig) -> dict[str, str]:
+    alpha = f"lora_alpha {config.lora_alpha:g}"
+    if config.gate_form != "softmax":
+        return {"total rank": f"{config.total_rank} ({alpha})"}
+    ranks = ", ".join(map(str, config.expert_ranks or [config.r] * config.num_experts))
+    total = f"total rank {config.total_rank}, {alpha}"
+    return {"experts": f"{config.num_experts}, of rank {ranks} ({total})"}
+
+
 def _gate(config: ILoRAConfig) -> str:
     scope = "one for all layers" if config.gate_scope == "shared" else "one for each layer"
     extras = {
@@ -103,7 +110,9 @@ def _gate(config: ILoRAConfig) -> str:
     }
     said = [f"{key} {value:g}" for key, value in extras.items() if value is not None]
     reads = f"`gate_input={config.gate_input!r}`"
-    return ", ".join([f"`{config.gate}`", reads, f"{scope} (`{config.gate_scope}`)", *said])
+    form = [] if config.gate_form == "softmax" else [f"`gate_form={config.gate_form!r}`"]
+    shown = [f"`{config.gate}`", *form, reads, f"{scope} (`{config.gate_scope}`)"]
+    return ", ".join([*shown, *said])
 
 
 def _reads(config: ILoRAConfig) -> str:

@@ -34,7 +34,9 @@ class RoutedCheckpoint:
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Checkpoint `block(*args)`."""
         routing = self.state.current
-        gates = {} if routing is None else self.readers.shared_gates()
+        gates: dict[str, Gate] = {}
+        if routing is not None and not torch.compiler.is_compiling():
+            gates = self.readers.shared_gates()
         embeds = None if routing is None else routing.embeds
         coefficients = [self.state.coefficients(gate, name) for name, gate in gates.items()]
         run = partial(_run_bound, self.state, routing, list(gates.values()), block)

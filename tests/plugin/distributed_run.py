@@ -54,6 +54,7 @@ CASES = {
     "hard": Case({"gate": "hard"}),
     "token": Case({"gate_input": "token", "gate_scope": "per_module"}),
     "prompt": Case({"gate_input": "prompt", "routing_dim": 32}),
+    "trunk": Case({"gate": "trunk", "gate_form": "scale_shift"}, checkpointing=True),
     "entropy, shared": Case({}, entropy=1.0),
     "entropy, per module": Case({"gate_scope": "per_module"}, entropy=1.0),
 }

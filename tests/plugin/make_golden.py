@@ -3,11 +3,12 @@
     python tests/plugin/make_golden.py 0.1
 
 writes `golden/0.1/<name>/` with the adapter's two files and a manifest of its tensors and outputs.
-A format is written once, at its release, and never again: an existing folder is refused. Base
-model, adapter and inputs come from a formula, so they are the same with every version of torch.
+A format is written once, and never again: what exists is left as it is. Base model, adapter and
+inputs come from a formula, so they are the same with every version of torch.
 """
 
 import argparse
+import errno
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CONFIGS: dict[str, dict[str, Any]] = {
     "shared_linear": {},
     "per_module_mlp": {"gate": "mlp", "gate_scope": "per_module"},
+    "trunk_scale_shift": {"gate": "trunk", "gate_form": "scale_shift"},
 }
 INPUT_IDS = [[1, 5, 9, 3, 7], [2, 18, 4, 11, 6]]
 
@@ -111,13 +113,15 @@ def outputs(model: PeftModel) -> dict[str, Any]:
 
 
 def write(release: str, root: Path = GOLDEN) -> None:
-    """Write all golden adapters of a release's format.
+    """Write those golden adapters of a release's format that there are not yet.
 
     Raises:
-        FileExistsError: The format has been written already.
+        FileExistsError: All of them have been written already.
     """
-    (root / release).mkdir(parents=True, exist_ok=False)
-    for name in CONFIGS:
+    new = [name for name in CONFIGS if not (root / release / name).exists()]
+    if not new:
+        raise FileExistsError(errno.EEXIST, "written already", str(root / release))
+    for name in new:
         folder = root / release / name
         model = adapted(name)
         save(model, folder)

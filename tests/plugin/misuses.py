@@ -252,6 +252,8 @@ config("routing_dim=-1", routing_dim=-1)
 config("gate='softmax'", gate="softmax")
 config("gate='top_k'", gate="top_k")
 config("gate='noisy'", gate="noisy")
+config("gate='scale'", gate="scale")
+config("gate_form='film'", gate_form="film")
 config("gate_input='user'", gate_input="user")
 config("gate_scope='layer'", gate_scope="layer")
 config("gate_init='ones'", gate_init="ones")
@@ -270,6 +272,18 @@ config("rank_pattern={'q_proj': 0}", rank_pattern={"q_proj": 0})
 config("gate='hard', gate_input='token'", gate="hard", gate_input="token")
 config("gate='hard', top_k=2", gate="hard", top_k=2)
 config("gate_input='token', gate_scope='shared'", gate_input="token")
+config("gate='trunk', gate_scope='per_module'", gate="trunk", gate_scope="per_module")
+config("gate='trunk', gate_input='token'", gate="trunk", gate_input="token")
+config("gate_form='scale', gate='hard'", gate_form="scale", gate="hard")
+config("gate_form='scale', top_k=2", gate_form="scale", top_k=2)
+config("gate_form='sigmoid', noise_std=1.0", gate_form="sigmoid", noise_std=1.0)
+config("gate_form='sigmoid', temperature=2.0", gate_form="sigmoid", temperature=2.0)
+config("gate_form='shift', scaling_rank='total'", gate_form="shift", scaling_rank="total")
+config("gate_form='scale', expert_ranks=[8, 4, 2, 2]", gate_form="scale", expert_ranks=[8, 4, 2, 2])
+config(
+    "gate_form='scale', rank_pattern={'q_proj': 2}", gate_form="scale", rank_pattern={"q_proj": 2}
+)
+config("gate_form='square', ensure_weight_tying=True", gate_form="square", ensure_weight_tying=True)
 config("lora_dropout=1.5", lora_dropout=1.5)
 config("lora_dropout='0.1'", lora_dropout="0.1")
 config("lora_alpha='16'", lora_alpha="16")
@@ -350,6 +364,13 @@ target(
     "0",
     lambda model: model(torch.ones(1, 4, 5)),
     r=3,
+)
+target(
+    "target: a convolution of groups, with gate_form='square'",
+    lambda: nn.Sequential(nn.Conv1d(4, 6, 3, groups=2)),
+    "0",
+    lambda model: model(torch.ones(1, 4, 5)),
+    gate_form="square",
 )
 target(
     "target: a norm",

@@ -44,25 +44,42 @@ def loss(model, ids, z) -> torch.Tensor:
     return model(input_ids=ids, labels=ids, routing_embeds=z, use_cache=False).loss
 
 
+GATES = {
+    "shared": {},
+    "per_module": {"gate_scope": "per_module"},
+    "softmax, trunk": {"gate": "trunk"},
+    "sigmoid": {"gate_form": "sigmoid"},
+    "scale, trunk": {"gate": "trunk", "gate_form": "scale"},
+    "shift, per_module": {"gate_form": "shift", "gate_scope": "per_module"},
+    "scale_shift, trunk": {"gate": "trunk", "gate_form": "scale_shift"},
+    "square, trunk": {"gate": "trunk", "gate_form": "square", "r": 2},
+}
+
+
 @pytest.mark.parametrize("reentrant", MODES)
-@pytest.mark.parametrize("scope", ["shared", "per_module"])
+@pytest.mark.parametrize("fields", GATES.values(), ids=GATES)
 def test_gradients_equal_those_without_checkpointing(
-    make_adapted, ids, z, reentrant, scope
+    make_adapted, ids, z, reentrant, fields
 ) -> None:
-    plain = make_adapted(gate_scope=scope).train()
+    plain = make_adapted(**fields).train()
     loss(plain, ids, z).backward()
-    model = checkpointed(make_adapted, reentrant, gate_scope=scope)
+    model = checkpointed(make_adapted, reentrant, **fields)
     loss(model, ids, z).backward()
     assert_same(gradients(model), gradients(plain))
 
 
+TWO_GATES = [{}, GATES["scale_shift, trunk"]]
+"""The paper's, and one that makes coefficients for each layer."""
+
+
 @pytest.mark.parametrize("reentrant", MODES)
+@pytest.mark.parametrize("fields", TWO_GATES, ids=str)
 def test_each_of_two_forwards_recomputes_under_its_own_routing(
-    make_adapted, ids, z, reentrant
+    make_adapted, ids, z, reentrant, fields
 ) -> None:
-    plain = make_adapted().train()
+    plain = make_adapted(**fields).train()
     (loss(plain, ids, z) + 2 * loss(plain, ids.flip(0), -z)).backward()
-    model = checkpointed(make_adapted, reentrant)
+    model = checkpointed(make_adapted, reentrant, **fields)
     first = loss(model, ids, z)
     second = loss(model, ids.flip(0), -z)
     (first + 2 * second).backward()
@@ -85,14 +102,15 @@ def test_backward_works_after_the_context_has_ended_and_in_another_thread(
 
 
 @pytest.mark.parametrize("reentrant", MODES)
+@pytest.mark.parametrize("fields", TWO_GATES, ids=str)
 def test_the_routing_embedding_itself_receives_its_gradient(
-    make_adapted, ids, z, reentrant
+    make_adapted, ids, z, reentrant, fields
 ) -> None:
     seed = torch.randn(3, 8, requires_grad=True)
-    plain = make_adapted().train()
+    plain = make_adapted(**fields).train()
     loss(plain, ids, seed.tanh() * 2 + z).backward()
     expected, seed.grad = seed.grad, None
-    model = checkpointed(make_adapted, reentrant)
+    model = checkpointed(make_adapted, reentrant, **fields)
     loss(model, ids, seed.tanh() * 2 + z).backward()
     torch.testing.assert_close(seed.grad, expected)
 
@@ -181,14 +199,17 @@ def test_a_forward_without_routing_recomputes_without_it(make_adapted, ids, z) -
 
 
 @item("torch's CheckpointWrapper")
-def test_torchs_checkpoint_wrapper_recomputes_under_its_routing(make_adapted, ids, z) -> None:
+@pytest.mark.parametrize("fields", TWO_GATES, ids=str)
+def test_torchs_checkpoint_wrapper_recomputes_under_its_routing(
+    make_adapted, ids, z, fields
+) -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,
     )
 
-    plain = make_adapted().train()
+    plain = make_adapted(**fields).train()
     loss(plain, ids, z).backward()
-    model = make_adapted().train()
+    model = make_adapted(**fields).train()
     layer = type(model.base_model.model.model.layers[0])
     apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, layer))
     loss(model, ids, z).backward()

@@ -20,10 +20,18 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+TRUNK = {"gate": "trunk", "gate_form": "scale_shift"}
+"""A gate that makes coefficients for each layer, in a form of two parts."""
+
+
 @item("torch.compile (whole model)")
-@pytest.mark.parametrize("way", ["keyword", "context"])
-def test_one_graph_serves_every_routing_value(make_adapted, ids, z, way) -> None:
-    llama = make_adapted(layers=1)
+@pytest.mark.parametrize(
+    ("way", "fields"),
+    [("keyword", {}), ("context", {}), ("keyword", TRUNK)],
+    ids=["keyword", "context", "trunk"],
+)
+def test_one_graph_serves_every_routing_value(make_adapted, ids, z, way, fields) -> None:
+    llama = make_adapted(layers=1, **fields)
     counter = CompileCounter()
     compiled = torch.compile(llama, backend=counter, fullgraph=True)
     for sign in SIGNS:
@@ -53,9 +61,9 @@ def test_a_layer_is_one_graph_for_every_routing(llama, z, backend, trained) -> N
 
 
 @item("torch.compile (block by block)")
-@pytest.mark.parametrize("scope", ["shared", "per_module"])
-def test_blocks_compiled_one_by_one_follow_each_new_routing(make_adapted, ids, z, scope) -> None:
-    model, eager = make_adapted(gate_scope=scope), make_adapted(gate_scope=scope)
+@pytest.mark.parametrize("fields", [{}, {"gate_scope": "per_module"}], ids=str)
+def test_blocks_compiled_one_by_one_follow_each_new_routing(make_adapted, ids, z, fields) -> None:
+    model, eager = make_adapted(**fields), make_adapted(**fields)
     counter = CompileCounter()
     for block in model.base_model.model.model.layers:
         block.compile(backend=counter, fullgraph=True)
@@ -70,11 +78,15 @@ def test_blocks_compiled_one_by_one_follow_each_new_routing(make_adapted, ids, z
 
 
 @item("torch.compile (lengths and batches that vary)")
-@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
+@pytest.mark.parametrize(
+    ("dynamic", "fields"),
+    [(True, {}), (None, {}), (True, TRUNK | {"gate_form": "square", "r": 1})],
+    ids=["dynamic", "automatic", "dynamic, trunk"],
+)
 def test_new_lengths_and_batch_sizes_compile_no_more_than_under_plain_lora(
-    make_adapted, dynamic
+    make_adapted, dynamic, fields
 ) -> None:
-    llama = make_adapted(layers=1)
+    llama = make_adapted(layers=1, **fields)
     counter = CompileCounter()
     compiled = torch.compile(llama, backend=counter, fullgraph=True, dynamic=dynamic)
     generator = torch.Generator().manual_seed(5)
@@ -126,8 +138,9 @@ def assert_trains_alike(compiled, eager, ids, z, **tolerance) -> None:
     [
         {"target_modules": ["q_proj", "down_proj"]},
         {"target_modules": ["v_proj"], "gate": "mlp", "gate_scope": "per_module"},
+        {"target_modules": ["q_proj", "down_proj"], **TRUNK},
     ],
-    ids=["shared", "per_module, mlp"],
+    ids=["shared", "per_module, mlp", "trunk"],
 )
 def test_a_compiled_training_step_has_the_eager_gradients(make_adapted, ids, z, config) -> None:
     counter = CompileCounterWithBackend("aot_eager")
@@ -139,11 +152,15 @@ def test_a_compiled_training_step_has_the_eager_gradients(make_adapted, ids, z, 
 
 @item("torch.compile (gradient checkpointing)")
 @pytest.mark.slow
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("reentrant", "fields"),
+    [(False, {}), (True, {}), (False, TRUNK)],
+    ids=["non-reentrant", "reentrant", "trunk"],
+)
 def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
-    make_adapted, ids, z, reentrant
+    make_adapted, ids, z, reentrant, fields
 ) -> None:
-    few = {"target_modules": ["q_proj", "down_proj"], "layers": 1}
+    few = {"target_modules": ["q_proj", "down_proj"], "layers": 1, **fields}
     model = make_adapted(**few).train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.disable_input_require_grads()  # PEFT's hook breaks the graph, in torch's words

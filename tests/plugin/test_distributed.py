@@ -54,6 +54,7 @@ CASES = [
     "hard",
     "token",
     "prompt",
+    "trunk",
     "entropy, shared",
     LOSSES_PER_MODULE,
 ]
@@ -199,6 +200,13 @@ def test_sharded_weights_are_not_read_outside_of_the_forward(
         OUTSIDE[call](model, routing)
 
 
+gates = pytest.mark.parametrize(
+    "fields",
+    [{}, {"gate_scope": "per_module"}, {"gate": "trunk", "gate_form": "scale_shift"}],
+    ids=["shared", "per_module", "trunk"],
+)
+
+
 def checkpointed_ddp(make_adapted, reentrant: bool, **config: Any) -> DistributedDataParallel:
     model = make_adapted(**config).train()
     model.enable_input_require_grads()
@@ -207,14 +215,14 @@ def checkpointed_ddp(make_adapted, reentrant: bool, **config: Any) -> Distribute
 
 
 @pytest.mark.support("Several devices", "DDP, checkpointing", "works")
-@pytest.mark.parametrize("scope", ["shared", "per_module"])
+@gates
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_ddp_under_checkpointing_has_the_gradients_without_either(
-    make_adapted, ids, z, process_group, reentrant, scope
+    make_adapted, ids, z, process_group, reentrant, fields
 ) -> None:
-    plain = make_adapted(gate_scope=scope).train()
+    plain = make_adapted(**fields).train()
     plain(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
-    model = checkpointed_ddp(make_adapted, reentrant, gate_scope=scope)
+    model = checkpointed_ddp(make_adapted, reentrant, **fields)
     model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
     for (name, p), q in zip(plain.named_parameters(), model.module.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name
@@ -230,18 +238,18 @@ def trained(module: torch.nn.Module) -> bool:
 
 @pytest.mark.support("Several devices", "FSDP1", "works")
 @pytest.mark.filterwarnings("ignore:.*`NO_SHARD`:UserWarning")
-@pytest.mark.parametrize("scope", ["shared", "per_module"])
+@gates
 def test_fsdp1_has_the_same_loss_and_gradients_and_saves_the_same_file(
-    make_adapted, ids, z, process_group, tmp_path, scope
+    make_adapted, ids, z, process_group, tmp_path, fields
 ) -> None:
-    plain = make_adapted(gate_scope=scope).train()
+    plain = make_adapted(**fields).train()
     expected = plain(input_ids=ids, labels=ids, routing_embeds=z).loss
     expected.backward()
     plain.save_pretrained(tmp_path / "plain")
     layers = partial(transformer_auto_wrap_policy, transformer_layer_cls={LlamaDecoderLayer})
     leaves = partial(lambda_auto_wrap_policy, lambda_fn=trained)
     model = FullyShardedDataParallel(
-        make_adapted(gate_scope=scope).train(),
+        make_adapted(**fields).train(),
         auto_wrap_policy=partial(_or_policy, policies=[leaves, layers]),
         device_id=torch.device("cpu"),
         use_orig_params=False,

@@ -92,6 +92,7 @@ def test_a_golden_adapter_saved_again_is_the_same_file(folder, maker, tmp_path) 
     ours = {"num_experts", "routing_dim", "gate", "gate_scope", "scaling_rank", "missing_routing"}
     ours |= {"r", "lora_alpha", "peft_type", "task_type"}
     assert {name: new[name] for name in ours} == {name: old[name] for name in ours}
+    assert new["gate_form"] == old.get("gate_form", "softmax")
 
 
 @current

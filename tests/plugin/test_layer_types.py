@@ -6,6 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig, export_lora
+from peft_ilora.gating import FORMS
 
 DIM, EXPERTS, ALPHA = 5, 3, 6
 NAMES = ["Embedding", "Conv1d", "Conv2d", "Conv3d", "Conv2d, groups", "Linear", "Conv1D"]
@@ -107,9 +108,73 @@ def test_every_layer_type_trains_its_experts_and_its_gate(name, randomise) -> No
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
 
 
+FREE = [form for form in FORMS if form != "softmax"]
+"""The forms without experts."""
+
+
+def modulated(form: str, given: Tensor, hidden: Tensor) -> Tensor:
+    """What a form does to the rank coordinates, [rank, ...], of one instance."""
+    rank, ones = len(hidden), [1] * (hidden.dim() - 1)
+    if form == "square":
+        return torch.tensordot(torch.eye(rank) + given.view(rank, rank), hidden, 1)
+    factors, offsets = torch.ones(rank), torch.zeros(rank)
+    if form == "sigmoid":
+        factors = given
+    if "scale" in form:
+        factors = 1 + given[:rank]
+    if "shift" in form:
+        offsets = given[-rank:]
+    return factors.view(-1, *ones) * hidden + offsets.view(-1, *ones)
+
+
+@pytest.mark.parametrize("form", FREE)
+@pytest.mark.parametrize("name", [name for name in NAMES if "Linear" not in name])
+def test_every_form_modulates_the_coordinates_of_every_layer_type(name, form, randomise) -> None:
+    if form == "square" and "groups" in name:
+        return  # refused
+    model, x, z = routed(name, randomise, gate_form=form)
+    layer, given = model.base_model.model.layer, model.gate_weights(z)
+    expected = layer.base_layer(x)
+    for row in range(3):
+        if name == "Embedding":
+            hidden = layer.lora_embedding_A["default"][:, x[row]]  # [rank, length]
+            update = modulated(form, given[row], hidden).T @ layer.lora_embedding_B["default"].T
+        elif name == "Conv1D":
+            hidden = layer.lora_A["default"](x[row]).T
+            update = modulated(form, given[row], hidden).T @ layer.lora_B["default"].weight.T
+        else:
+            hidden = layer.lora_A["default"](x[row])  # [rank, ...]
+            update = layer.lora_B["default"](modulated(form, given[row], hidden))
+        expected[row] += ALPHA / (2 * EXPERTS) * update
+    assert torch.allclose(model(x, routing_embeds=z), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["shift", "scale_shift"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_layer_type_is_saved_loaded_and_exported(name, randomise, tmp_path) -> None:
-    model, x, z = routed(name, randomise)
+def test_an_instance_of_a_shift_is_a_folded_b_and_a_bias(name, form, randomise) -> None:
+    model, x, z = routed(name, randomise, gate_form=form)
+    (layer,) = model.base_model.adapters.layers("default")
+    given = model.gate_weights(z)[0]
+    bias, folded = layer.bias(given), layer.folded_b(given)
+    own = layer.update.coordinates
+    scaled = FORMS["scale"](model.peft_config["default"]).fold(layer.b, given[:6], own)
+    assert torch.equal(folded, scaled if form == "scale_shift" else layer.b)
+    for key, parameter in model.named_parameters():
+        if "lora_A" in key or "lora_embedding_A" in key:
+            parameter.data.zero_()  # the bias alone is left
+    update = model(x, routing_embeds=z[:1].expand(3, -1)) - layer.layer.base_layer(x)
+    if name not in ("Embedding", "Linear", "Conv1D"):
+        update = update.movedim(1, -1)
+    assert torch.allclose(update, (ALPHA / 6 * bias).expand_as(update), atol=1e-9)
+    assert bias.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["softmax", "sigmoid", "scale", "square"])
+def test_every_layer_type_is_saved_loaded_and_exported(name, form, randomise, tmp_path) -> None:
+    if form == "square" and "groups" in name:
+        return  # refused
+    model, x, z = routed(name, randomise, gate_form=form)
     expected = model(x, routing_embeds=z)
     model.save_pretrained(tmp_path / "ilora")
     again = PeftModel.from_pretrained(One(layer_and_input(name)[0]), tmp_path / "ilora")

@@ -253,8 +253,9 @@ def test_a_quantised_layer_adds_the_papers_update_to_its_base(backend, make, z) 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_of_a_quantised_batch_equal_those_rows_alone(backend, make, ids, z) -> None:
-    model = make()
+@pytest.mark.parametrize("form", ["softmax", "scale_shift", "square"])
+def test_rows_of_a_quantised_batch_equal_those_rows_alone(backend, form, make, ids, z) -> None:
+    model = make(gate_form=form)
     together = logits(model, ids, routing_embeds=z)
     for row in range(3):
         one = slice(row, row + 1)
@@ -264,10 +265,13 @@ def test_rows_of_a_quantised_batch_equal_those_rows_alone(backend, make, ids, z)
     assert ((together - others).abs().amax((1, 2)) > 10 * backend.tolerance).all()
 
 
+TRUNK = {"gate": "trunk", "gate_form": "scale_shift"}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scope", ["shared", "per_module"])
-def test_training_on_a_quantised_base_reaches_experts_and_gates_only(make, ids, z, scope) -> None:
-    model = make(gate_scope=scope).train()
+@pytest.mark.parametrize("fields", [{}, {"gate_scope": "per_module"}, TRUNK], ids=str)
+def test_training_on_a_quantised_base_reaches_experts_and_gates_only(make, ids, z, fields) -> None:
+    model = make(**fields).train()
     layers = lora_layers(model)
     stored = {name: raw(layer.base_layer) for name, layer in layers.items()}
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}

@@ -135,8 +135,10 @@ def test_a_temporary_merge_of_one_tied_layer_is_refused_and_changes_nothing(
     assert torch.equal(says(model, ids, z), expected)
 
 
-def test_tied_adapters_merge_once_and_come_out_again(ids, z) -> None:
-    model = wrapped(True, target_modules=["embed_tokens"], ensure_weight_tying=True)
+@pytest.mark.parametrize("form", ["softmax", "scale"])
+def test_tied_adapters_merge_once_and_come_out_again(form, ids, z) -> None:
+    fields = {"ensure_weight_tying": True, "gate_form": form}
+    model = wrapped(True, target_modules=["embed_tokens"], **fields)
     expected = says(model, ids, z)
     model.merge_adapter(routing_embeds=z[:1])
     torch.testing.assert_close(says(model, ids[:1]), expected[:1], rtol=1e-4, atol=1e-4)
@@ -148,8 +150,13 @@ def test_tied_adapters_merge_once_and_come_out_again(ids, z) -> None:
     assert merged.config.tie_word_embeddings is True
 
 
-def test_tied_adapters_with_gates_of_their_own_are_merged_apart(ids, z) -> None:
-    fields = {"ensure_weight_tying": True, "gate_scope": "per_module"}
+@pytest.mark.parametrize(
+    "gate",
+    [{"gate_scope": "per_module"}, {"gate": "trunk", "gate_form": "scale"}],
+    ids=["per_module", "trunk"],
+)
+def test_tied_adapters_with_gates_of_their_own_are_merged_apart(gate, ids, z) -> None:
+    fields = {"ensure_weight_tying": True, **gate}
     model = wrapped(True, target_modules=["embed_tokens"], **fields)
     expected = says(model, ids, z)
     with pytest.raises(ValueError, match="shares its base weight"):
