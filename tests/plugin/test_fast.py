@@ -18,6 +18,7 @@ from peft_ilora.config import GateFormName
 from peft_ilora.fast.dropout import DropMask, draw_mask, rescale
 from peft_ilora.fast.linear import FusedLinear, Linear
 from peft_ilora.layers.update import GatedLinear
+from peft_ilora.routing.binding import RoutingState
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1}
 
@@ -280,3 +281,39 @@ def test_each_form_has_second_gradients_as_with_plain_layers(pair, ids, z, form)
         found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     assert_same(*found)
     assert all(gradient.any() for gradient in found[0].values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_trunks_layers_are_modulated_together_as_they_are_alone(
+    make_adapted, ids, z, form, monkeypatch
+) -> None:
+    """A kind of layers is one call of the form in a forward, and one in a whole `generate`."""
+    patterns = {"alpha_pattern": {"down_proj": 3}, "rank_pattern": {"o_proj": 1}}
+    model = make_adapted(gate="trunk", gate_form=form, r=2, **patterns)
+    kinds, calls = type(model.base_model.ilora_gate["default"].form), []
+    modulation = kinds.modulation
+
+    def counted(*args, **named):
+        calls.append(args)
+        return modulation(*args, **named)
+
+    monkeypatch.setattr(kinds, "modulation", counted)
+    given = {"input_ids": ids, "routing_embeds": z}
+    together = model(**given).logits
+    assert len(calls) == 3  # q_proj and v_proj, o_proj, down_proj
+    calls.clear()
+    model.generate(**given, max_new_tokens=3, num_beams=2)
+    assert len(calls) == 3
+    calls.clear()
+    monkeypatch.setattr(RoutingState, "_remembering", lambda state: None)
+    torch.testing.assert_close(model(**given).logits, together)
+    assert len(calls) == 8
+
+
+def test_a_trunk_that_was_read_under_inference_mode_trains(make_adapted, ids, z) -> None:
+    model = make_adapted(gate="trunk", gate_form="scale")
+    with torch.inference_mode():
+        model(input_ids=ids, routing_embeds=z)
+    model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
+    gate = model.base_model.ilora_gate["default"].project
+    assert gate.layer_embedding.weight.grad.any()
