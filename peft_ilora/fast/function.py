@@ -1,4 +1,4 @@
-"""The autograd function behind the fused products: `output + B (scale * A dropout(x))`.
+"""The autograd function behind the fused products: `output + B modulation(A dropout(x))`.
 
 For the backward pass it keeps the layer's input as it came and the rank coordinates, and nothing
 else of the input's or the output's size: the dropped (`peft_ilora/fast/dropout.py`) or cast input
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_ilora.fast.dropout import DropMask
+from peft_ilora.fast.gradients import gradients, taken_apart
+from peft_ilora.gating.modulation import Modulation
 
 
 class GatedProduct(torch.autograd.Function):
@@ -21,7 +23,8 @@ class GatedProduct(torch.autograd.Function):
 
     Layers that read the same input (`peft_ilora/fast/siblings.py`) share one mask, one product with
     all their A, and one gradient of the input. The arguments are those of `fused_product`, with the
-    base layer as its `output` or as its frozen `weight` and `bias`.
+    base layer as its `output` or as its frozen `weight` and `bias`, and the modulation as its class
+    and its tensors, which come before every A.
     """
 
     @staticmethod
@@ -33,36 +36,38 @@ class GatedProduct(torch.autograd.Function):
         bias: Tensor | None,
         given: Tensor | None,
         b: Tensor,
-        scale: Tensor,
         mask: DropMask | None,
-        *downs: Tensor,
+        kind: type[Modulation],
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
+        modulation, downs = taken_apart(kind, tensors)
         hidden, others = given, ()
         if hidden is None:
             hidden, others = _rank_coordinates(_seen(x, downs[0], mask)[0], downs)
-        ctx.mask = mask
+        ctx.mask, ctx.kind = mask, kind
         ctx.shapes = None if output is None else output.shape, x.shape
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x if downs else None, weight, hidden, b, scale, *downs)
-        return add_update(output, x, weight, bias, hidden * scale, b), *others
+        ctx.save_for_backward(x if downs else None, weight, hidden, b, *tensors)
+        return add_update(output, x, weight, bias, modulation(hidden), b), *others
 
     @staticmethod
     def backward(  # noqa: D102  # type: ignore[override]
         ctx: Any, grad_output: Tensor | None, *grad_others: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight, hidden, b, scale, *downs = ctx.saved_tensors
-        wants_output, wants_x, _, _, wants_given, wants_b, wants_scale, _, *_ = ctx.needs_input_grad
+        x, weight, hidden, b, *tensors = ctx.saved_tensors
+        wants_output, wants_x, _, _, wants_given, wants_b, _, _, *wanted = ctx.needs_input_grad
+        modulation, downs = taken_apart(ctx.kind, tensors)
         seen, kept = _seen(x, downs[0], ctx.mask) if downs else (None, None)
         if seen is not None and torch.is_grad_enabled():
             hidden, _ = _rank_coordinates(seen, downs)  # what is saved has no history
-        grad_hidden = grad_b = grad_scale = grad_x = None
+        grad_hidden = grad_b = grad_x = None
+        grad_modulation: Sequence[Tensor | None] = [None] * (len(tensors) - len(downs))
         if grad_output is not None:
-            # [tokens, out] -> [..., rank], [out, rank], the shape of the scale, [tokens, in]
+            # [tokens, out] -> [..., rank], [out, rank], [tokens, in]
             grad_out = grad_output.to(b.dtype)
-            grad_scaled = (grad_out @ b).view(hidden.shape)
-            grad_hidden = grad_scaled * scale
-            grad_b = (flat(hidden * scale).t() @ grad_out).t() if wants_b else None
-            grad_scale = (grad_scaled * hidden).sum_to_size(scale.shape) if wants_scale else None
+            grad_modulated = (grad_out @ b).view(hidden.shape)
+            grad_hidden, grad_modulation = gradients(modulation, hidden, grad_modulated, wanted)
+            grad_b = (flat(modulation(hidden)).t() @ grad_out).t() if wants_b else None
             grad_x = grad_output @ weight if wants_x and weight is not None else None
         grad_downs: Sequence[Tensor | None] = ()
         if seen is not None:
@@ -78,8 +83,9 @@ class GatedProduct(torch.autograd.Function):
             None,
             grad_hidden if wants_given else None,
             grad_b,
-            grad_scale,
             None,
+            None,
+            *grad_modulation,
             *grad_downs,
         )
 

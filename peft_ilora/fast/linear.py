@@ -10,10 +10,11 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from peft_ilora.fast.dropout import probability, rescale
+from peft_ilora.fast.gradients import GRADIENTS
 from peft_ilora.fast.probes import is_plain, is_plain_linear, known_dtype, parts_of, weight_of
 from peft_ilora.fast.product import fused_product, inferred_product
 from peft_ilora.fast.siblings import followers, offer, shared_memory, take
-from peft_ilora.gating.modulation import Scale
+from peft_ilora.gating.modulation import Modulation
 from peft_ilora.layers.update import GatedLinear
 
 
@@ -58,11 +59,11 @@ class FusedLinear(GatedLinear):
         p = 0.0 if type(dropout) is nn.Identity else probability(dropout)
         factor = rescale(p) if p else 1.0
         modulation = self.modulation(module, adapter, x, x.shape[:-1], a, factor)
-        if type(modulation) is not Scale:
+        if type(modulation) not in GRADIENTS:
             return self._called(module, adapter, x, base)
         if p == 0 and not torch.is_grad_enabled():
-            return inferred_product(base, x, a, b, modulation.factors)
-        return self._trained(module, adapter, x, base, modulation.factors, p)
+            return inferred_product(base, x, a, b, modulation)
+        return self._trained(module, adapter, x, base, modulation, p)
 
     def _called(self, module: Any, adapter: str, x: Tensor, base: Tensor | nn.Module) -> Tensor:
         """Unfused version: calls the modules, so that hooks and wrappers run."""
@@ -78,7 +79,7 @@ class FusedLinear(GatedLinear):
         adapter: str,
         x: Tensor,
         base: Tensor | nn.Module,
-        scale: Tensor,
+        modulation: Modulation,
         p: float,
     ) -> Tensor:
         """Compute `output` with a dropout of probability p, sharing what siblings can share."""
@@ -86,11 +87,11 @@ class FusedLinear(GatedLinear):
         memory = shared_memory(self.state)
         given = None if memory is None else take(memory, module, adapter, x)
         if given is not None:
-            return fused_product(base, x, (), b, scale, given=given)[0]
+            return fused_product(base, x, (), b, modulation, given=given)[0]
         later = () if memory is None else self.followers
         others = [layer for layer in later if _shares(layer, adapter, x, a, p)]
         downs = [a, *(weight_of(other.lora_A[adapter]) for other in others)]
-        output, hidden = fused_product(base, x, downs, b, scale, p)
+        output, hidden = fused_product(base, x, downs, b, modulation, p)
         for other, coordinates in zip(others, hidden, strict=True):
             assert memory is not None
             offer(memory, other, adapter, x, coordinates)

@@ -1,4 +1,4 @@
-"""`W x + B (scale * A dropout(x))`: a linear layer's output with its gated update, in one product.
+"""`W x + B modulation(A dropout(x))`: a linear layer's output and its gated update, in one product.
 
 `fused_product` serves training, `inferred_product` inference. Both take the base layer apart where
 its weight is frozen, so that no pass over a tensor of full width is left.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peft_ilora.fast.dropout import draw_mask
 from peft_ilora.fast.function import GatedProduct, add_update, flat
 from peft_ilora.fast.probes import bias_of, is_plain_linear, weight_of
+from peft_ilora.gating.modulation import Modulation, tensors_of
 
 
 def fused_product(
@@ -19,7 +20,7 @@ def fused_product(
     x: Tensor,
     downs: Sequence[Tensor],
     b: Tensor,
-    scale: Tensor,
+    modulation: Modulation,
     p: float = 0.0,
     given: Tensor | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
@@ -30,8 +31,8 @@ def fused_product(
         x: The layer's input, [..., in], of any floating dtype.
         downs: A of this layer, [rank, in], and of the others; none with `given`.
         b: [out, rank]
-        scale: Factors of the rank coordinates; broadcasts to [..., rank]. It includes what makes up
-            for dropped elements: kept ones are not rescaled here.
+        modulation: What is done to the rank coordinates. It includes what makes up for dropped
+            elements: kept ones are not rescaled here.
         p: Probability that dropout drops an element of `x`.
         given: The layer's rank coordinates, [..., rank], where they are known.
 
@@ -41,14 +42,17 @@ def fused_product(
     """
     mask = draw_mask(p) if p and given is None else None
     output, weight, bias = _taken_apart(base, x)
-    updated, *others = GatedProduct.apply(output, x, weight, bias, given, b, scale, mask, *downs)
+    kind, tensors = type(modulation), tensors_of(modulation)
+    updated, *others = GatedProduct.apply(
+        output, x, weight, bias, given, b, mask, kind, *tensors, *downs
+    )
     width = b.shape[0]
     # A view made in here, past the function, may be written to: some models add to it in place.
     return updated.view(*x.shape[:-1], width), others
 
 
 def inferred_product(
-    base: Tensor | nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: Tensor
+    base: Tensor | nn.Module, x: Tensor, a: Tensor, b: Tensor, modulation: Modulation
 ) -> Tensor:
     """Return the updated output, without gradients or dropout.
 
@@ -59,10 +63,10 @@ def inferred_product(
         x: The layer's input, [..., in].
         a: [rank, in]
         b: [out, rank]
-        scale: Factors of the rank coordinates; broadcasts to [..., rank].
+        modulation: What is done to the rank coordinates.
     """
     output, weight, bias = _taken_apart(base, x)
-    hidden = F.linear(x if x.dtype == a.dtype else x.to(a.dtype), a) * scale
+    hidden = modulation(F.linear(x if x.dtype == a.dtype else x.to(a.dtype), a))
     if weight is None or x.dtype != a.dtype:
         return add_update(output, x, weight, bias, hidden, b).view(*x.shape[:-1], b.shape[0])
     output = F.linear(x, weight, bias)

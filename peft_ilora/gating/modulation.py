@@ -1,12 +1,14 @@
 """What a gate may do to the rank coordinates of a layer, the adapter's scaling included.
 
 The fused products of `peft_ilora/fast` know some of these classes, by their exact type, and leave
-every other one to `peft_ilora/layers`, which calls it. What is made for all layers at once has one
-more dimension in front, and is `split` into what each layer does.
+every other one to `peft_ilora/layers`, which calls it.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -21,10 +23,6 @@ class Scale:
         """Modulate rank coordinates, [..., rank]."""
         return hidden * self.factors
 
-    def split(self) -> tuple["Scale", ...]:
-        """Return the modulation of each layer, of one with a dimension of layers in front."""
-        return tuple(map(Scale, self.factors.unbind()))
-
 
 @dataclass(frozen=True)
 class Affine:
@@ -38,14 +36,7 @@ class Affine:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
-        return hidden * self.factors + self.offsets
-
-    def split(self) -> tuple["Affine", ...]:
-        """Return the modulation of each layer, of one with a dimension of layers in front."""
-        offsets = self.offsets.unbind()
-        alike = self.factors.dim() == 1
-        factors = [self.factors] * len(offsets) if alike else self.factors.unbind()
-        return tuple(map(Affine, factors, offsets))
+        return torch.addcmul(self.offsets, hidden, self.factors)
 
 
 @dataclass(frozen=True)
@@ -53,23 +44,46 @@ class Square:
     """The modulation `matrix @ hidden`: the update becomes `B matrix A x`."""
 
     matrix: Tensor
-    """[..., rank, rank], whose leading dimensions broadcast to those of the rank coordinates."""
+    """[rank, rank], or [rows, 1, ..., rank, rank] of rows, or [..., rank, rank] of tokens."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
-        matrix = self.matrix.to(hidden.dtype)
-        if matrix.dim() == 2:
-            return hidden @ matrix.mT
-        if any(length != 1 for length in matrix.shape[1:-2]):  # one for each token
-            return (matrix @ hidden.unsqueeze(-1)).squeeze(-1)
-        # [rows, positions, rank] @ [rows, rank, rank]
-        rows = hidden.unsqueeze(1) if hidden.dim() == 2 else hidden.flatten(1, -2)
-        return (rows @ matrix.flatten(0, -3).mT).view(hidden.shape)
+        right = self._right if self._right.dtype == hidden.dtype else self._right.to(hidden.dtype)
+        if right.dim() == 2:
+            return hidden @ right
+        if hidden.dim() == 3 and hidden.shape[0] == right.shape[0]:
+            return torch.bmm(hidden, right)
+        return torch.bmm(stacked(hidden, right.shape[0]), right).view(hidden.shape)
 
-    def split(self) -> tuple["Square", ...]:
-        """Return the modulation of each layer, of one with a dimension of layers in front."""
-        return tuple(map(Square, self.matrix.unbind()))
+    @cached_property
+    def _right(self) -> Tensor:
+        """What rank coordinates are multiplied with from their right, [matrices, rank, rank]."""
+        matrix = self.matrix
+        return matrix.mT if matrix.dim() == 2 else matrix.flatten(0, -3).mT
+
+
+def stacked(hidden: Tensor, matrices: int) -> Tensor:
+    """[..., rank] -> [matrices, positions, rank]: those that have the same matrix."""
+    tokens = math.prod(hidden.shape[:-1])
+    return hidden.reshape(matrices, tokens // max(matrices, 1), hidden.shape[-1])
 
 
 Modulation = Scale | Affine | Square
-"""What a form may hand to a layer."""
+"""What a form may hand to a layer: a dataclass of tensors."""
+
+
+def tensors_of(modulation: Modulation) -> tuple[Tensor, ...]:
+    """Return the tensors of a modulation, in the order in which its class takes them."""
+    return tuple(getattr(modulation, name) for name in type(modulation).__match_args__)
+
+
+def of_each_layer(modulation: Modulation) -> tuple[Modulation, ...]:
+    """Return the modulation of each layer, of what was made for all of them together.
+
+    Args:
+        modulation: Its tensors are [layers, rows, ...], or [1] where all layers share one.
+    """
+    tensors = tensors_of(modulation)
+    layers = max(tensor.shape[0] for tensor in tensors)
+    parts = [of.unbind() if of.dim() > 1 else (of,) * layers for of in tensors]
+    return tuple(type(modulation)(*own) for own in zip(*parts, strict=True))

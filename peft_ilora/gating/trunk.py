@@ -79,7 +79,8 @@ class Trunk(nn.Module):
         if place is not None:
             return torch.tensor([self.indices[place]], device=device).t()
         if device not in self._moved:
-            self._moved[device] = torch.tensor(self.indices, device=device).t()
+            with torch.inference_mode(False):  # else no training could use it
+                self._moved[device] = torch.tensor(self.indices, device=device).t()
         return self._moved[device]
 
 

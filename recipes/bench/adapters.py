@@ -49,7 +49,9 @@ def run(config: AdaptersConfig) -> list[Figure]:
     figures = []
     for dropout in (config.dropout, 0.0):
         sides = _sides(config, dropout)
-        steps = {name: _step(model, inputs, batch) for name, (model, inputs) in sides.items()}
+        steps = {
+            name: training_step(model, inputs, batch) for name, (model, inputs) in sides.items()
+        }
         bare = _bare_products(sides["iLoRA"][0], config)
         times = interleaved(steps | {"products with A and B": bare}, config.rounds, config.device)
         what, of = f"training step, dropout {dropout:g}", "PEFT LoRA"
@@ -60,7 +62,7 @@ def run(config: AdaptersConfig) -> list[Figure]:
             compare(f"frozen base and bare products, dropout {dropout:g}", least, "sum", of)
         )
         figures.append(compare(what, times, "iLoRA", "reference arithmetic", 0.50))
-        kept = {name: _kept_bytes(model, inputs, batch) for name, (model, inputs) in sides.items()}
+        kept = {name: kept_bytes(model, inputs, batch) for name, (model, inputs) in sides.items()}
         figures.append(
             exact(
                 f"bytes kept for backward, dropout {dropout:g}",
@@ -124,7 +126,14 @@ def _check(config: AdaptersConfig, batch: Batch) -> float:
     return worst
 
 
-def _step(model: nn.Module, inputs: list[str], batch: Batch) -> Callable[[], None]:
+def training_step(model: nn.Module, inputs: list[str], batch: Batch) -> Callable[[], None]:
+    """A function that runs one forward and backward pass, and drops the gradients.
+
+    Args:
+        model: The model, in training mode.
+        inputs: Names of the inputs that it takes.
+        batch: The inputs, by name.
+    """
     given = {name: batch[name] for name in inputs}
 
     def step() -> None:
@@ -171,7 +180,7 @@ def _bare_products(model: nn.Module, config: AdaptersConfig) -> Callable[[], Non
     return run
 
 
-def _kept_bytes(model: nn.Module, inputs: list[str], batch: Batch) -> int:
+def kept_bytes(model: nn.Module, inputs: list[str], batch: Batch) -> int:
     """Bytes of the tensors, other than parameters, that autograd keeps between the passes."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
@@ -196,7 +205,7 @@ def _growth(config: AdaptersConfig, batch: Batch) -> list[Figure]:
     takes = ["input_ids", "routing_embeds"]
     figures = []
     by_experts = {
-        f"{k} experts": _step(ilora(shape, device, k, 64).train(), takes, batch)
+        f"{k} experts": training_step(ilora(shape, device, k, 64).train(), takes, batch)
         for k in (1, 4, 16, 64)
     }
     times = interleaved(by_experts, config.rounds, device)
@@ -204,7 +213,7 @@ def _growth(config: AdaptersConfig, batch: Batch) -> list[Figure]:
         what = f"training step, {name} at total rank 64"
         figures.append(compare(what, times, name, "1 experts", 1.03))
     by_rank = {
-        f"rank {rank}": _step(ilora(shape, device, 4, rank).train(), takes, batch)
+        f"rank {rank}": training_step(ilora(shape, device, 4, rank).train(), takes, batch)
         for rank in (16, 32, 64)
     }
     times = interleaved(by_rank, config.rounds, device)

@@ -1,5 +1,7 @@
 """The fused product against the composed one, and dropout whose mask is drawn twice."""
 
+import itertools
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -8,7 +10,9 @@ from torch import Tensor, nn
 from peft_ilora import ILoRAConfig
 from peft_ilora.fast.dropout import DropMask, draw_mask, rescale
 from peft_ilora.fast.function import GatedProduct
+from peft_ilora.fast.gradients import GRADIENTS
 from peft_ilora.fast.product import fused_product, inferred_product
+from peft_ilora.gating.modulation import Affine, Modulation, Scale, Square, tensors_of
 
 
 def operands(
@@ -33,30 +37,103 @@ def fused(
     scale: Tensor,
     p: float = 0.0,
 ) -> Tensor:
-    return fused_product(base, x, [lora_a.weight], lora_b.weight, scale, p)[0]
+    return fused_product(base, x, [lora_a.weight], lora_b.weight, Scale(scale), p)[0]
 
 
-@pytest.mark.parametrize("mask", [None, DropMask(3, 20_000)], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize("base_of", ["output", "weight"])
-@pytest.mark.parametrize("scale_of", ["rows", "tokens"])
-@pytest.mark.parametrize("coordinates", ["own", "shared", "given"])
+def modulations(leading: tuple[int, ...], rank: int = 2) -> dict[str, Modulation]:
+    """Of every class, with what rows share, what each token has, and what all share."""
+    row, ones = leading[:1], [1] * (len(leading) - 1)
+
+    def values(*shape: int) -> Tensor:
+        return torch.rand(shape).double()
+
+    return {
+        "scale of rows": Scale(values(*row, *ones, rank)),
+        "scale of tokens": Scale(values(*leading, rank)),
+        "scale of all": Scale(values(rank)),
+        "affine of rows": Affine(values(*row, *ones, rank), values(*row, *ones, rank)),
+        "affine of tokens": Affine(values(*leading, rank), values(*leading, rank)),
+        "shift of rows": Affine(values(1), values(*row, *ones, rank)),
+        "shift of all": Affine(values(1), values(rank)),
+        "square of rows": Square(values(*row, *ones, rank, rank)),
+        "square of tokens": Square(values(*leading, rank, rank)),
+        "square of all": Square(values(rank, rank)),
+    }
+
+
+NAMES = list(modulations((2, 2)))
+
+
+def modulated(modulation: Modulation, hidden: Tensor) -> Tensor:
+    """The definition, token by token."""
+    rank, leading = hidden.shape[-1], hidden.shape[:-1]
+    parts = [
+        part.expand(*leading, *part.shape[-2:] if type(modulation) is Square else (rank,))
+        for part in tensors_of(modulation)
+    ]
+    made = torch.empty(hidden.shape, dtype=hidden.dtype)
+    for at in itertools.product(*map(range, leading)):
+        first, *offsets = (part[at] for part in parts)
+        made[at] = torch.mv(first, hidden[at]) if type(modulation) is Square else first * hidden[at]
+        made[at] += sum(offsets)
+    return made
+
+
+@pytest.mark.parametrize("leading", [(3,), (3, 4), (3, 2, 4), (0, 4), (3, 0)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_modulation_is_its_equation_for_each_token(leading, name) -> None:
+    torch.manual_seed(0)
+    modulation, hidden = modulations(leading)[name], torch.randn(*leading, 2).double()
+    assert torch.allclose(modulation(hidden), modulated(modulation, hidden), atol=1e-14)
+
+
+@pytest.mark.parametrize("leading", [(3,), (2, 3), (2, 2, 3), (0, 4)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_a_modulation_are_autograds(leading, name) -> None:
+    torch.manual_seed(0)
+    modulation, hidden = modulations(leading)[name], torch.randn(*leading, 2).double()
+    leaves = [hidden, *tensors_of(modulation)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    out = modulation(hidden)
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, grad)
+    gradients = GRADIENTS[type(modulation)]
+    of_hidden, of_tensors = gradients(modulation, hidden, grad, [True] * len(leaves))
+    for got, wanted in zip((of_hidden, *of_tensors), expected, strict=True):
+        assert got is not None and got.shape == wanted.shape
+        assert torch.allclose(got, wanted, atol=1e-14)
+    assert gradients(modulation, hidden, grad, [False] * 2)[1] == (None,) * (len(leaves) - 1)
+
+
+MASKS = {"no dropout": None, "dropout": DropMask(3, 20_000)}
+WAYS = [*itertools.product(MASKS, ("output", "weight"), ("own", "shared", "given"))]
+CASES = [("scale of rows", *way) for way in WAYS]
+CASES += [(name, "dropout", "weight", "shared") for name in NAMES]
+CASES += [(name, "no dropout", "output", "given") for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("modulation_of", "dropout", "base_of", "coordinates"), dict.fromkeys(CASES)
+)
 def test_gradients_are_those_of_finite_differences_also_the_second_ones(
-    mask, base_of, scale_of, coordinates
+    modulation_of, dropout, base_of, coordinates
 ) -> None:
-    rows, n_in, n_out = (2, 2), 3, 2  # second derivatives take time by the square
-    result, x, lora_a, lora_b, scale = operands(shape=rows, n_in=n_in, n_out=n_out)
+    mask, rows = MASKS[dropout], (2, 2)
+    n_in, n_out = 3, 2  # second derivatives take time by the square
+    result, x, lora_a, lora_b, _ = operands(shape=rows, n_in=n_in, n_out=n_out)
     assert mask is None or 0 < (mask.kept(x) == 0).sum() < x.numel()
     weight, bias = torch.randn(n_out, n_in).double(), torch.randn(n_out).double()
     others = [torch.randn(3, n_in).double(), torch.randn(1, n_in).double()]
     downs = {"own": [lora_a.weight], "shared": [lora_a.weight, *others], "given": []}[coordinates]
-    scales = {"rows": scale, "tokens": torch.rand(*rows, 2).double()}
+    modulation = modulations(rows)[modulation_of]
     leaves = {
         "output": result if base_of == "output" else None,
         "x": x,
         "given": torch.randn(*rows, 2).double() if coordinates == "given" else None,
         "b": lora_b.weight,
-        "scale": scales[scale_of],
-    } | {f"down {i}": down for i, down in enumerate(downs)}
+    }
+    leaves |= {f"rest {i}": part for i, part in enumerate((*tensors_of(modulation), *downs))}
     leaves = {
         name: leaf.detach().clone().requires_grad_()
         for name, leaf in leaves.items()
@@ -66,15 +143,15 @@ def test_gradients_are_those_of_finite_differences_also_the_second_ones(
     def product(*tensors: Tensor) -> tuple[Tensor, ...]:
         of = dict(zip(leaves, tensors, strict=True))
         frozen = (None, None) if base_of == "output" else (weight, bias)
-        rest = [tensor for name, tensor in of.items() if name.startswith("down")]
+        rest = [tensor for name, tensor in of.items() if name.startswith("rest")]
         return GatedProduct.apply(
             of.get("output"),
             of.get("x", x),
             *frozen,
             of.get("given"),
             of["b"],
-            of["scale"],
             mask,
+            type(modulation),
             *rest,
         )
 
@@ -96,7 +173,7 @@ def test_the_fused_product_is_the_composed_one(shape, base_of) -> None:
         leaves += [lora_a.weight, lora_b.weight, *layer.parameters()]
         if form == "inferred":
             with torch.no_grad():
-                out = inferred_product(base, x, lora_a.weight, lora_b.weight, scale)
+                out = inferred_product(base, x, lora_a.weight, lora_b.weight, Scale(scale))
             found.append([out])
             continue
         if form == "fused":
@@ -184,7 +261,7 @@ def test_dropout_acts_in_training_only_and_scales_the_update(make_adapted, ids, 
     assert not torch.allclose(first, expected, atol=1e-4)
 
 
-def kept_bytes(dtype: torch.dtype, dropout: float) -> int:
+def kept_bytes(dtype: torch.dtype, dropout: float, modulation: Modulation) -> int:
     result = torch.randn(2, 300, 6)
     lora_a, lora_b = nn.Linear(64, 4, bias=False), nn.Linear(4, 6, bias=False)
     x = torch.randn(2, 300, 64).to(dtype)
@@ -196,15 +273,25 @@ def kept_bytes(dtype: torch.dtype, dropout: float) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        fused(result.to(dtype), x, lora_a, lora_b, torch.rand(2, 1, 4), dropout)
+        downs = [lora_a.weight]
+        fused_product(result.to(dtype), x, downs, lora_b.weight, modulation, dropout)
     return sum(seen.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_input_is_kept_once_as_it_came_with_or_without_dropout(dtype) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_input_is_kept_once_as_it_came_whatever_modulates(dtype, dropout) -> None:
     x_bytes = 2 * 300 * 64 * dtype.itemsize
-    for dropout in (0.0, 0.3):
-        assert x_bytes <= kept_bytes(dtype, dropout) < x_bytes + 20_000
+    scale, *others = (
+        kept_bytes(dtype, dropout, modulation)
+        for modulation in (
+            Scale(torch.rand(2, 1, 4)),
+            Affine(torch.rand(2, 1, 4), torch.rand(2, 1, 4)),
+            Square(torch.rand(2, 1, 4, 4)),
+        )
+    )
+    assert x_bytes <= scale < x_bytes + 20_000
+    assert all(scale < other < scale + 200 for other in others)  # the modulation itself
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -267,7 +354,7 @@ def test_an_adapter_of_lower_precision_does_not_round_the_base(adapter) -> None:
             got = fused(result, x, lora_a, lora_b, scale)
         else:
             with torch.no_grad():
-                got = inferred_product(result, x, lora_a.weight, lora_b.weight, scale)
+                got = inferred_product(result, x, lora_a.weight, lora_b.weight, Scale(scale))
         assert torch.equal(got, result)
 
 

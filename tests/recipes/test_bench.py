@@ -58,6 +58,18 @@ def test_a_target_is_an_upper_bound_unless_it_is_a_lower_one(ratio, target, at_l
     assert figure.met is met
 
 
+def test_a_target_by_quartile_is_missed_when_the_whole_spread_lies_beyond():
+    at_most = [
+        compare("step", TIMES, "own", "other", bound, by_quartile=True) for bound in (0.4, 0.3)
+    ]
+    assert [figure.met for figure in at_most] == [True, False]  # [0.375, 1.375]
+    at_least = [
+        compare("step", TIMES, "own", "other", bound, at_least=True, by_quartile=True)
+        for bound in (2.9, 3.1)
+    ]
+    assert [figure.met for figure in at_least] == [True, False]  # [0.917, 3]
+
+
 def test_an_exact_ratio_has_no_spread():
     figure = exact("bytes", "other", 0.5, 0.6)
     assert (figure.low, figure.ratio, figure.high, figure.met) == (0.5, 0.5, 0.5, True)
@@ -79,9 +91,11 @@ def test_each_round_runs_every_side_once_in_turning_order_after_one_unmeasured_r
         return run
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    times = interleaved({"a": side("a", 1.0), "b": side("b", 2.0)}, rounds=3)
-    assert times == {"a": [1.0] * 3, "b": [2.0] * 3}
+    monkeypatch.setattr(measure.time, "process_time", lambda: 10 * clock[0])
+    sides = {"a": side("a", 1.0), "b": side("b", 2.0)}
+    assert interleaved(sides, rounds=3) == {"a": [1.0] * 3, "b": [2.0] * 3}
     assert "".join(ran) == "ab" + "ab" + "ba" + "ab"
+    assert interleaved(sides, rounds=3, clock="cpu") == {"a": [10.0] * 3, "b": [20.0] * 3}
 
 
 def test_the_table_shows_spread_bound_and_whether_it_is_met():
@@ -116,7 +130,10 @@ def test_what_is_published_is_printed_and_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "error: NAME='nothing' is no benchmark; there are adapters, generation,"),
+        (
+            ["nothing"],
+            "error: NAME='nothing' is no benchmark; there are adapters, forms,",
+        ),
         (["evaluation", "--rounds", "2"], "error: rounds=2 is too few for a spread: use 3 or more"),
         (["evaluation", "--threads", "0"], "error: threads=0 must be positive"),
         (["evaluation", "--nothing", "1"], "error: "),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.bench import adapters, generation, mixed
+from recipes.bench import adapters, forms, generation, mixed
 from recipes.bench.models import Shape, base_model, ilora, lora
 
 TINY = Shape(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=50)
@@ -56,6 +56,34 @@ def test_generation_compares_equal_models(common) -> None:
 def test_mixed_gives_every_instance_its_own_lora(common) -> None:
     mixed.run(mixed.MixedConfig(instances=3, prompt=4, **common))
     assert written(common)["notes"]["largest difference of outputs"] < 1e-5
+
+
+def test_forms_compares_each_form_and_generator_with_softmax(common) -> None:
+    sizes = {"batch": 2, "length": 8, "tokens": 2, "steps": 2, "decode_batches": [3]}
+    config = forms.FormsConfig(forms=["softmax", "square"], **sizes, **common)
+    forms.run(config)
+    found = written(common)
+    assert found["notes"]["largest difference at the start"] < 1e-5
+    targets = {row["what"]: row["target"] for row in found["figures"]}
+    sides = ["square, linear", "softmax, trunk", "square, trunk"]
+    limits = {
+        "training step": [1.02] * 3,
+        "bytes kept for backward": [1.02] * 3,
+        "decode step of generate, batch 3": [1.05, 1.03, 1.05],
+        "decode step of a loop, batch 3": [None] * 3,
+    }
+    assert targets == {
+        f"{what}, {side}": bound
+        for what, bounds in limits.items()
+        for side, bound in zip(sides, bounds, strict=True)
+    }
+    assert {row["against"] for row in found["figures"]} == {"softmax, linear"}
+
+
+@pytest.mark.parametrize("name", ["forms", "gates"])
+def test_forms_refuses_an_unknown_form_or_generator(common, name) -> None:
+    with pytest.raises(ValueError, match=f"{name}='nothing' must be among"):
+        forms.FormsConfig(**{name: ["nothing"]}, **common)
 
 
 def test_a_benchmark_of_sides_that_differ_is_refused(common, monkeypatch) -> None:
