@@ -477,7 +477,8 @@ class ILoRAConfig(LoraConfig):
 
         Returns:
             A LoraConfig with `r = total_rank` and an alpha of the same scaling. Tied adapters have
-            become two, because PEFT's may come apart when they are loaded.
+            become two, because PEFT's may come apart when they are loaded. The bias on B that an
+            instance of `shift` and `scale_shift` has is added by `plain_lora`.
         """
         inherited = {
             spec.name: copy.deepcopy(getattr(self, spec.name))

@@ -46,7 +46,8 @@ class ILoRAModel(Inspection, MixedBatches, Merging, GateLifecycle):
 
     Args:
         model: The model to adapt.
-        peft_config: The configuration, or one for each adapter name.
+        peft_config: The configuration, or one for each adapter name. `init_from` is read by
+            PeftModel, which has the whole of an adapter.
         adapter_name: The adapter's name.
         low_cpu_mem_usage: Create the adapter on the meta device.
         state_dict: Decides by its keys which layers are adapted.
