@@ -1,6 +1,6 @@
 """Benchmark of the gate forms: every form and generator against the paper's softmax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -163,7 +163,7 @@ def _decoding(config: FormsConfig, models: dict[str, PeftModel], rows: int) -> l
 def _compared(
     config: FormsConfig,
     what: str,
-    sides: dict[str, Callable[[], object]],
+    sides: Mapping[str, Callable[[], object]],
     target: float | None = None,
     of_square: float | None = None,
 ) -> list[Figure]:
