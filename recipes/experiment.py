@@ -237,14 +237,14 @@ class StandInConfig:
     """Maximum size of the BPE vocabulary of `titles: subword`; 256 bytes and 4 special tokens are
     always in it."""
 
-    max_steps: Count = 2400
+    max_steps: Count = 2000
     """Optimiser steps on the prompt format, with random candidates as answers; of `titles: token`,
     every other one is on train windows instead."""
 
-    batch_size: Count = 48
+    batch_size: Count = 24
     """Prompts, or windows, in a batch."""
 
-    learning_rate: Rate = 2e-3
+    learning_rate: Rate = 3e-3
     """Peak learning rate (AdamW with warm-up, then cosine decay)."""
 
     seed: Seed = 0

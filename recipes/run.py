@@ -253,7 +253,7 @@ class Run:
             prompt_history=self.experiment.adapt.prompt_history,
             num_candidates=self.experiment.prepare.num_candidates,
             titles=self.data.titles,
-            train=self.data.split("train"),
+            train=self.data.split("train") if self.stand_in_form == "token" else None,
         )
 
     @property

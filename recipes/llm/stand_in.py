@@ -40,7 +40,7 @@ STAND_IN = "stand-in"
 """Value of `adapt.llm` that selects the stand-in, and name of its folder."""
 DESCRIPTION = "stand_in.json"
 MARK = "peft_ilora_stand_in"
-"""Field of a stand-in's `config.json`."""
+"""Field of a stand-in's `config.json`, which holds its form."""
 VERSION = 2
 """Version of this stage, see `Record`."""
 
@@ -75,7 +75,9 @@ def stand_in_description(folder: Path) -> dict[str, Any] | None:
         return found
     path = folder / "config.json"
     found = read_json(path) if path.is_file() else None
-    return {} if isinstance(found, dict) and found.get(MARK) else None
+    if not isinstance(found, dict) or not found.get(MARK):
+        return None
+    return {"meaning": MEANINGS["token" if found[MARK] == "token" else "subword"]}
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,14 @@ class StandIn:
     """Number of candidates in a prompt."""
     titles: Sequence[str]
     """Title of each item, by item id."""
-    train: Split
-    """The train windows, which the form `token` knows."""
+    train: Split | None
+    """The train windows, which the form `token` knows; the other does not read them."""
 
     @cached_property
     def lessons(self) -> Lessons:
         """What it is taught."""
         sizes = {"prompt_history": self.prompt_history, "num_candidates": self.num_candidates}
-        if self.form == "subword":
+        if self.train is None or self.form == "subword":
             return subword_lessons(self.config, self.titles, **sizes)
         return title_lessons(self.config, self.titles, self.train, **sizes)
 
@@ -127,14 +129,14 @@ class StandIn:
             eos_token_id=required_id(tokenizer, "eos"),
             pad_token_id=required_id(tokenizer, "pad"),
         )
-        setattr(found, MARK, True)
+        setattr(found, MARK, self.form)
         return found
 
     def new_model(self) -> LlamaForCausalLM:
         """The model before its training."""
         torch.manual_seed(self.config.seed)
         model = LlamaForCausalLM(self.llama_config())
-        if self.form == "token":
+        if self.train is not None and self.form == "token":
             tokens = title_tokens(self.lessons.tokenizer, self.titles)
             used, kinds = np.unique(tokens, return_inverse=True)
             vectors = title_vectors(self.train, kinds, self.config.hidden_size, self.config.seed)
@@ -142,7 +144,22 @@ class StandIn:
             with torch.no_grad():
                 weight = model.get_input_embeddings().get_parameter("weight")
                 weight[torch.from_numpy(used[known])] = torch.from_numpy(vectors[known]).float()
+            _start_by_copying(model)
         return model
+
+
+@torch.no_grad()
+def _start_by_copying(model: LlamaForCausalLM) -> None:
+    """Let attention hand on what it attends to: `W_O W_V = 1` in every layer, and no MLP at first.
+
+    Only where to attend is left to be learned. From random matrices so small a model takes
+    thousands of steps to learn to copy one of many titles.
+    """
+    for layer in model.model.layers:
+        value = layer.self_attn.v_proj.weight
+        nn.init.orthogonal_(value)
+        layer.self_attn.o_proj.weight.copy_(value.T)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
 
 
 def stand_in_stage(

@@ -6,7 +6,6 @@ from typing import Any
 
 from recipes.data.notes import DRAWN
 from recipes.experiment import AdapterSettings
-from recipes.llm.stand_in import MEANINGS
 from recipes.report.naming import arms_of, headline_key, interval, several_seeds
 
 Results = Mapping[str, Any]
@@ -49,7 +48,7 @@ def caveats(results: Results) -> list[str]:
 def _stand_in(results: Results) -> str:
     """What the stand-in is, and what it scores before it is adapted, if that was measured."""
     key, k = headline_key(results), results["evaluated"]["headline"]
-    meaning = results["llm"].get("meaning") or MEANINGS["subword"]
+    meaning = results["llm"]["meaning"]
     unadapted = [
         f" Before it is adapted, its ranked HitRatio@{k} is {interval(entry)}."
         for entry in results["metrics"]

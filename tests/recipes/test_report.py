@@ -93,7 +93,7 @@ def finish_stages(made, rates, steps=30):
         folder = run.network_folder(name, seed)
         run_stage(run.network_stage(name, seed), folder, lambda place: None)
     if run.has_stand_in:
-        found = {"stand_in": True, "parameters": 1000}
+        found = {"stand_in": True, "parameters": 1000, "meaning": "a toy of this test"}
         run_stage(
             run._stand_in,
             run.stand_in_folder,
@@ -187,7 +187,12 @@ def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
 def test_results_hold_what_repeats_the_run(written):
     _, results, _, _ = written
     assert results["config"] == dataclasses.asdict(experiment_in(written[0]))
-    assert results["llm"] == {"name": "stand-in", "stand_in": True, "parameters": 1000}
+    assert results["llm"] == {
+        "name": "stand-in",
+        "stand_in": True,
+        "parameters": 1000,
+        "meaning": "a toy of this test",
+    }
     assert results["trainable_parameters"]["ilora"]["total"] == 1234
     assert results["dataset"]["counts"]["items"] == 32
     assert results["versions"].keys() >= {"torch", "transformers", "peft"}
@@ -243,7 +248,7 @@ def test_the_report_opens_with_result_and_caveats(written):
     assert opening.startswith("# a trial\n\n**Result.** HitRatio@1 (generation, of total")
     assert "iLoRA minus LoRA is +0." in opening
     assert "**excludes zero**: on these rows iLoRA beats LoRA" in opening
-    assert "The language model is a stand-in" in opening
+    assert "The language model is a stand-in**: a toy of this test. The figures" in opening
     assert "Metrics are sampled" in opening
     assert "leaks" not in opening
 
