@@ -16,7 +16,7 @@ from recipes.evaluation.parts import planned_parts
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import random_order, summarise
-from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
+from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig, StandInConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.report.caveats import caveats
@@ -432,10 +432,28 @@ def test_a_training_too_short_to_log_a_loss_is_reported_without_the_curve(tmp_pa
     ],
 )
 def test_the_lastfm_leak_is_told_where_it_applies(tmp_path, prepare, leaks):
-    finished(tmp_path, prepare=prepare).report()
+    adapt = AdaptConfig(stand_in=StandInConfig(titles="subword"))  # reads no tables
+    finished(tmp_path, prepare=prepare, adapt=adapt).report()
     assert ("This protocol leaks the answer" in (tmp_path / "report.md").read_text()) == leaks
     ceilings = read_json(tmp_path / "results.json")["ceilings"]
     assert (ceilings is None) == (prepare.dataset == "lastfm")
+
+
+def test_the_score_of_the_unadapted_stand_in_stands_with_its_caveat(tmp_path):
+    adapt = AdaptConfig(methods=["zero-shot", "lora"])
+    made = finished(tmp_path, rates={"lora": 0.3, "zero-shot": 0.1}, adapt=adapt)
+    made.report()
+    results = read_json(tmp_path / "results.json")
+    (entry,) = (
+        one
+        for one in results["metrics"]
+        if (one["method"], one["key"]) == ("zero-shot", "hit_ratio@1/ranking")
+    )
+    assert (
+        f"Before it is adapted, its ranked HitRatio@1 is {entry['value']:.3f} ["
+        in (results["caveats"][0])
+    )
+    assert "| Zero-shot |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_real_language_model_is_not_called_a_stand_in(tmp_path):
