@@ -155,7 +155,8 @@ def _start_by_copying(model: LlamaForCausalLM) -> None:
     Only where to attend is left to be learned. From random matrices so small a model takes
     thousands of steps to learn to copy one of many titles.
     """
-    for layer in model.model.layers:
+    layers: Any = model.model.layers
+    for layer in layers:
         value = layer.self_attn.v_proj.weight
         nn.init.orthogonal_(value)
         layer.self_attn.o_proj.weight.copy_(value.T)

@@ -68,13 +68,14 @@ def title_vectors(
     Returns:
         float64 [titles, width].
     """
-    information = positive_information(co_occurrences(train, kinds))
+    information: Any = positive_information(co_occurrences(train, kinds))
     count = information.shape[0]
     found = np.zeros((count, width))
     components = min(width, count - 1)
     if components > 0 and information.nnz:
         start = np.random.default_rng(seed).standard_normal(count)
-        left, values, _ = svds(information, k=components, v0=start, solver="arpack")
+        decomposed: Any = svds(information, k=components, v0=start, solver="arpack")
+        left, values, _ = decomposed
         order = np.argsort(-values)
         left, values = left[:, order], values[order]
         left *= np.sign(left[np.abs(left).argmax(axis=0), np.arange(components)])
