@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.experiment import Experiment
+from recipes.llm.stand_in import STAND_IN
 from recipes.methods import METHODS
 from recipes.methods.method import Arm, Method, folder_name, shown
 from recipes.methods.recommender_methods import NetworkMethod
-from recipes.run import Network, seeded_name
+from recipes.run import Network, seeded_name, title_form
 
 BASELINES = ("random", "popularity")
 """Methods that every run reports, whether its arms name them or not."""
+UNADAPTED = "zero-shot"
+"""Is reported beside them where the stand-in knows something before it is adapted."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ def comparison(experiment: Experiment) -> Comparison:
     names, methods = {arm.name for arm in arms}, {arm.method.name for arm in arms}
     sources = {source for arm in arms for source in arm.method.sources(arm.settings)}
     read = sorted(source for source in sources if source in METHODS and source not in names)
-    extra = dict.fromkeys([*(name for name in BASELINES if name not in methods), *read])
+    asked_for = [*BASELINES, *([UNADAPTED] if _knows_the_catalogue(experiment, arms) else [])]
+    extra = dict.fromkeys([*(name for name in asked_for if name not in methods), *read])
     added = [_arm(experiment, {"method": name}) for name in extra]
     _refuse_copies_of_sources(arms, added)
     arms += added
@@ -55,6 +59,12 @@ def comparison(experiment: Experiment) -> Comparison:
     if experiment.recommender.name not in {*METHODS, *names}:  # also if no arm reads its vectors
         raise _no_vectors(experiment.recommender.name, networks)
     return Comparison(tuple(arms), networks)
+
+
+def _knows_the_catalogue(experiment: Experiment, arms: Sequence[Arm]) -> bool:
+    """Whether an arm's language model is a stand-in that knows the train users' choices."""
+    reads = any(arm.method.reads_language_model for arm in arms)
+    return reads and experiment.adapt.llm == STAND_IN and title_form(experiment) == "token"
 
 
 def named_arms(experiment: Experiment) -> Sequence[Mapping[str, Any]]:

@@ -216,10 +216,16 @@ class RecommenderConfig:
 class StandInConfig:
     """The small Llama that stands in for a real LLM; the run trains it itself."""
 
+    titles: Literal["token", "subword"] | None = None
+    """`token`: every title is one token, and the model knows what train users choose near each
+    other and one after the other. `subword`: a title is several tokens, and the model knows the
+    format of the prompts alone. None stands for `token`, or for `subword` where the dataset is made
+    up."""
+
     hidden_size: Count = 128
     """Hidden width of the model."""
 
-    num_layers: Count = 2
+    num_layers: Count = 3
     """Number of decoder layers."""
 
     num_heads: Count = 4
@@ -229,16 +235,17 @@ class StandInConfig:
     """Width of the MLP."""
 
     vocab_size: Annotated[int, Range(260)] = 8000
-    """Maximum size of the BPE vocabulary; 256 bytes and 4 special tokens are always in it."""
+    """Maximum size of the BPE vocabulary of `titles: subword`; 256 bytes and 4 special tokens are
+    always in it."""
 
-    max_steps: Count = 500
-    """Optimiser steps of training on the prompt format. The answers are random candidates, so no
-    preference is learned."""
+    max_steps: Count = 2000
+    """Optimiser steps on the prompt format, with random candidates as answers; of `titles: token`,
+    every other one is on train windows instead."""
 
-    batch_size: Count = 32
-    """Prompts in a batch."""
+    batch_size: Count = 24
+    """Prompts, or windows, in a batch."""
 
-    learning_rate: Rate = 2e-3
+    learning_rate: Rate = 3e-3
     """Peak learning rate (AdamW with warm-up, then cosine decay)."""
 
     seed: Seed = 0

@@ -141,7 +141,7 @@ class Pipeline:
     def _adapt(self) -> None:
         preflight(self.run, self.arms)
         experiment = self.run.experiment
-        if any(arm.method.is_adapter for arm in self.arms):
+        if any(arm.method.reads_language_model for arm in self.arms):
             self.run.make_stand_in()
         for seed in range(experiment.seeds):
             for arm in self.arms:

@@ -28,11 +28,13 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
         return
     for network in run.networks.values():
         assert network.width  # read off the source's files, if it is one
-    adapters = [arm for arm in arms if arm.method.is_adapter and not is_finished(run, arm)]
-    for arm in adapters:
+    unfinished = [
+        arm for arm in arms if arm.method.reads_language_model and not is_finished(run, arm)
+    ]
+    for arm in unfinished:
         arm.method.check(run, arm)
     if not weights:
         return
-    if adapters and not run.has_stand_in:
+    if unfinished and not run.has_stand_in:
         check_language_model(run.llm.base, run.llm_path)
     run.is_checked = True

@@ -16,11 +16,12 @@ from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
 from recipes.data.splits import SPLITS
 from recipes.data.tables import PreparedData
+from recipes.datasets import DATASETS
 from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
 from recipes.llm.loading import REMEDY, Outline, load_outline
-from recipes.llm.stand_in import STAND_IN, make_stand_in, stand_in_outline, stand_in_stage
+from recipes.llm.stand_in import STAND_IN, Form, StandIn, make_stand_in, stand_in_stage
 from recipes.pretrained import content_of, explained
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.recommender import SequenceRecommender, VectorSource
@@ -60,6 +61,14 @@ class Network:
 def seeded_name(name: str, seed: int) -> str:
     """The folder of a recommender with another seed than its own: `sasrec-seed1`."""
     return f"{name}-seed{seed}"
+
+
+def title_form(experiment: Experiment) -> Form:
+    """What a token of the experiment's stand-in is; without a choice, what suits its dataset."""
+    chosen = experiment.adapt.stand_in.titles
+    if chosen is not None:
+        return chosen
+    return "subword" if DATASETS[experiment.prepare.dataset].is_made_up else "token"
 
 
 class Run:
@@ -219,14 +228,32 @@ class Run:
         """Whether the language model is the stand-in, which the run trains itself."""
         return self.experiment.adapt.llm == STAND_IN
 
+    @property
+    def stand_in_form(self) -> Form:
+        """What a token of the stand-in is."""
+        return title_form(self.experiment)
+
     @cached_property
     def _stand_in(self) -> Stage:
-        adapt, prepare = self.experiment.adapt, self.experiment.prepare
+        adapt, prepare, form = self.experiment.adapt, self.experiment.prepare, self.stand_in_form
         return stand_in_stage(
             adapt.stand_in,
+            form,
             prompt_history=adapt.prompt_history,
             num_candidates=prepare.num_candidates,
             titles=self.prepared.files["items.parquet"],
+            train=self.data.split("train") if form == "token" else None,
+        )
+
+    @cached_property
+    def _stand_in_plan(self) -> StandIn:
+        return StandIn(
+            config=self.experiment.adapt.stand_in,
+            form=self.stand_in_form,
+            prompt_history=self.experiment.adapt.prompt_history,
+            num_candidates=self.experiment.prepare.num_candidates,
+            titles=self.data.titles,
+            train=self.data.split("train") if self.stand_in_form == "token" else None,
         )
 
     @property
@@ -244,10 +271,7 @@ class Run:
 
         def work(place: Path) -> None:
             make_stand_in(
-                adapt.stand_in,
-                self.data.titles,
-                prompt_history=adapt.prompt_history,
-                num_candidates=self.experiment.prepare.num_candidates,
+                self._stand_in_plan,
                 folder=place,
                 checkpoints=place / CHECKPOINTS,
                 logging_steps=adapt.logging_steps,
@@ -306,13 +330,7 @@ class Run:
         """The language model without weights, known before it is loaded or trained."""
         if not self.has_stand_in:
             return load_outline(self.llm_path)
-        adapt = self.experiment.adapt
-        return stand_in_outline(
-            adapt.stand_in,
-            self.data.titles,
-            prompt_history=adapt.prompt_history,
-            num_candidates=self.experiment.prepare.num_candidates,
-        )
+        return self._stand_in_plan.outline()
 
     @cached_property
     def prompts(self) -> PromptStore:

@@ -21,11 +21,12 @@ from recipes.bench.models import ROUTING_DIM, Shape, ilora
 from recipes.data.padding import PADDING
 from recipes.data.tables import PreparedData, Split
 from recipes.experiment import AdapterSettings
-from recipes.llm.adapted import AdaptedModel, PromptInputs
+from recipes.llm.adapted import AdaptedModel
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import parameter_groups
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.language_model import token_embeddings
+from recipes.llm.prompted import PromptInputs
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import encode_answers, encode_prompts

@@ -77,6 +77,11 @@ class Dataset(ABC):
     has_reference_titles: ClassVar[bool] = False
     """Whether the dataset can make the titles that the reference implementation makes."""
 
+    @property
+    def is_made_up(self) -> bool:
+        """Whether the interactions are generated, from no files, and so are nobody's."""
+        return type(self).raw_files is Dataset.raw_files
+
     def check(self, config: PrepareConfig) -> None:
         """Refuse settings that the dataset does not support, before anything is read.
 

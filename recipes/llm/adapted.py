@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +13,15 @@ from recipes.data.splits import SplitName
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.hybrid_model import PROJECTOR, HybridModel
 from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
+from recipes.llm.prompted import PromptedModel, PromptInputs
 from recipes.llm.train_adapter import ADAPTER_FOLDER
-from recipes.prompting.collator import prompt_batch
+from recipes.prompting.encoding import EncodedPrompts
 from recipes.prompting.projector import Projector
-from recipes.prompting.special_tokens import required_id
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.vectors import Vectors
 
 
-@dataclass(frozen=True)
-class PromptInputs:
-    """A batch of prompts as the model reads them, padded on the left."""
-
-    inputs_embeds: Tensor
-    """float [b, t, width], token embeddings with filled slots."""
-    attention_mask: Tensor
-    """int64 [b, t]."""
-    routing_embeds: Tensor | None
-    """float32 [b, d]; None for a method without routing."""
-
-
-class AdaptedModel:
+class AdaptedModel(PromptedModel):
     """A language model with one trained adapter, and the prompts of its run.
 
     Args:
@@ -54,32 +41,21 @@ class AdaptedModel:
         prompt_history: int,
         user_slot: bool,
     ) -> None:
+        super().__init__(hybrid.llm, store)
         self.hybrid = hybrid
-        self.model = hybrid.llm
-        self.tokenizer = store.tokenizer
-        self.store = store
         self._vectors = vectors
         self._prompt_history = prompt_history
         self._user_slot = user_slot
 
-    @property
-    def answer_ids(self) -> list[list[int]]:
-        """Token ids of each item's title, followed by eos; by item id."""
-        return self.store.answer_ids
-
-    def prompt_lengths(self, split: SplitName, rows: Sequence[int]) -> np.ndarray:
-        """Number of tokens in each row's prompt, int64 [n]."""
-        prompts = self.store.prompts(split, self._prompt_history, self._user_slot)
-        return prompts.input_ids.lengths[np.asarray(rows, dtype=np.int64)]
+    def prompts(self, split: SplitName) -> EncodedPrompts:
+        """Hybrid prompts."""
+        return self.store.prompts(split, self._prompt_history, self._user_slot)
 
     @torch.no_grad()
     def prompt_inputs(self, split: SplitName, rows: Sequence[int]) -> PromptInputs:
-        """The hybrid prompts of some rows of a split, without answers."""
-        index = np.asarray(rows, dtype=np.int64)
-        prompts = self.store.prompts(split, self._prompt_history, self._user_slot)
-        batch = prompt_batch(prompts, index, required_id(self.tokenizer, "pad"))
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        users = self._users(split, index)
+        """Embeddings of the prompts' tokens with filled slots, and what routes the adapter."""
+        batch = self.batch(split, rows)
+        users = self._users(split, np.asarray(rows, dtype=np.int64))
         embeds = self.hybrid.embed(batch["input_ids"], batch["slot_items"], users, hybrid=True)
         routing = self.hybrid.routing(users, embeds, batch["attention_mask"])
         return PromptInputs(embeds, batch["attention_mask"], routing.get("routing_embeds"))
@@ -98,7 +74,7 @@ class AdaptedModel:
             routing = self._users(split, np.asarray(rows, dtype=np.int64))
         else:
             routing = self.prompt_inputs(split, rows).routing_embeds
-        weights = self.model.gate_weights(routing)  # type: ignore[operator]
+        weights = self.model.gate_weights(routing)
         if isinstance(weights, dict):
             weights = torch.stack(list(weights.values())).mean(dim=0)
         return weights

@@ -10,6 +10,7 @@ from recipes.artifacts import read_tensors, write_tensors
 from recipes.llm.adapter_plan import RoutedBy
 from recipes.llm.training import answer_loss
 from recipes.prompting.collator import IGNORED
+from recipes.prompting.encoding import NO_SLOT, USER
 from recipes.prompting.projector import Projector, fill_slots
 
 ADAPTER = "adapter.safetensors"
@@ -46,11 +47,15 @@ class HybridModel(nn.Module):
             input_ids: int64 [b, t].
             slot_items: int64 [b, t], see `fill_slots`.
             users: float [b, d], standardised user representations.
-            hybrid: False leaves the placeholder's own embedding in the slots.
+            hybrid: False leaves the placeholder's own embedding in the slots of items. A user slot
+                is filled all the same: a gate sees the user's vector in every batch, and the
+                control that gets it in a slot must not see it less often.
         """
         embeds = self.llm.get_input_embeddings()(input_ids)
         if not hybrid:
-            return embeds
+            slot_items = slot_items.where(slot_items == USER, NO_SLOT)
+            if not (slot_items == USER).any():
+                return embeds
         return fill_slots(embeds, slot_items, self.items, users, self.projector)
 
     def routing(
@@ -90,8 +95,9 @@ class HybridModel(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss of a batch that `TrainingCollator` has made.
 
-        On a text-only batch the projector is not part of the graph, so its gradient stays None and
-        the optimiser skips it, weight decay and momentum included: it is frozen for that step.
+        On a text-only batch without a user slot the projector is not part of the graph, so its
+        gradient stays None and the optimiser skips it, weight decay and momentum included: it is
+        frozen for that step.
         """
         embeds = self.embed(input_ids, slot_items, users, hybrid)
         routing = self.routing(users, embeds, attention_mask, labels)

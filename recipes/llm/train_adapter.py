@@ -22,6 +22,7 @@ from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import AdapterTrainer
 from recipes.llm.hybrid_model import PROJECTOR, HybridModel
 from recipes.llm.language_model import LanguageModel, token_embeddings
+from recipes.llm.starts import draw_again
 from recipes.llm.training import train_resumably, training_arguments
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import EncodedPrompts
@@ -66,6 +67,7 @@ def train_adapter(
     projector = new_projector(vectors.items, token_embeddings(llm.base), plan.seed)
     torch.manual_seed(plan.seed)
     with llm.wrapped(plan.peft) as model:
+        draw_again(model, plan.seed)
         hybrid = HybridModel(model, projector, vectors.items, plan.routed_by)
         trainer = AdapterTrainer(
             hybrid,

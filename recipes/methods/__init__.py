@@ -9,6 +9,7 @@ from recipes.methods.lora_user_slot import LoRAUserSlot
 from recipes.methods.method import Method
 from recipes.methods.random import Random
 from recipes.methods.recommender_methods import as_methods
+from recipes.methods.zero_shot import ZeroShot
 from recipes.recommenders import RECOMMENDERS
 from recipes.registry import Registry
 
@@ -16,6 +17,7 @@ METHODS: Registry[Method] = Registry(
     "method",
     Random(),
     *as_methods(RECOMMENDERS.values()),
+    ZeroShot(),
     LoRA(),
     LoRAUserSlot(),
     ILoRA(),

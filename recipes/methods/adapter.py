@@ -10,29 +10,27 @@ from typing import Any, ClassVar
 import numpy as np
 from peft import LoraConfig, PeftConfig
 
-from recipes.data.splits import SplitName
 from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.checkpoints import CHECKPOINTS
-from recipes.llm.preflight import (
-    check_adapter,
-    check_new_tokens,
-    check_positions,
-    check_tokens,
-    position_limit,
-)
+from recipes.llm.preflight import check_adapter, position_limit
 from recipes.llm.train_adapter import train_adapter, training_rows
 from recipes.llm.training import check_trackers
+from recipes.methods.fitting import (
+    check_answers,
+    check_room,
+    longest_evaluated,
+    longest_prompt,
+)
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
-from recipes.prompting.written import written_titles
 from recipes.ranges import check_ranges
 from recipes.records import Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, llm_predictions
-from recipes.scoring.rows import EvaluatedRows, evaluated_rows
+from recipes.scoring.rows import EvaluatedRows
 
 SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
@@ -44,6 +42,7 @@ class AdapterMethod(Method):
     """Trains a PEFT adapter and a projector on hybrid prompts, then ranks and generates."""
 
     is_adapter = True
+    reads_language_model = True
     reads_candidates = True
     Config: ClassVar[type[AdapterSettings]] = AdapterSettings
     """Settings with defaults in the section `adapt`, which an arm may replace by its own values."""
@@ -57,7 +56,7 @@ class AdapterMethod(Method):
     """Fields of `Peft` that an arm cannot set."""
     user_slot: ClassVar[bool] = False
     """Whether the prompt shows the user representation in a slot of its own."""
-    version = 3
+    version = 4
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
@@ -132,31 +131,19 @@ class AdapterMethod(Method):
         if self.reads_prompt(arm.settings):
             width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
         check_adapter(outline, self.peft_config(arm.settings, width), arm.name)
-        config, store, data = run.experiment.evaluate, run.outlined_prompts, run.data
-        written_titles(outline.tokenizer, store.answer_ids)
-        check_new_tokens(store.answers, config.max_new_tokens)
+        check_answers(run)
+        store, split = run.outlined_prompts, run.experiment.evaluate.split
+        rows = training_rows(run.data.split("train"), settings)
         answer = int(store.answers.lengths.max())
-        evaluated = evaluated_rows(data, config)
-        longest = {}
-        used: list[tuple[SplitName, np.ndarray, int]] = [
-            ("train", training_rows(data.split("train"), settings), answer),
-            (config.split, evaluated.rows, max(answer, config.max_new_tokens or 0)),
-        ]
-        for name, rows, after in used:
-            prompts = store.prompts(name, settings.prompt_history, self.user_slot).input_ids
-            check_tokens(outline, prompts, store.answers)
-            longest[f"{name} split"] = int(prompts.lengths[rows].max()), after
-        for epoch, rows in self._tight_epochs(run, settings, *longest["train split"]):
+        prompts = store.prompts("train", settings.prompt_history, self.user_slot).input_ids
+        trained = longest_prompt(run, prompts, rows, answer)
+        longest = {"train split": trained}
+        prompts = store.prompts(split, settings.prompt_history, self.user_slot).input_ids
+        longest |= longest_evaluated(run, prompts)
+        for epoch, rows in self._tight_epochs(run, settings, *trained):
             prompts = store.redrawn(epoch, settings.prompt_history, self.user_slot).input_ids
-            found = int(prompts.lengths[rows].max())
-            longest[f"train split, epoch {epoch + 1}"] = found, answer
-        check_positions(
-            outline,
-            longest,
-            f"lower adapt.prompt_history={settings.prompt_history}, prepare.num_candidates="
-            f"{run.experiment.prepare.num_candidates} or evaluate.max_new_tokens="
-            f"{config.max_new_tokens}, or choose another adapt.llm",
-        )
+            longest[f"train split, epoch {epoch + 1}"] = int(prompts.lengths[rows].max()), answer
+        check_room(run, longest, settings.prompt_history)
 
     def _tight_epochs(
         self, run: Run, settings: AdapterSettings, prompt: int, after: int

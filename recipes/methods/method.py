@@ -78,6 +78,8 @@ class Method:
     """Whether the method is a uniformly random order, whose metrics are exact expectations."""
     is_adapter: ClassVar[bool] = False
     """Whether the method adapts a language model."""
+    reads_language_model: ClassVar[bool] = False
+    """Whether a language model answers, with an adapter or without one."""
     reads_candidates: ClassVar[bool] = False
     """Whether the method's input holds a row's candidates, so that it ranks no others."""
     version: int = 1

@@ -51,6 +51,7 @@ def encode_prompts(
     candidates: NDArray[np.integer],
     *,
     user_slot: bool = False,
+    slots: bool = True,
     cache: Path | None = None,
 ) -> EncodedPrompts:
     """Encode one prompt for each row.
@@ -61,6 +62,7 @@ def encode_prompts(
         histories: [n, h], item ids that a prompt shows, oldest first, left-padded with -1.
         candidates: [n, c], item ids.
         user_slot: See `hybrid_prompt`.
+        slots: False leaves all slots out: the prompt is plain text, with the same tokens otherwise.
         cache: See `tokenised`.
 
     Raises:
@@ -79,6 +81,10 @@ def encode_prompts(
     slot_items = np.full(len(tokens.values), NO_SLOT, dtype=np.int32)
     slot_items[starts[rows.values == pieces.index(SLOT)]] = items
     slot_items[starts[rows.values == pieces.index(USER_SLOT)]] = USER
+    if not slots:
+        is_text = ~np.isin(rows.values, [pieces.index(SLOT), pieces.index(USER_SLOT)])
+        tokens, rows = tokens.take(np.flatnonzero(is_text)), rows.where(is_text)
+        slot_items = np.full(len(tokens.values), NO_SLOT, dtype=np.int32)
     input_ids = tokens.regrouped(rows.lengths)
     return EncodedPrompts(input_ids, Ragged(slot_items, input_ids.offsets))
 

@@ -29,21 +29,25 @@ class PromptStore:
         self.tokenizer = tokenizer
         self.data = data
         self._cache = cache
-        self._prompts: dict[tuple[SplitName, int, bool], EncodedPrompts] = {}
+        self._prompts: dict[tuple[SplitName, int, bool, bool], EncodedPrompts] = {}
         self._redrawn: tuple[tuple[int, int, bool], EncodedPrompts] | None = None
 
-    def prompts(self, name: SplitName, prompt_history: int, user_slot: bool) -> EncodedPrompts:
+    def prompts(
+        self, name: SplitName, prompt_history: int, user_slot: bool, slots: bool = True
+    ) -> EncodedPrompts:
         """The prompts of all rows of a split.
 
         Args:
             name: Name of the split.
             prompt_history: How many of the newest history items a prompt shows.
             user_slot: See `hybrid_prompt`.
+            slots: See `encode_prompts`.
         """
-        key = (name, prompt_history, user_slot)
+        key = (name, prompt_history, user_slot, slots)
         if key not in self._prompts:
             candidates = self.data.split(name).candidates
-            self._prompts[key] = self._encoded(name, candidates, prompt_history, user_slot)
+            found = self._encoded(name, candidates, prompt_history, user_slot, slots)
+            self._prompts[key] = found
         return self._prompts[key]
 
     def redrawn(self, epoch: int, prompt_history: int, user_slot: bool) -> EncodedPrompts:
@@ -64,6 +68,7 @@ class PromptStore:
         candidates: NDArray[np.integer],
         prompt_history: int,
         user_slot: bool,
+        slots: bool = True,
     ) -> EncodedPrompts:
         return encode_prompts(
             self.tokenizer,
@@ -71,6 +76,7 @@ class PromptStore:
             self.data.split(name).histories[:, -prompt_history:],
             candidates,
             user_slot=user_slot,
+            slots=slots,
             cache=self._cache,
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from recipes.data.notes import DRAWN
 from recipes.experiment import AdapterSettings
-from recipes.report.naming import arms_of, headline_key, several_seeds
+from recipes.report.naming import arms_of, headline_key, interval, several_seeds
 
 Results = Mapping[str, Any]
 FEW_USERS = 30
@@ -17,12 +17,7 @@ def caveats(results: Results) -> list[str]:
     """What a reader must know before trusting the figures, in Markdown; the gravest comes first."""
     evaluated, found = results["evaluated"], []
     if results["llm"] is not None and results["llm"]["stand_in"]:
-        found.append(
-            "**The language model is a stand-in**: a tiny Llama made on the spot, which knows the "
-            "format of the prompts and nothing else. The figures compare methods on this toy and "
-            "show that the pipeline works. They say nothing about Llama-2-7B or any real language "
-            "model, and must not be set beside the paper's."
-        )
+        found.append(_stand_in(results))
     found += [*results["dataset"]["caveats"], *_notes(results)]
     found += _ranked_among(evaluated)
     if evaluated["split"] == "val":
@@ -48,6 +43,22 @@ def caveats(results: Results) -> list[str]:
     found += _one_seed(results)
     found.append(_intervals(results))
     return found
+
+
+def _stand_in(results: Results) -> str:
+    """What the stand-in is, and what it scores before it is adapted, if that was measured."""
+    key, k = headline_key(results), results["evaluated"]["headline"]
+    meaning = results["llm"]["meaning"]
+    unadapted = [
+        f" Before it is adapted, its ranked HitRatio@{k} is {interval(entry)}."
+        for entry in results["metrics"]
+        if entry["key"] == key and arms_of(results)[entry["method"]]["method"] == "zero-shot"
+    ]
+    return (
+        f"**The language model is a stand-in**: {meaning}.{''.join(unadapted[:1])} The figures "
+        "compare methods on this toy and show that the pipeline works. They say nothing about "
+        "Llama-2-7B or any real language model, and must not be set beside the paper's."
+    )
 
 
 def _notes(results: Results) -> list[str]:

@@ -149,7 +149,7 @@ def _ceilings(run: Run) -> dict[str, float] | None:
 
 def _llm(run: Run, arms: Sequence[Arm]) -> dict[str, Any] | None:
     """Description of the language model; None if no arm adapts one."""
-    if not any(arm.method.is_adapter for arm in arms):
+    if not any(arm.method.reads_language_model for arm in arms):
         return None
     name = run.experiment.adapt.llm
     toy = stand_in_description(Path(run.llm_path))

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from recipes.data.splits import SplitName
-from recipes.llm.adapted import AdaptedModel
+from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_texts
 from recipes.scoring.arrays import Ints
 from recipes.scoring.batching import batches_by_length
@@ -18,7 +18,7 @@ from recipes.scoring.batching import batches_by_length
 
 @torch.inference_mode()
 def generate_answers(
-    adapted: AdaptedModel,
+    adapted: PromptedModel,
     split: SplitName,
     rows: Sequence[int],
     lengths: Ints,

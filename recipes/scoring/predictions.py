@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recipes.experiment import EvaluateConfig
-from recipes.llm.adapted import AdaptedModel
+from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_titles
 from recipes.scoring.arrays import Floats
 from recipes.scoring.generate import generate_answers
@@ -34,7 +34,7 @@ class Predictions:
 
 
 def llm_predictions(
-    adapted: AdaptedModel, label: str, rows: EvaluatedRows, config: EvaluateConfig
+    adapted: PromptedModel, label: str, rows: EvaluatedRows, config: EvaluateConfig
 ) -> Predictions:
     """The candidates' log-probabilities, a generated answer and any gate weights for each row.
 
@@ -79,7 +79,7 @@ def llm_predictions(
 
 
 @torch.inference_mode()
-def gate_weights(adapted: AdaptedModel, rows: EvaluatedRows, batch_size: int) -> Tensor | None:
+def gate_weights(adapted: PromptedModel, rows: EvaluatedRows, batch_size: int) -> Tensor | None:
     """Expert weights of every row, float32 [n, K]; None for a method without a gate."""
     found = []
     for batch in np.array_split(rows.rows, range(batch_size, len(rows.rows), batch_size)):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from recipes.llm.adapted import PromptInputs
 from recipes.llm.loading import embedding_rows
+from recipes.llm.prompted import PromptInputs
 from recipes.llm.training import accepted
 from recipes.scoring.generate import only_defaults
 from recipes.scoring.rank import answer_log_probs

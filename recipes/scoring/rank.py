@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from recipes.data.splits import SplitName
-from recipes.llm.adapted import AdaptedModel, PromptInputs
+from recipes.llm.prompted import PromptedModel, PromptInputs
 from recipes.llm.training import accepted
 from recipes.scoring.arrays import Floats, Ints
 from recipes.scoring.batching import batches_by_length
 
 
 def score_candidates(
-    adapted: AdaptedModel,
+    adapted: PromptedModel,
     split: SplitName,
     rows: Sequence[int],
     lengths: Ints,

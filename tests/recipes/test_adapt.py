@@ -197,6 +197,15 @@ def test_training_changes_every_trained_tensor(run, tmp_path):
         adapt(untrained)
     before, after = weights(untrained), weights(run)
     assert [name for name in after if torch.equal(after[name], before[name])] == []
+    starts = {method: first_matrices(untrained, method) for method in CONFIG.methods}
+    assert len(starts["lora"]) == 14  # seven modules in two layers
+    for method in CONFIG.methods:  # all arms of a seed start from the same A
+        assert_same(starts[method], starts["lora"])
+
+
+def first_matrices(run: Path, method: str) -> dict[str, torch.Tensor]:
+    found = weights(run, method).items()
+    return {name.replace(".ilora_A", ".lora_A"): A for name, A in found if "lora_A" in name}
 
 
 def no_learning(self: AdapterTrainer, model: object = None) -> torch.optim.Optimizer:
@@ -435,7 +444,7 @@ def test_a_text_only_batch_gives_the_projector_no_gradient_at_all(adapted):
     model = HybridModel(adapted.model, Projector(WIDTH, 64), torch.randn(40, WIDTH), routed_by)
     batch = {
         "input_ids": torch.tensor([[5, 6, 7, 8]]),
-        "slot_items": torch.tensor([[-1, 3, -2, -1]]),
+        "slot_items": torch.tensor([[-1, 3, -1, -1]]),
         "attention_mask": torch.ones(1, 4, dtype=torch.int64),
         "labels": torch.tensor([[8]]),
         "users": torch.randn(1, WIDTH),
@@ -449,6 +458,20 @@ def test_a_text_only_batch_gives_the_projector_no_gradient_at_all(adapted):
     assert all(parameter.grad is not None for parameter in model.projector.parameters())
     for parameter in adapters:
         parameter.requires_grad_(False).grad = None
+
+
+@torch.no_grad()
+def test_a_user_slot_is_filled_in_every_batch_as_a_gate_sees_the_user_in_every_batch(adapted):
+    items, users = torch.randn(40, WIDTH), torch.randn(2, WIDTH)
+    model = HybridModel(adapted.model, Projector(WIDTH, 64), items, None)
+    ids, slots = torch.tensor([[5, 6, 7, 8]] * 2), torch.tensor([[3, -1, -2, -1], [-1, -2, 3, -1]])
+    text, hybrid = (model.embed(ids, slots, users, hybrid=hybrid) for hybrid in (False, True))
+    plain = model.llm.get_input_embeddings()(ids)
+    at_user, at_item = slots == -2, slots == 3
+    torch.testing.assert_close(text[at_user], model.projector(users))
+    assert torch.equal(text[~at_user], plain[~at_user])
+    torch.testing.assert_close(hybrid[at_item], model.projector(items[3]).expand(2, -1))
+    torch.testing.assert_close(hybrid[at_user], text[at_user])
 
 
 def test_each_sample_is_routed_by_its_own_user(made):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from recipes.llm.adapted import PromptInputs
+from recipes.llm.prompted import PromptInputs
 from recipes.scoring.probe import check_language_model
 from recipes.scoring.rank import answer_log_probs, repeatable_cache
 

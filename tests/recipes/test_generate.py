@@ -14,7 +14,7 @@ from transformers import (
 
 from peft_ilora import ILoRAConfig
 from recipes.evaluation.answers import parse_answer, parse_answer_by_substring
-from recipes.llm.adapted import PromptInputs
+from recipes.llm.prompted import PromptInputs
 from recipes.prompting.written import first_line
 from recipes.scoring.batching import batches_by_length
 from recipes.scoring.generate import generate_answers

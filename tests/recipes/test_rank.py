@@ -7,7 +7,7 @@ from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from peft_ilora import ILoRAConfig
-from recipes.llm.adapted import PromptInputs
+from recipes.llm.prompted import PromptInputs
 from recipes.scoring.rank import _tied, answer_log_probs, score_candidates
 
 VOCABULARY, EOS, WIDTH = 23, 1, 16

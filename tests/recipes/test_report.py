@@ -16,7 +16,7 @@ from recipes.evaluation.parts import planned_parts
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import random_order, summarise
-from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
+from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig, StandInConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.report.caveats import caveats
@@ -93,7 +93,7 @@ def finish_stages(made, rates, steps=30):
         folder = run.network_folder(name, seed)
         run_stage(run.network_stage(name, seed), folder, lambda place: None)
     if run.has_stand_in:
-        found = {"stand_in": True, "parameters": 1000}
+        found = {"stand_in": True, "parameters": 1000, "meaning": "a toy of this test"}
         run_stage(
             run._stand_in,
             run.stand_in_folder,
@@ -187,7 +187,12 @@ def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
 def test_results_hold_what_repeats_the_run(written):
     _, results, _, _ = written
     assert results["config"] == dataclasses.asdict(experiment_in(written[0]))
-    assert results["llm"] == {"name": "stand-in", "stand_in": True, "parameters": 1000}
+    assert results["llm"] == {
+        "name": "stand-in",
+        "stand_in": True,
+        "parameters": 1000,
+        "meaning": "a toy of this test",
+    }
     assert results["trainable_parameters"]["ilora"]["total"] == 1234
     assert results["dataset"]["counts"]["items"] == 32
     assert results["versions"].keys() >= {"torch", "transformers", "peft"}
@@ -243,7 +248,7 @@ def test_the_report_opens_with_result_and_caveats(written):
     assert opening.startswith("# a trial\n\n**Result.** HitRatio@1 (generation, of total")
     assert "iLoRA minus LoRA is +0." in opening
     assert "**excludes zero**: on these rows iLoRA beats LoRA" in opening
-    assert "The language model is a stand-in" in opening
+    assert "The language model is a stand-in**: a toy of this test. The figures" in opening
     assert "Metrics are sampled" in opening
     assert "leaks" not in opening
 
@@ -427,10 +432,28 @@ def test_a_training_too_short_to_log_a_loss_is_reported_without_the_curve(tmp_pa
     ],
 )
 def test_the_lastfm_leak_is_told_where_it_applies(tmp_path, prepare, leaks):
-    finished(tmp_path, prepare=prepare).report()
+    adapt = AdaptConfig(stand_in=StandInConfig(titles="subword"))  # reads no tables
+    finished(tmp_path, prepare=prepare, adapt=adapt).report()
     assert ("This protocol leaks the answer" in (tmp_path / "report.md").read_text()) == leaks
     ceilings = read_json(tmp_path / "results.json")["ceilings"]
     assert (ceilings is None) == (prepare.dataset == "lastfm")
+
+
+def test_the_score_of_the_unadapted_stand_in_stands_with_its_caveat(tmp_path):
+    adapt = AdaptConfig(methods=["zero-shot", "lora"])
+    made = finished(tmp_path, rates={"lora": 0.3, "zero-shot": 0.1}, adapt=adapt)
+    made.report()
+    results = read_json(tmp_path / "results.json")
+    (entry,) = (
+        one
+        for one in results["metrics"]
+        if (one["method"], one["key"]) == ("zero-shot", "hit_ratio@1/ranking")
+    )
+    assert (
+        f"Before it is adapted, its ranked HitRatio@1 is {entry['value']:.3f} ["
+        in (results["caveats"][0])
+    )
+    assert "| Zero-shot |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_real_language_model_is_not_called_a_stand_in(tmp_path):

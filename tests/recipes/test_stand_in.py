@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from recipes.experiment import StandInConfig
+from recipes.llm.lessons import subword_lessons
 from recipes.llm.loading import load_language_model
-from recipes.llm.stand_in import make_lessons, make_stand_in
+from recipes.llm.stand_in import StandIn, make_stand_in
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.prompting.collator import prompt_batch
 from recipes.prompting.encoding import encode_answers, encode_prompts
@@ -26,11 +27,9 @@ CONFIG = StandInConfig(
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stand-in")
+    plan = StandIn(CONFIG, "subword", 1, 3, TITLES, train=None)
     make_stand_in(
-        CONFIG,
-        TITLES,
-        prompt_history=1,
-        num_candidates=3,
+        plan,
         folder=folder,
         checkpoints=folder / "checkpoints-x",
         logging_steps=10,
@@ -94,7 +93,7 @@ def test_a_vocabulary_too_small_for_all_bytes_is_refused():
 def test_a_lesson_answers_with_all_candidates_in_random_order_without_preference():
     config = StandInConfig(max_steps=50, batch_size=40)
     tokenizer = new_tokenizer(TITLES, 1000)
-    lessons = make_lessons(config, TITLES, tokenizer, prompt_history=2, num_candidates=3)
+    lessons = subword_lessons(config, TITLES, prompt_history=2, num_candidates=3).kinds[0]
     answers = encode_answers(tokenizer, TITLES)
     item_of = {tuple(answers.row(item)): item for item in range(len(TITLES))}
     assert set(answers.lengths.tolist()) == {3}  # two words and eos
@@ -110,9 +109,8 @@ def test_a_lesson_answers_with_all_candidates_in_random_order_without_preference
 
 
 def test_histories_of_lessons_have_every_length():
-    tokenizer = new_tokenizer(TITLES, 1000)
     config = StandInConfig(max_steps=5, batch_size=20)
-    lessons = make_lessons(config, TITLES, tokenizer, prompt_history=3, num_candidates=2)
+    lessons = subword_lessons(config, TITLES, prompt_history=3, num_candidates=2).kinds[0]
     slots = lessons.prompts.slot_items
     shown = {sum(item >= 0 for item in slots.row(row)) - 2 for row in range(100)}
     assert shown == {1, 2, 3}
@@ -120,9 +118,8 @@ def test_histories_of_lessons_have_every_length():
 
 def test_lessons_of_a_large_catalogue_have_distinct_candidates():
     titles = [f"title {number}" for number in range(60)]
-    tokenizer = new_tokenizer(titles, 1000)
     config = StandInConfig(max_steps=20, batch_size=20)
-    lessons = make_lessons(config, titles, tokenizer, prompt_history=1, num_candidates=10)
+    lessons = subword_lessons(config, titles, prompt_history=1, num_candidates=10).kinds[0]
     for row in range(400):
         options = [item for item in lessons.prompts.slot_items.row(row) if item >= 0][:10]
         assert len(set(options)) == 10

@@ -7,7 +7,7 @@ import torch
 from recipes.evaluation.metrics import places_of
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
-from recipes.llm.adapted import PromptInputs
+from recipes.llm.prompted import PromptInputs
 from recipes.prompting.encoding import NO_SLOT, encode_answers, encode_prompts
 from recipes.prompting.plain_text import HIDDEN
 from recipes.prompting.special_tokens import find_id
