@@ -317,8 +317,13 @@ class AdaptConfig(GatedSettings):
     """Stage adapt: (prompts, vectors, language model) -> an adapter for each arm and seed."""
 
     llm: str = "stand-in"
-    """Hugging Face name or local path of a causal LM, or `stand-in` for a small one that the run
-    trains itself."""
+    """Hugging Face name or local path of a causal LM; `stand-in` for a small one that the run
+    trains itself; `smollm2` for SmolLM2-135M-Instruct, which an installed package holds
+    (`recipes/llm/smollm2.py`)."""
+
+    chat_template: Literal["auto", "none"] = "auto"
+    """`auto`: where the language model's tokenizer has a chat template, the prompt is the user's
+    turn and the answer the assistant's; `none`: plain text."""
 
     methods: list[str] = field(default_factory=lambda: ["lora", "ilora"])
     """Methods to compare, each in its default settings; `arms` is the long form. All adapters are

@@ -64,8 +64,13 @@ class AdaptedModel:
 
     @property
     def answer_ids(self) -> list[list[int]]:
-        """Token ids of each item's title, followed by eos; by item id."""
+        """Token ids of each item's title, followed by `answer_end`; by item id."""
         return self.store.answer_ids
+
+    @property
+    def answer_end(self) -> int:
+        """The token that ends an answer."""
+        return self.store.frame.end
 
     def prompt_lengths(self, split: SplitName, rows: Sequence[int]) -> np.ndarray:
         """Number of tokens in each row's prompt, int64 [n]."""

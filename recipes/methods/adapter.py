@@ -36,7 +36,7 @@ from recipes.scoring.rows import EvaluatedRows, evaluated_rows
 
 SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
-SHARED = ("precision", "logging_steps")
+SHARED = ("precision", "chat_template", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
 
 
@@ -133,7 +133,7 @@ class AdapterMethod(Method):
             width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
         check_adapter(outline, self.peft_config(arm.settings, width), arm.name)
         config, store, data = run.experiment.evaluate, run.outlined_prompts, run.data
-        written_titles(outline.tokenizer, store.answer_ids)
+        written_titles(outline.tokenizer, store.answer_ids, store.frame.end)
         check_new_tokens(store.answers, config.max_new_tokens)
         answer = int(store.answers.lengths.max())
         evaluated = evaluated_rows(data, config)

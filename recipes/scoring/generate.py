@@ -38,12 +38,12 @@ def generate_answers(
         max_new_tokens: Maximum number of generated tokens.
         title: Label of the progress bar.
     """
-    tokenizer = adapted.tokenizer
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    tokenizer, end = adapted.tokenizer, adapted.answer_end
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
         pad_token_id=pad,
     )
     answers = [""] * len(rows)
@@ -58,7 +58,7 @@ def generate_answers(
                 generation_config=greedy,
                 **routing,
             )
-        texts = written_texts(tokenizer, tokens.tolist())
+        texts = written_texts(tokenizer, tokens.tolist(), end)
         for position, text in zip(batch, texts, strict=True):
             answers[position] = text
     return answers
