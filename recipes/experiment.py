@@ -274,6 +274,20 @@ class AdapterSettings:
     """Names of the modules to adapt (reference: these seven of Llama). A name that the language
     model does not have is refused: other families name theirs otherwise."""
 
+    last_layers: Count | None = None
+    """Adapt only this many decoder layers, the last ones; None adapts all."""
+
+    frozen_prefix: bool = False
+    """Compute the hidden states below the first adapted layer once, keep them on disk, and train on
+    them. Vectors of slots then enter at that layer, in place of their position's state. Needs
+    `last_layers` and frozen candidates."""
+
+    item_slots: bool = True
+    """Whether each title in the prompt is followed by a slot for its item's vector."""
+
+    train_windows: Count | None = None
+    """Train on this many of the train windows, evenly spaced; None takes all."""
+
     max_steps: Count = 600
     """Number of optimiser steps."""
 

@@ -351,6 +351,11 @@ class Run:
         return (self.shared or self.folder) / "tokens"
 
     @property
+    def state_folder(self) -> Path:
+        """Folder of hidden states of the language model, see `kept_states`."""
+        return (self.shared or self.folder) / "states" / self.llm_content[:16]
+
+    @property
     def llm_key(self) -> list[Any]:
         """Settings that determine the language model."""
         adapt = self.experiment.adapt

@@ -1,8 +1,9 @@
 """A language model with a trained adapter, ready to answer the prompts of a split."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ class PromptInputs:
     """int64 [b, t]."""
     routing_embeds: Tensor | None
     """float32 [b, d]; None for a method without routing."""
+    filling: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Opens the block in which the model runs, for slots that are filled at a layer."""
 
 
 class AdaptedModel:
@@ -43,6 +46,7 @@ class AdaptedModel:
         vectors: Vectors of the recommender.
         prompt_history: How many of the newest history items a prompt shows, as in training.
         user_slot: Whether the prompt has a user slot, as in training.
+        slots: Whether it has slots after titles.
     """
 
     def __init__(
@@ -53,14 +57,14 @@ class AdaptedModel:
         *,
         prompt_history: int,
         user_slot: bool,
+        slots: bool = True,
     ) -> None:
         self.hybrid = hybrid
         self.model = hybrid.llm
         self.tokenizer = store.tokenizer
         self.store = store
         self._vectors = vectors
-        self._prompt_history = prompt_history
-        self._user_slot = user_slot
+        self._layout = prompt_history, user_slot, slots
 
     @property
     def answer_ids(self) -> list[list[int]]:
@@ -74,20 +78,21 @@ class AdaptedModel:
 
     def prompt_lengths(self, split: SplitName, rows: Sequence[int]) -> np.ndarray:
         """Number of tokens in each row's prompt, int64 [n]."""
-        prompts = self.store.prompts(split, self._prompt_history, self._user_slot)
+        prompts = self.store.prompts(split, *self._layout)
         return prompts.input_ids.lengths[np.asarray(rows, dtype=np.int64)]
 
     @torch.no_grad()
     def prompt_inputs(self, split: SplitName, rows: Sequence[int]) -> PromptInputs:
         """The hybrid prompts of some rows of a split, without answers."""
         index = np.asarray(rows, dtype=np.int64)
-        prompts = self.store.prompts(split, self._prompt_history, self._user_slot)
+        prompts = self.store.prompts(split, *self._layout)
         batch = prompt_batch(prompts, index, required_id(self.tokenizer, "pad"))
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         users = self._users(split, index)
         embeds = self.hybrid.embed(batch["input_ids"], batch["slot_items"], users, hybrid=True)
         routing = self.hybrid.routing(users, embeds, batch["attention_mask"])
-        return PromptInputs(embeds, batch["attention_mask"], routing.get("routing_embeds"))
+        filling = partial(self.hybrid.filling, batch["slot_items"], users)
+        return PromptInputs(embeds, batch["attention_mask"], routing.get("routing_embeds"), filling)
 
     @torch.no_grad()
     def gate_weights(self, split: SplitName, rows: Sequence[int]) -> Tensor | None:
@@ -132,11 +137,12 @@ def adapted_model(
     with llm.adapted(folder / ADAPTER_FOLDER) as model:
         projector = Projector(vectors.width, width)
         projector.load_state_dict(read_tensors(folder / PROJECTOR))
-        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by)
+        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by, plan.first_layer)
         yield AdaptedModel(
             hybrid.eval().requires_grad_(False).to(best_device()),
             store,
             vectors,
             prompt_history=plan.settings.prompt_history,
             user_slot=plan.user_slot,
+            slots=plan.settings.item_slots,
         )

@@ -142,7 +142,7 @@ def unquantised(model: PreTrainedModel) -> PreTrainedModel:
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     with torch.device("meta"):
         fresh = type(model)(config)
     fresh.load_state_dict(model.state_dict(), assign=True)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from recipes.prompting.special_tokens import find_id
+
 
 def first_line(text: str) -> str:
     """The first line of the stripped text, stripped; "" if there is none."""
@@ -25,7 +27,7 @@ def written_texts(
         tokens: Rows of token ids.
         end: The token that ends an answer; None stands for eos.
     """
-    end = tokenizer.eos_token_id if end is None else end
+    end = find_id(tokenizer, "eos") if end is None else end
     rows = [row[: row.index(end)] if end in row else row for row in map(list, tokens)]
     return [first_line(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 

@@ -51,7 +51,7 @@ def generate_answers(
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
         # When its input is embeddings, `generate` returns only the new tokens.
-        with only_defaults(adapted.model, greedy):
+        with inputs.filling(), only_defaults(adapted.model, greedy):
             tokens = adapted.model.generate(
                 inputs_embeds=inputs.inputs_embeds,
                 attention_mask=inputs.attention_mask,
