@@ -8,6 +8,7 @@ itself or has none; none is added.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jinja2 import TemplateError
@@ -40,33 +41,38 @@ class Frame:
     """What is put before an answer's text: a blank, or nothing."""
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate = "none") -> Frame:
+def frame_of(
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: ChatTemplate = "none",
+    cache: Path | None = None,
+) -> Frame:
     """The frame of a tokenizer's prompts.
 
     Args:
         tokenizer: The language model's tokenizer.
         chat_template: `auto` takes the tokenizer's chat template, if it has one.
+        cache: See `tokenised`.
 
     Raises:
         ValueError: The tokenizer has no eos token, or its chat template cannot be used.
     """
     if chat_template == "auto" and tokenizer.chat_template:
-        return _chat(tokenizer)
-    bos = find_id(tokenizer, "bos")
-    return Frame([] if bos is None else [bos], [], required_id(tokenizer, "eos"), _lead(tokenizer))
+        return _chat(tokenizer, cache)
+    bos, eos = find_id(tokenizer, "bos"), required_id(tokenizer, "eos")
+    return Frame([] if bos is None else [bos], [], eos, _lead(tokenizer, cache))
 
 
-def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
+def _lead(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> str:
     """A blank, unless the tokenizer opens words itself.
 
     Tokenizers that put a word marker before every text (SentencePiece), or ignore blanks, give a
     text the tokens it has within a sentence even without a blank; with it they would see two.
     """
-    whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"])
+    whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"], cache)
     return "" if whole == separator + word else " "
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase) -> Frame:
+def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
     """The turns of a chat: an instruction if there is a system turn, the prompt, the answer."""
     prompt = {"role": "user", "content": _PROMPT}
     chat = [{"role": "system", "content": _SYSTEM}, prompt]
@@ -83,8 +89,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Frame:
     ids: list[int] = []
     if _SYSTEM in opening:
         before, opening = opening.split(_SYSTEM)
-        ids = [*_markup(tokenizer, before), *tokenised(tokenizer, [INSTRUCTION])[0]]
-    lead = "" if closing != closing.rstrip() else _lead(tokenizer)
+        ids = [*_markup(tokenizer, before), *tokenised(tokenizer, [INSTRUCTION], cache)[0]]
+    lead = "" if closing != closing.rstrip() else _lead(tokenizer, cache)
     return Frame(
         [*ids, *_markup(tokenizer, opening)],
         _markup(tokenizer, closing),

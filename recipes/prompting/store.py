@@ -42,7 +42,7 @@ class PromptStore:
     @cached_property
     def frame(self) -> Frame:
         """What stands around prompts and answers."""
-        return frame_of(self.tokenizer, self._chat_template)
+        return frame_of(self.tokenizer, self._chat_template, self._cache)
 
     def prompts(
         self, name: SplitName, prompt_history: int, user_slot: bool, slots: bool = True
