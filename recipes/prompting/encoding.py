@@ -29,7 +29,6 @@ from recipes.prompting.prompts import (
     slot_order,
 )
 from recipes.prompting.ragged import Ragged
-from recipes.prompting.special_tokens import placeholder_id
 from recipes.prompting.tokens import tokenised
 
 NO_SLOT = -1
@@ -80,8 +79,8 @@ def encode_prompts(
     with_title = np.array([TITLE in piece for piece in pieces])
     texts = rows.values.astype(np.int64) * len(titles)
     texts[with_title[rows.values]] += items
-    placeholder = [placeholder_id(tokenizer)]
     frame = frame or frame_of(tokenizer)
+    placeholder = [frame.placeholder]
     no_text = [frame.opening, placeholder if slots else [], placeholder, frame.closing]
     tokens = _tokens_of(tokenizer, pieces, titles, texts, no_text, cache)
     starts = tokens.offsets[:-1]

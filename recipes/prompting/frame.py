@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from recipes.prompting.plain_text import reserved_ids
-from recipes.prompting.special_tokens import find_id, required_id
+from recipes.prompting.special_tokens import find_id, placeholder_id, required_id
 from recipes.prompting.tokens import tokenised
 
 ChatTemplate = Literal["auto", "none"]
@@ -39,6 +39,8 @@ class Frame:
     """The token that ends an answer."""
     lead: str
     """What is put before an answer's text: a blank, or nothing."""
+    placeholder: int
+    """The token at a slot's position, which is read where no vector takes its place."""
 
 
 def frame_of(
@@ -59,7 +61,8 @@ def frame_of(
     if chat_template == "auto" and tokenizer.chat_template:
         return _chat(tokenizer, cache)
     bos, eos = find_id(tokenizer, "bos"), required_id(tokenizer, "eos")
-    return Frame([] if bos is None else [bos], [], eos, _lead(tokenizer, cache))
+    opening = [] if bos is None else [bos]
+    return Frame(opening, [], eos, _lead(tokenizer, cache), placeholder_id(tokenizer))
 
 
 def _lead(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> str:
@@ -96,7 +99,22 @@ def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
         _markup(tokenizer, closing),
         _end(tokenizer, chat),
         lead,
+        _newline(tokenizer),
     )
+
+
+def _newline(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token of a line's end, where there is one.
+
+    The tokens that stand at slots elsewhere often end a document in chat models (SmolLM2's unk is
+    `<|endoftext|>`), and what follows then has lost the prompt.
+    """
+    try:
+        ids = tokenised(tokenizer, ["\n"])[0]
+    except ValueError:
+        ids = []
+    known = len(ids) == 1 and ids[0] not in reserved_ids(tokenizer)
+    return ids[0] if known else placeholder_id(tokenizer)
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> int:

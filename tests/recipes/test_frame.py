@@ -51,7 +51,8 @@ def first_prompt(tokenizer, frame, **options):
 
 def test_without_a_chat_template_the_frame_is_bos_and_eos() -> None:
     tokenizer = byte_level(TITLES)
-    wanted = Frame([tokenizer.bos_token_id], [], tokenizer.eos_token_id, " ")
+    unknown = tokenizer.unk_token_id
+    wanted = Frame([tokenizer.bos_token_id], [], tokenizer.eos_token_id, " ", unknown)
     assert frame_of(tokenizer, "auto") == frame_of(tokenizer) == wanted
     assert frame_of(unigram(TITLES)).lead == ""
 
@@ -136,6 +137,16 @@ def test_an_answer_ends_with_the_turn_where_that_is_not_eos() -> None:
     assert written_texts(tokenizer, [[*ids, *more]], frame.end) == [TITLES[1]]
     rows = [encode_answers(tokenizer, TITLES, frame=frame).row(item) for item in range(4)]
     assert written_titles(tokenizer, rows, frame.end) == TITLES
+
+
+def test_an_unfilled_slot_of_a_chat_is_a_new_line_and_never_ends_a_document() -> None:
+    tokenizer = with_turns(byte_level(TITLES), CHATML)
+    frame = frame_of(tokenizer, "auto")
+    assert tokenizer.decode([frame.placeholder]) == "\n"
+    prompts = first_prompt(tokenizer, frame, user_slot=True)
+    ids, slots = (np.array(one.row(0)) for one in (prompts.input_ids, prompts.slot_items))
+    assert set(ids[slots != NO_SLOT]) == {frame.placeholder}
+    assert frame_of(with_turns(unigram(TITLES), CHATML), "auto").placeholder == 0  # it has none
 
 
 def test_a_template_that_hides_what_the_user_says_is_refused() -> None:
