@@ -282,6 +282,20 @@ class AdapterSettings:
     """Names of the modules to adapt (reference: these seven of Llama). A name that the language
     model does not have is refused: other families name theirs otherwise."""
 
+    last_layers: Count | None = None
+    """Adapt only this many decoder layers, the last ones; None adapts all."""
+
+    frozen_prefix: bool = False
+    """Compute the hidden states below the first adapted layer once, keep them on disk, and train on
+    them. Vectors of slots then enter at that layer, in place of their position's state. Needs
+    `last_layers` and frozen candidates."""
+
+    item_slots: bool = True
+    """Whether each title in the prompt is followed by a slot for its item's vector."""
+
+    train_windows: Count | None = None
+    """Train on this many of the train windows, evenly spaced; None takes all."""
+
     max_steps: Count = 600
     """Number of optimiser steps."""
 
@@ -325,8 +339,13 @@ class AdaptConfig(GatedSettings):
     """Stage adapt: (prompts, vectors, language model) -> an adapter for each arm and seed."""
 
     llm: str = "stand-in"
-    """Hugging Face name or local path of a causal LM, or `stand-in` for a small one that the run
-    trains itself."""
+    """Hugging Face name or local path of a causal LM; `stand-in` for a small one that the run
+    trains itself; `smollm2` for SmolLM2-135M-Instruct, which an installed package holds
+    (`recipes/llm/smollm2.py`)."""
+
+    chat_template: Literal["auto", "none"] = "auto"
+    """`auto`: where the language model's tokenizer has a chat template, the prompt is the user's
+    turn and the answer the assistant's; `none`: plain text."""
 
     methods: list[str] = field(default_factory=lambda: ["lora", "ilora"])
     """Methods to compare, each in its default settings; `arms` is the long form. All adapters are

@@ -23,6 +23,7 @@ from recipes.arms import comparison
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
+from recipes.llm.smollm2 import SMOLLM2, check_smollm2
 from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder
@@ -170,6 +171,8 @@ def check(experiment: Experiment) -> None:
     preparing.check_config(experiment.prepare)
     evaluating.check_config(experiment.evaluate, experiment.prepare.num_candidates)
     check_stand_in(experiment.adapt.stand_in)
+    if experiment.adapt.llm == SMOLLM2:
+        check_smollm2()
     _check_out(experiment)
     longest = experiment.prepare.max_history
     for name in ("recommender", "adapt", "evaluate"):
@@ -190,7 +193,7 @@ def _check_out(experiment: Experiment) -> None:
         raise ValueError(f"out={out!r} is empty: name a folder, or `.` for this one")
     model = Path(name)
     inside = Path(out).resolve().is_relative_to(model.resolve())
-    if name != STAND_IN and inside and model.is_dir():
+    if name not in (STAND_IN, SMOLLM2) and inside and model.is_dir():
         raise ValueError(
             f"out={out!r} lies in the folder of adapt.llm={name!r}, whose content every run would "
             "change: choose another --out"

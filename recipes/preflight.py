@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from recipes.evaluation.parts import is_finished
+from recipes.llm.frozen_prefix import check_frozen_prefix
+from recipes.methods.adapter import AdapterMethod
 from recipes.methods.method import Arm
 from recipes.run import Run
 from recipes.scoring.probe import check_language_model
@@ -37,4 +39,15 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
         return
     if unfinished and not run.has_stand_in:
         check_language_model(run.llm.base, run.llm_path)
+        for first in sorted(_first_layers(run, adapters)):
+            check_frozen_prefix(run.llm.base, first, run.llm_path)
     run.is_checked = True
+
+
+def _first_layers(run: Run, adapters: Sequence[Arm]) -> set[int]:
+    """The layers that read kept states."""
+    found = set()
+    for arm in adapters:
+        if isinstance(arm.method, AdapterMethod):
+            found.add(arm.method.first_layer(arm, run.llm.base))
+    return found - {None}

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
 from recipes.data.splits import SPLITS
@@ -21,6 +23,7 @@ from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.checkpoints import CHECKPOINTS
 from recipes.llm.language_model import LanguageModel
 from recipes.llm.loading import REMEDY, Outline, load_outline
+from recipes.llm.smollm2 import SMOLLM2, make_smollm2, smollm2_folder
 from recipes.llm.stand_in import STAND_IN, Form, StandIn, make_stand_in, stand_in_stage
 from recipes.pretrained import content_of, explained
 from recipes.prompting.store import PromptStore
@@ -233,6 +236,15 @@ class Run:
         """What a token of the stand-in is."""
         return title_form(self.experiment)
 
+    @property
+    def has_smollm2(self) -> bool:
+        """Whether the language model is SmolLM2, which an installed package holds."""
+        return self.experiment.adapt.llm == SMOLLM2
+
+    @cached_property
+    def _smollm2(self) -> Record:
+        return make_smollm2()
+
     @cached_property
     def _stand_in(self) -> Stage:
         adapt, prepare, form = self.experiment.adapt, self.experiment.prepare, self.stand_in_form
@@ -282,7 +294,10 @@ class Run:
 
     @property
     def llm_path(self) -> str:
-        """Hugging Face name or local path of the language model."""
+        """Hugging Face name or local path of the language model; SmolLM2 is prepared if need be."""
+        if self.has_smollm2:
+            assert self._smollm2
+            return str(smollm2_folder())
         return str(self.stand_in_folder) if self.has_stand_in else self.experiment.adapt.llm
 
     @cached_property
@@ -290,14 +305,16 @@ class Run:
         """Identifies the language model's content, whatever its name.
 
         Returns:
-            The checksum of the stand-in's files, the commit of a hub repository, or the checksum of
-            a folder.
+            The checksum of the weights of the stand-in or of SmolLM2, the commit of a hub
+            repository, or the checksum of a folder.
 
         Raises:
             FileNotFoundError: There is no such model.
         """
         if self.has_stand_in:
             return required_record(self._stand_in, self.stand_in_folder, "adapt").content
+        if self.has_smollm2:
+            return self._smollm2.content
         with explained("adapt.llm", self.llm_path, REMEDY):
             return content_of(self.llm_path, self.checksums)
 
@@ -314,7 +331,7 @@ class Run:
 
     def _check_llm(self) -> None:
         path = Path(self.llm_path)
-        own = not self.has_stand_in and path.is_dir()
+        own = not (self.has_stand_in or self.has_smollm2) and path.is_dir()
         if own and self.checksums.of_folder(path) != self.llm_content:
             raise ValueError(
                 f"adapt.llm={self.llm_path!r} has changed while it was in use: run the command "
@@ -335,12 +352,16 @@ class Run:
     @cached_property
     def prompts(self) -> PromptStore:
         """Prompts and answers under the language model's tokenizer."""
-        return PromptStore(self.llm.tokenizer, self.data, self.token_folder)
+        return self._store(self.llm.tokenizer)
 
     @cached_property
     def outlined_prompts(self) -> PromptStore:
         """The same before the language model is loaded or trained."""
-        return PromptStore(self.outline.tokenizer, self.data, self.token_folder)
+        return self._store(self.outline.tokenizer)
+
+    def _store(self, tokenizer: PreTrainedTokenizerBase) -> PromptStore:
+        chat = self.experiment.adapt.chat_template
+        return PromptStore(tokenizer, self.data, self.token_folder, chat)
 
     @property
     def token_folder(self) -> Path:
@@ -348,7 +369,13 @@ class Run:
         return (self.shared or self.folder) / "tokens"
 
     @property
+    def state_folder(self) -> Path:
+        """Folder of hidden states of the language model, see `kept_states`."""
+        return (self.shared or self.folder) / "states" / self.llm_content[:16]
+
+    @property
     def llm_key(self) -> list[Any]:
         """Settings that determine the language model."""
         adapt = self.experiment.adapt
-        return [self.stand_in_folder.name if self.has_stand_in else adapt.llm, adapt.precision]
+        model = self.stand_in_folder.name if self.has_stand_in else adapt.llm
+        return [model, adapt.precision, adapt.chat_template]

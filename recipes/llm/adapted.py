@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class AdaptedModel(PromptedModel):
         vectors: Vectors of the recommender.
         prompt_history: How many of the newest history items a prompt shows, as in training.
         user_slot: Whether the prompt has a user slot, as in training.
+        slots: Whether it has slots after titles.
     """
 
     def __init__(
@@ -40,16 +42,16 @@ class AdaptedModel(PromptedModel):
         *,
         prompt_history: int,
         user_slot: bool,
+        slots: bool = True,
     ) -> None:
         super().__init__(hybrid.llm, store)
         self.hybrid = hybrid
         self._vectors = vectors
-        self._prompt_history = prompt_history
-        self._user_slot = user_slot
+        self._layout = prompt_history, user_slot, slots
 
     def prompts(self, split: SplitName) -> EncodedPrompts:
         """Hybrid prompts."""
-        return self.store.prompts(split, self._prompt_history, self._user_slot)
+        return self.store.prompts(split, *self._layout)
 
     @torch.no_grad()
     def prompt_inputs(self, split: SplitName, rows: Sequence[int]) -> PromptInputs:
@@ -58,7 +60,8 @@ class AdaptedModel(PromptedModel):
         users = self._users(split, np.asarray(rows, dtype=np.int64))
         embeds = self.hybrid.embed(batch["input_ids"], batch["slot_items"], users, hybrid=True)
         routing = self.hybrid.routing(users, embeds, batch["attention_mask"])
-        return PromptInputs(embeds, batch["attention_mask"], routing.get("routing_embeds"))
+        filling = partial(self.hybrid.filling, batch["slot_items"], users)
+        return PromptInputs(embeds, batch["attention_mask"], routing.get("routing_embeds"), filling)
 
     @torch.no_grad()
     def gate_weights(self, split: SplitName, rows: Sequence[int]) -> Tensor | None:
@@ -103,11 +106,12 @@ def adapted_model(
     with llm.adapted(folder / ADAPTER_FOLDER) as model:
         projector = Projector(vectors.width, width)
         projector.load_state_dict(read_tensors(folder / PROJECTOR))
-        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by)
+        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by, plan.first_layer)
         yield AdaptedModel(
             hybrid.eval().requires_grad_(False).to(best_device()),
             store,
             vectors,
             prompt_history=plan.settings.prompt_history,
             user_slot=plan.user_slot,
+            slots=plan.settings.item_slots,
         )

@@ -26,5 +26,12 @@ class AdapterPlan:
     routed_by: RoutedBy | None = None
     """What the adapter gets as `routing_embeds`: the user representation (`vector`), the prompt's
     mean embedding (`prompt`), or nothing (None)."""
+    first_layer: int | None = None
+    """Index of the first adapted decoder layer, if the layers below it are a frozen prefix."""
     gate_learning_rate_scale: float = 1.0
     """The gate's learning rate as a multiple of the adapter's."""
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether prompts hold slots, so that a projector is trained."""
+        return self.user_slot or self.settings.item_slots

@@ -13,6 +13,7 @@ from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.curriculum import hybrid_steps
 from recipes.llm.divergence import check_loss, check_weights
 from recipes.llm.hybrid_model import HybridModel
+from recipes.llm.kept_states import StatesCollator
 from recipes.llm.length_groups import LengthGroups
 from recipes.llm.training import Samples
 from recipes.prompting.collator import TrainingCollator
@@ -31,7 +32,7 @@ class AdapterTrainer(Trainer):
     def __init__(
         self,
         model: HybridModel,
-        collator: TrainingCollator,
+        collator: TrainingCollator | StatesCollator,
         plan: AdapterPlan,
         args: TrainingArguments,
     ) -> None:

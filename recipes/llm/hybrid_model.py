@@ -1,13 +1,17 @@
 """An adapted language model together with the projector that fills its prompts' slots."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from recipes.artifacts import read_tensors, write_tensors
 from recipes.llm.adapter_plan import RoutedBy
+from recipes.llm.frozen_prefix import decoder_layers
+from recipes.llm.slot_entry import slots_filled_at
 from recipes.llm.training import answer_loss
 from recipes.prompting.collator import IGNORED
 from recipes.prompting.encoding import NO_SLOT, USER
@@ -25,23 +29,31 @@ class HybridModel(nn.Module):
         projector: Maps the recommender's width to the language model's.
         items: float32 [num_items, d], standardised item embeddings.
         routed_by: See `AdapterPlan`.
+        slot_layer: Index of the decoder layer at which the vectors of slots enter; None is the
+            input.
     """
 
     accepts_loss_kwargs = True
     """Makes the Trainer pass `num_items_in_batch`, the answer tokens of a whole optimiser step."""
 
     def __init__(
-        self, llm: PeftModel, projector: Projector, items: Tensor, routed_by: RoutedBy | None
+        self,
+        llm: PeftModel,
+        projector: Projector,
+        items: Tensor,
+        routed_by: RoutedBy | None,
+        slot_layer: int | None = None,
     ) -> None:
         super().__init__()
         self.llm = llm
         self.projector = projector
         self.routed_by = routed_by
+        self.slot_layer = slot_layer
         self.items: Tensor
         self.register_buffer("items", items)
 
     def embed(self, input_ids: Tensor, slot_items: Tensor, users: Tensor, hybrid: bool) -> Tensor:
-        """Token embeddings with filled slots, [b, t, width].
+        """Token embeddings, [b, t, width], with filled slots unless they are filled later.
 
         Args:
             input_ids: int64 [b, t].
@@ -52,11 +64,28 @@ class HybridModel(nn.Module):
                 control that gets it in a slot must not see it less often.
         """
         embeds = self.llm.get_input_embeddings()(input_ids)
-        if not hybrid:
-            slot_items = slot_items.where(slot_items == USER, NO_SLOT)
-            if not (slot_items == USER).any():
-                return embeds
+        if self.slot_layer is not None:
+            return embeds
+        slot_items = filled(slot_items, hybrid)
+        if not hybrid and not (slot_items == USER).any():
+            return embeds
         return fill_slots(embeds, slot_items, self.items, users, self.projector)
+
+    def filling(self, slot_items: Tensor, users: Tensor) -> AbstractContextManager[None]:
+        """The block in which the language model runs prompts whose slots are not filled yet.
+
+        The arguments are those of `embed`.
+        """
+        if self.slot_layer is None:
+            return nullcontext()
+        base = self.llm.get_base_model()
+        assert isinstance(base, PreTrainedModel)
+
+        def fill(states: Tensor, slots: Tensor, repeats: int) -> Tensor:
+            repeated = users.repeat_interleave(repeats, dim=0)
+            return fill_slots(states, slots, self.items, repeated, self.projector)
+
+        return slots_filled_at(decoder_layers(base), self.slot_layer, slot_items, fill)
 
     def routing(
         self,
@@ -92,17 +121,32 @@ class HybridModel(nn.Module):
         users: Tensor,
         hybrid: bool,
         num_items_in_batch: Tensor | int | None = None,
+        states: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch that `TrainingCollator` has made.
 
         On a text-only batch without a user slot the projector is not part of the graph, so its
         gradient stays None and the optimiser skips it, weight decay and momentum included: it is
         frozen for that step.
+
+        `states`, [b, t, width], are what enters `slot_layer`, whose slots are not filled. They are
+        read in place of token embeddings, and the layers below must have been left out.
         """
-        embeds = self.embed(input_ids, slot_items, users, hybrid)
+        filling: AbstractContextManager[None] = nullcontext()
+        slot_items = filled(slot_items, hybrid)
+        is_filled = hybrid or bool((slot_items == USER).any())
+        if states is None:
+            embeds = self.embed(input_ids, slot_items, users, hybrid)
+            filling = self.filling(slot_items, users) if is_filled else filling
+        else:
+            embeds = states
+            if is_filled:
+                embeds = fill_slots(states, slot_items, self.items, users, self.projector)
         routing = self.routing(users, embeds, attention_mask, labels)
         inputs: dict[str, Any] = {"inputs_embeds": embeds, **routing}
-        return {"loss": answer_loss(self.llm, inputs, attention_mask, labels, num_items_in_batch)}
+        with filling:
+            loss = answer_loss(self.llm, inputs, attention_mask, labels, num_items_in_batch)
+        return {"loss": loss}
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write adapter, gate and projector as safetensors files."""
@@ -122,6 +166,11 @@ class HybridModel(nn.Module):
             if parameter.requires_grad:
                 groups[_group(name)][name] = parameter
         return groups
+
+
+def filled(slot_items: Tensor, hybrid: bool) -> Tensor:
+    """The slots that a batch fills, as `fill_slots` takes them: all, or those of users alone."""
+    return slot_items if hybrid else slot_items.where(slot_items == USER, NO_SLOT)
 
 
 def _group(name: str) -> str:

@@ -21,7 +21,7 @@ from recipes.experiment import Precision
 from recipes.pretrained import explained
 from recipes.prompting.special_tokens import find_id
 
-REMEDY = "give a Hugging Face causal LM by name or path, or `stand-in`"
+REMEDY = "give a Hugging Face causal LM by name or path, `smollm2` or `stand-in`"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A language model that answers the prompts of a run, with an adapter or without one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class PromptInputs:
     """int64 [b, t]."""
     routing_embeds: Tensor | None
     """float32 [b, d]; None for a method without routing."""
+    filling: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Opens the block in which the model runs, for slots that are filled at a layer."""
 
 
 class PromptedModel(ABC):
@@ -46,8 +49,13 @@ class PromptedModel(ABC):
 
     @property
     def answer_ids(self) -> list[list[int]]:
-        """Token ids of each item's title, followed by eos; by item id."""
+        """Token ids of each item's title, followed by `answer_end`; by item id."""
         return self.store.answer_ids
+
+    @property
+    def answer_end(self) -> int:
+        """The token that ends an answer."""
+        return self.store.frame.end
 
     @abstractmethod
     def prompts(self, split: SplitName) -> EncodedPrompts:

@@ -8,6 +8,7 @@ parameters.json           numbers of trained parameters: adapter, gate, projecto
 """
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from recipes.data.tables import Split
 from recipes.experiment import AdaptConfig, AdapterSettings
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import AdapterTrainer
+from recipes.llm.frozen_prefix import decoder_layers, without_layers
 from recipes.llm.hybrid_model import PROJECTOR, HybridModel
-from recipes.llm.language_model import LanguageModel, token_embeddings
+from recipes.llm.kept_states import StatesCollator, kept_states
+from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
 from recipes.llm.starts import draw_again
 from recipes.llm.training import train_resumably, training_arguments
 from recipes.prompting.collator import TrainingCollator
@@ -45,6 +48,7 @@ def train_adapter(
     *,
     folder: Path,
     checkpoints: Path,
+    states: Path,
 ) -> None:
     """Train one adapter and write its folder.
 
@@ -57,18 +61,29 @@ def train_adapter(
         folder: Folder for the files that the module's docstring lists.
         checkpoints: Folder of checkpoints, from which an interrupted training resumes; deleted at
             the end.
+        states: Where the states of this language model's frozen prefix are kept.
 
     Raises:
-        ValueError: No window is long enough to train on, or the training has diverged.
+        ValueError: No window is long enough to train on, the training has diverged, or the disk has
+            no room for states.
     """
-    collator = training_collator(plan, store, vectors)
-    settings = plan.settings
+    collator: TrainingCollator | StatesCollator = training_collator(plan, store, vectors)
+    settings, first = plan.settings, plan.first_layer
+    entered = token_embeddings(llm.base)
+    if first is not None:
+        torch.nn.Module.to(llm.base, best_device())
+        kept = kept_states(llm.base, first, collator, states)
+        collator, entered = StatesCollator(collator, kept), kept.last()
     # Made before the adapter, so that all adapters of a seed start from the same projector.
-    projector = new_projector(vectors.items, token_embeddings(llm.base), plan.seed)
+    projector = new_projector(vectors.items, entered, plan.seed)
+    projector.requires_grad_(plan.has_slots)
     torch.manual_seed(plan.seed)
-    with llm.wrapped(plan.peft) as model:
+    with (
+        llm.wrapped(plan.peft) as model,
+        without_layers(decoder_layers(llm.base), range(first)) if first else nullcontext(),
+    ):
         draw_again(model, plan.seed)
-        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by)
+        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by, first)
         trainer = AdapterTrainer(
             hybrid,
             collator,
@@ -100,12 +115,13 @@ def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -
     """
     split, settings = store.data.split("train"), plan.settings
     rows = training_rows(split, settings)
+    layout = settings.prompt_history, plan.user_slot, settings.item_slots
 
     def later(epoch: int) -> EncodedPrompts:
-        return store.redrawn(epoch, settings.prompt_history, plan.user_slot)
+        return store.redrawn(epoch, *layout)
 
     return TrainingCollator(
-        prompts=store.prompts("train", settings.prompt_history, plan.user_slot),
+        prompts=store.prompts("train", *layout),
         answers=store.answers,
         rows=rows,
         targets=split.targets[rows],
@@ -127,6 +143,8 @@ def training_rows(split: Split, settings: AdapterSettings) -> NDArray[np.int64]:
             f"adapt.min_history={settings.min_history} leaves no training window: the longest "
             f"history has {split.history_lengths.max()} items"
         )
+    if settings.train_windows is not None and settings.train_windows < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, settings.train_windows).round().astype(np.int64)]
     return rows
 
 

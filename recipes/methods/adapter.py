@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from peft import LoraConfig, PeftConfig
+from transformers import PreTrainedModel
 
 from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.checkpoints import CHECKPOINTS
+from recipes.llm.frozen_prefix import num_layers
 from recipes.llm.preflight import check_adapter, position_limit
 from recipes.llm.train_adapter import train_adapter, training_rows
 from recipes.llm.training import check_trackers
@@ -34,7 +36,7 @@ from recipes.scoring.rows import EvaluatedRows
 
 SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
-SHARED = ("precision", "logging_steps")
+SHARED = ("precision", "chat_template", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
 
 
@@ -76,6 +78,7 @@ class AdapterMethod(Method):
         chosen = {name: value for name, value in given.items() if name in options}
         settings |= {"options": chosen}
         check_options(f"method {self.name}", self.Peft, chosen)
+        check_layers(f"method {self.name}", config, chosen, self.reads_prompt(settings))
         try:
             self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
         except (TypeError, AttributeError, KeyError) as error:
@@ -115,9 +118,35 @@ class AdapterMethod(Method):
             label=f"{arm.name} seed {seed}",
             seed=seed,
             settings=self.settings_of(arm),
-            peft=self.peft_config(arm.settings, width),
+            peft=self.placed_config(arm, width, run.llm.base),
             user_slot=self.user_slot,
+            first_layer=self.first_layer(arm, run.llm.base),
         )
+
+    def placed_config(self, arm: Arm, routing_dim: int, model: PreTrainedModel) -> PeftConfig:
+        """`peft_config`, for the last layers of the model if the arm says so.
+
+        Raises:
+            ValueError: The model has fewer layers.
+        """
+        peft, wanted = self.peft_config(arm.settings, routing_dim), arm.settings["last_layers"]
+        if wanted is not None:
+            count = num_layers(model)
+            if count is None or wanted > count:
+                raise ValueError(
+                    f"adapt.last_layers={wanted} of arm {arm.name}: {type(model).__name__} has "
+                    f"{count or 'an unknown number of'} layers"
+                )
+            setattr(peft, "layers_to_transform", list(range(count - wanted, count)))  # noqa: B010
+        return peft
+
+    def first_layer(self, arm: Arm, model: PreTrainedModel) -> int | None:
+        """Index of the first adapted layer, if the layers below it are a frozen prefix."""
+        settings, count = self.settings_of(arm), num_layers(model)
+        if not settings.frozen_prefix:
+            return None
+        assert count is not None and settings.last_layers is not None  # see `placed_config`
+        return count - settings.last_layers
 
     def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
         """Whether the adapter is routed by the prompt, and not by the recommender's vectors."""
@@ -130,18 +159,17 @@ class AdapterMethod(Method):
         width = run.networks[arm.settings[SOURCE]].width
         if self.reads_prompt(arm.settings):
             width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
-        check_adapter(outline, self.peft_config(arm.settings, width), arm.name)
+        check_adapter(outline, self.placed_config(arm, width, outline.model), arm.name)
         check_answers(run)
         store, split = run.outlined_prompts, run.experiment.evaluate.split
+        layout = settings.prompt_history, self.user_slot, settings.item_slots
         rows = training_rows(run.data.split("train"), settings)
         answer = int(store.answers.lengths.max())
-        prompts = store.prompts("train", settings.prompt_history, self.user_slot).input_ids
-        trained = longest_prompt(run, prompts, rows, answer)
+        trained = longest_prompt(run, store.prompts("train", *layout).input_ids, rows, answer)
         longest = {"train split": trained}
-        prompts = store.prompts(split, settings.prompt_history, self.user_slot).input_ids
-        longest |= longest_evaluated(run, prompts)
+        longest |= longest_evaluated(run, store.prompts(split, *layout).input_ids)
         for epoch, rows in self._tight_epochs(run, settings, *trained):
-            prompts = store.redrawn(epoch, settings.prompt_history, self.user_slot).input_ids
+            prompts = store.redrawn(epoch, *layout).input_ids
             longest[f"train split, epoch {epoch + 1}"] = int(prompts.lengths[rows].max()), answer
         check_room(run, longest, settings.prompt_history)
 
@@ -194,6 +222,7 @@ class AdapterMethod(Method):
             run.vectors(arm.settings[SOURCE]),
             folder=folder,
             checkpoints=folder / CHECKPOINTS,
+            states=run.state_folder,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
@@ -218,6 +247,54 @@ def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> 
     if len(both) > 1:
         values = " and ".join(f"{name}={given[name]!r}" for name in both)
         raise ValueError(f"method {method}: {values} both set the total rank; give one of them")
+
+
+TRAINED_BELOW = ("modules_to_save", "trainable_token_indices", "layer_replication")
+"""Options of PEFT's configurations that change what lies below the first adapted layer."""
+
+
+def check_layers(
+    owner: str, settings: AdapterSettings, options: Mapping[str, Any], reads_prompt: bool
+) -> None:
+    """Refuse what cannot be combined with adapting the last layers, or with keeping states.
+
+    Args:
+        owner: Names the arm's method in messages, such as `method lora`.
+        settings: The arm's settings.
+        options: The arm's options of PEFT's configuration.
+        reads_prompt: Whether a gate reads the prompt's embeddings.
+
+    Raises:
+        ValueError: The message names the setting and the remedy.
+    """
+    if settings.last_layers is not None and options.get("layers_to_transform") is not None:
+        raise ValueError(
+            f"{owner}: adapt.last_layers={settings.last_layers} and layers_to_transform="
+            f"{options['layers_to_transform']!r} both choose layers: give one of them"
+        )
+    if not settings.frozen_prefix:
+        return
+    kept = f"{owner}: adapt.frozen_prefix keeps the states below the first adapted layer"
+    if settings.last_layers is None:
+        raise ValueError(f"{kept}: set adapt.last_layers")
+    if settings.redraw_candidates:
+        raise ValueError(
+            f"{kept}, but adapt.redraw_candidates=true makes other prompts in every epoch: set it "
+            "false"
+        )
+    if reads_prompt:
+        raise ValueError(
+            f"{kept}, but gate_input='prompt' reads the token embeddings that they replace: choose "
+            "another gate_input, or set adapt.frozen_prefix false"
+        )
+    below = [name for name in TRAINED_BELOW if options.get(name)]
+    if options.get("bias") == "all":
+        below.append("bias")
+    if below:
+        raise ValueError(
+            f"{kept}, which {below[0]}={options[below[0]]!r} would change: leave it out, or set "
+            "adapt.frozen_prefix false"
+        )
 
 
 def check_settings(settings: AdapterSettings) -> None:

@@ -17,7 +17,7 @@ Longest = Mapping[str, tuple[int, int]]
 def check_answers(run: Run) -> None:
     """Refuse titles that cannot be written within `evaluate.max_new_tokens` (ValueError)."""
     store = run.outlined_prompts
-    written_titles(run.outline.tokenizer, store.answer_ids)
+    written_titles(run.outline.tokenizer, store.answer_ids, store.frame.end)
     check_new_tokens(store.answers, run.experiment.evaluate.max_new_tokens)
 
 

@@ -11,6 +11,7 @@ from recipes.data.redraw import redrawn
 from recipes.data.splits import SplitName
 from recipes.data.tables import PreparedData
 from recipes.prompting.encoding import EncodedPrompts, encode_answers, encode_prompts
+from recipes.prompting.frame import ChatTemplate, Frame, frame_of
 from recipes.prompting.ragged import Ragged
 
 
@@ -21,16 +22,27 @@ class PromptStore:
         tokenizer: The language model's tokenizer.
         data: The prepared data of the run.
         cache: Folder for token ids, see `tokenised`; None keeps them in memory only.
+        chat_template: See `frame_of`.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, data: PreparedData, cache: Path | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        data: PreparedData,
+        cache: Path | None = None,
+        chat_template: ChatTemplate = "none",
     ) -> None:
         self.tokenizer = tokenizer
         self.data = data
         self._cache = cache
+        self._chat_template: ChatTemplate = chat_template
         self._prompts: dict[tuple[SplitName, int, bool, bool], EncodedPrompts] = {}
-        self._redrawn: tuple[tuple[int, int, bool], EncodedPrompts] | None = None
+        self._redrawn: tuple[tuple[int, int, bool, bool], EncodedPrompts] | None = None
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What stands around prompts and answers."""
+        return frame_of(self.tokenizer, self._chat_template, self._cache)
 
     def prompts(
         self, name: SplitName, prompt_history: int, user_slot: bool, slots: bool = True
@@ -50,16 +62,19 @@ class PromptStore:
             self._prompts[key] = found
         return self._prompts[key]
 
-    def redrawn(self, epoch: int, prompt_history: int, user_slot: bool) -> EncodedPrompts:
+    def redrawn(
+        self, epoch: int, prompt_history: int, user_slot: bool, slots: bool = True
+    ) -> EncodedPrompts:
         """The prompts of the train rows in an epoch, from 1, with candidates drawn for it.
 
         The last epoch's are kept.
         """
-        key = (epoch, prompt_history, user_slot)
+        key = (epoch, prompt_history, user_slot, slots)
         if self._redrawn is None or self._redrawn[0] != key:
             assert self.data.folder is not None
             candidates = redrawn(self.data, self.data.folder, epoch)
-            self._redrawn = key, self._encoded("train", candidates, prompt_history, user_slot)
+            found = self._encoded("train", candidates, prompt_history, user_slot, slots)
+            self._redrawn = key, found
         return self._redrawn[1]
 
     def _encoded(
@@ -68,7 +83,7 @@ class PromptStore:
         candidates: NDArray[np.integer],
         prompt_history: int,
         user_slot: bool,
-        slots: bool = True,
+        slots: bool,
     ) -> EncodedPrompts:
         return encode_prompts(
             self.tokenizer,
@@ -77,13 +92,14 @@ class PromptStore:
             candidates,
             user_slot=user_slot,
             slots=slots,
+            frame=self.frame,
             cache=self._cache,
         )
 
     @cached_property
     def answers(self) -> Ragged:
-        """Token ids of each item's title, followed by eos; by item id."""
-        return encode_answers(self.tokenizer, self.data.titles, cache=self._cache)
+        """Token ids of each item's title, followed by its end; by item id."""
+        return encode_answers(self.tokenizer, self.data.titles, frame=self.frame, cache=self._cache)
 
     @cached_property
     def answer_ids(self) -> list[list[int]]:

@@ -38,12 +38,12 @@ def generate_answers(
         max_new_tokens: Maximum number of generated tokens.
         title: Label of the progress bar.
     """
-    tokenizer = adapted.tokenizer
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    tokenizer, end = adapted.tokenizer, adapted.answer_end
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
         pad_token_id=pad,
     )
     answers = [""] * len(rows)
@@ -51,14 +51,14 @@ def generate_answers(
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
         # When its input is embeddings, `generate` returns only the new tokens.
-        with only_defaults(adapted.model, greedy):
+        with inputs.filling(), only_defaults(adapted.model, greedy):
             tokens = adapted.model.generate(
                 inputs_embeds=inputs.inputs_embeds,
                 attention_mask=inputs.attention_mask,
                 generation_config=greedy,
                 **routing,
             )
-        texts = written_texts(tokenizer, tokens.tolist())
+        texts = written_texts(tokenizer, tokens.tolist(), end)
         for position, text in zip(batch, texts, strict=True):
             answers[position] = text
     return answers

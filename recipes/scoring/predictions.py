@@ -47,7 +47,7 @@ def llm_predictions(
     Raises:
         ValueError: A score is not finite, or nothing is left of a title once it is tokenised.
     """
-    titles = written_titles(adapted.tokenizer, adapted.answer_ids)
+    titles = written_titles(adapted.tokenizer, adapted.answer_ids, adapted.answer_end)
     wanted = rows.rows.tolist()
     lengths = adapted.prompt_lengths(rows.split, wanted)
     scores = score_candidates(

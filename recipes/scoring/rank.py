@@ -50,7 +50,8 @@ def score_candidates(
     for batch in batches_by_length(lengths, rows_at_once, title):
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         answers = [[adapted.answer_ids[item] for item in items] for items in candidates[batch]]
-        found = answer_log_probs(adapted.model, inputs, answers, length_normalised)
+        with inputs.filling():
+            found = answer_log_probs(adapted.model, inputs, answers, length_normalised)
         scores[batch] = found.double().cpu().numpy()
     return _tied(scores, candidates, adapted.answer_ids)
 

@@ -592,7 +592,7 @@ def test_the_record_holds_the_whole_configuration(made, run):
     for name in CONFIG.methods:
         record = json.loads((adapter_folder(run, name, 0) / "record.json").read_text())
         settings: dict[str, Any] = {**arm_of(made, name).settings}
-        shared = {"precision": "fp32", "logging_steps": 1}
+        shared = {"precision": "fp32", "chat_template": "auto", "logging_steps": 1}
         assert record["config"] == {**settings, **shared, "method": name, "seed": 0}
         assert record["config"]["target_modules"] == CONFIG.target_modules
     config = json.loads((run / "adapt" / "stand-in" / "record.json").read_text())["config"]

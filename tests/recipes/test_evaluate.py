@@ -41,6 +41,7 @@ class FakeAdapted:
     def __init__(self, data: PreparedData, every: int, gated: bool) -> None:
         self.data, self.every, self.gated = data, every, gated
         self.tokenizer, self.answer_ids = None, data.titles
+        self.answer_end = None
 
     def knows(self, row: int) -> bool:
         return row % self.every == 0
@@ -122,7 +123,7 @@ def run(finished_stages, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter, "adapted_model", adapted_model)
     monkeypatch.setattr(predictions, "generate_answers", fake_answers)
     monkeypatch.setattr(predictions, "score_candidates", fake_scores)
-    monkeypatch.setattr(predictions, "written_titles", lambda _, titles: titles)
+    monkeypatch.setattr(predictions, "written_titles", lambda _, titles, end: titles)
     return folder, data, loaded
 
 

@@ -47,6 +47,7 @@ class FakeAdapted:
         ).eval()
         self.routing = torch.randn(len(PROMPTS), 4) if routed else None
         self.tokenizer = tiny_tokenizer()
+        self.answer_end = self.tokenizer.eos_token_id
         self.embed = llm.get_input_embeddings()
         self.model = llm
         if routed:

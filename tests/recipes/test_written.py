@@ -40,6 +40,7 @@ class Oracle:
         self.tokenizer, self.model, self.rows = tokenizer, self, []
         answers = encode_answers(tokenizer, titles)
         self.answer_ids = [answers.row(item) for item in range(len(titles))]
+        self.answer_end = tokenizer.eos_token_id
 
     def prompt_lengths(self, split, rows):
         return np.ones(len(rows), dtype=np.int64)

@@ -1,0 +1,155 @@
+"""What stands around a prompt and its answer: bos and eos, or the turns of a chat template.
+
+A chat template is rendered once, with marks in place of the texts, and cut at the marks. So its own
+tokens are those of the template, wherever a text stands, a text that spells them stays plain, and
+the answer begins where the prompt's tokens end, as everywhere else. A template writes its bos
+itself or has none; none is added.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from recipes.prompting.plain_text import reserved_ids
+from recipes.prompting.special_tokens import find_id, placeholder_id, required_id
+from recipes.prompting.tokens import tokenised
+
+ChatTemplate = Literal["auto", "none"]
+
+INSTRUCTION = "Answer with one title from the list, exactly as it is written, and nothing else."
+"""The system turn, where a template has one."""
+TODAY = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
+"""Put before a template, so that one that writes today's date gives the same prompts every day."""
+_SYSTEM, _PROMPT, _ANSWER = "\ue005", "\ue006", "\ue007"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Tokens around prompt and answer."""
+
+    opening: Sequence[int]
+    """Before the prompt."""
+    closing: Sequence[int]
+    """Between prompt and answer."""
+    end: int
+    """The token that ends an answer."""
+    lead: str
+    """What is put before an answer's text: a blank, or nothing."""
+    placeholder: int
+    """The token at a slot's position, which is read where no vector takes its place."""
+
+
+def frame_of(
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: ChatTemplate = "none",
+    cache: Path | None = None,
+) -> Frame:
+    """The frame of a tokenizer's prompts.
+
+    Args:
+        tokenizer: The language model's tokenizer.
+        chat_template: `auto` takes the tokenizer's chat template, if it has one.
+        cache: See `tokenised`.
+
+    Raises:
+        ValueError: The tokenizer has no eos token, or its chat template cannot be used.
+    """
+    if chat_template == "auto" and tokenizer.chat_template:
+        return _chat(tokenizer, cache)
+    bos, eos = find_id(tokenizer, "bos"), required_id(tokenizer, "eos")
+    opening = [] if bos is None else [bos]
+    return Frame(opening, [], eos, _lead(tokenizer, cache), placeholder_id(tokenizer))
+
+
+def _lead(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> str:
+    """A blank, unless the tokenizer opens words itself.
+
+    Tokenizers that put a word marker before every text (SentencePiece), or ignore blanks, give a
+    text the tokens it has within a sentence even without a blank; with it they would see two.
+    """
+    whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"], cache)
+    return "" if whole == separator + word else " "
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
+    """The turns of a chat: an instruction if there is a system turn, the prompt, the answer."""
+    prompt = {"role": "user", "content": _PROMPT}
+    chat = [{"role": "system", "content": _SYSTEM}, prompt]
+    text = _rendered(tokenizer, chat)
+    if text is None or text.count(_SYSTEM) != 1:
+        chat = [prompt]
+        text = _rendered(tokenizer, chat)
+    if text is None or text.count(_PROMPT) != 1:
+        raise ValueError(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} does not write what a "
+            "user says: set adapt.chat_template none, or choose another adapt.llm"
+        )
+    opening, closing = text.split(_PROMPT)
+    ids: list[int] = []
+    if _SYSTEM in opening:
+        before, opening = opening.split(_SYSTEM)
+        ids = [*_markup(tokenizer, before), *tokenised(tokenizer, [INSTRUCTION], cache)[0]]
+    lead = "" if closing != closing.rstrip() else _lead(tokenizer, cache)
+    return Frame(
+        [*ids, *_markup(tokenizer, opening)],
+        _markup(tokenizer, closing),
+        _end(tokenizer, chat),
+        lead,
+        _newline(tokenizer),
+    )
+
+
+def _newline(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token of a line's end, where there is one.
+
+    The tokens that stand at slots elsewhere often end a document in chat models (SmolLM2's unk is
+    `<|endoftext|>`), and what follows then has lost the prompt.
+    """
+    try:
+        ids = tokenised(tokenizer, ["\n"])[0]
+    except ValueError:
+        ids = []
+    known = len(ids) == 1 and ids[0] not in reserved_ids(tokenizer)
+    return ids[0] if known else placeholder_id(tokenizer)
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> int:
+    """The first token of its own that the template puts after an answer, else eos."""
+    answered = [*chat, {"role": "assistant", "content": _ANSWER}]
+    text = _rendered(tokenizer, answered, add_generation_prompt=False) or ""
+    if text.count(_ANSWER) == 1:
+        reserved = reserved_ids(tokenizer)
+        for token in _markup(tokenizer, text.split(_ANSWER)[1]):
+            if token in reserved:
+                return token
+    return required_id(tokenizer, "eos")
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: list[dict[str, str]],
+    *,
+    add_generation_prompt: bool = True,
+) -> str | None:
+    """The chat as text; None if the template refuses it."""
+    try:
+        found = tokenizer.apply_chat_template(
+            chat,
+            chat_template=TODAY + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=False,
+        )
+    except TemplateError:
+        return None
+    assert isinstance(found, str)
+    return found
+
+
+def _markup(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a piece of the template, whose special tokens are meant."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
