@@ -39,15 +39,15 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
         return
     if unfinished and not run.has_stand_in:
         check_language_model(run.llm.base, run.llm_path)
-        for first in sorted(_first_layers(run, adapters)):
+        for first in sorted(_first_layers(run, unfinished)):
             check_frozen_prefix(run.llm.base, first, run.llm_path)
     run.is_checked = True
 
 
-def _first_layers(run: Run, adapters: Sequence[Arm]) -> set[int]:
+def _first_layers(run: Run, arms: Sequence[Arm]) -> set[int]:
     """The layers that read kept states."""
     found = set()
-    for arm in adapters:
+    for arm in arms:
         if isinstance(arm.method, AdapterMethod):
             found.add(arm.method.first_layer(arm, run.llm.base))
     return found - {None}

@@ -64,7 +64,7 @@ def encode_prompts(
         histories: [n, h], item ids that a prompt shows, oldest first, left-padded with -1.
         candidates: [n, c], item ids.
         user_slot: See `hybrid_prompt`.
-        slots: False leaves out the slots after titles: without a user slot the prompt is plain text.
+        slots: False leaves out the slots after titles; without a user slot all is plain text.
         frame: What stands around a prompt; None stands for the bos token, if there is one.
         cache: See `tokenised`.
 

@@ -44,11 +44,6 @@ class Ragged:
         """Join adjacent rows: row i of the result joins the next `lengths[i]` rows of this one."""
         return Ragged(self.values, self.offsets[_offsets(lengths)])
 
-    def where(self, kept: NDArray[np.bool_]) -> "Ragged":
-        """The rows without some of their values; `kept` is bool, as long as `values`."""
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return Ragged(self.values[kept], before[self.offsets])
-
     def right_aligned(self, width: int, fill: int) -> NDArray[np.int64]:
         """The rows as a matrix, int64 [rows, width], left-padded with `fill`."""
         padded = np.full((len(self), width), fill, dtype=np.int64)
