@@ -79,7 +79,7 @@ def encode_prompts(
     with_title = np.array([TITLE in piece for piece in pieces])
     texts = rows.values.astype(np.int64) * len(titles)
     texts[with_title[rows.values]] += items
-    frame = frame or frame_of(tokenizer, cache=cache)
+    frame = frame or frame_of(tokenizer)
     placeholder = [frame.placeholder]
     no_text = [frame.opening, placeholder if slots else [], placeholder, frame.closing]
     tokens = _tokens_of(tokenizer, pieces, titles, texts, no_text, cache)
@@ -159,7 +159,20 @@ def encode_answers(
     Raises:
         ValueError: The tokenizer has no eos token; see also `one_line_titles` and `tokenised`.
     """
-    frame = frame or frame_of(tokenizer, cache=cache)
+    frame = frame or frame_of(tokenizer)
     titles = one_line_titles(titles)
-    tokens = tokenised(tokenizer, [frame.lead + title for title in titles], cache)
+    lead = frame.lead
+    if lead is None:
+        lead = "" if _opens_words_itself(tokenizer) else " "
+    tokens = tokenised(tokenizer, [lead + title for title in titles], cache)
     return Ragged.from_rows([[*ids, frame.end] for ids in tokens])
+
+
+def _opens_words_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text gets the tokens it has within a sentence even without a leading blank.
+
+    This holds for tokenizers that put a word marker before every text (SentencePiece) or ignore
+    blanks. If we added a blank as well, they would see two.
+    """
+    whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"])
+    return whole == separator + word

@@ -37,8 +37,8 @@ class Frame:
     """Between prompt and answer."""
     end: int
     """The token that ends an answer."""
-    lead: str
-    """What is put before an answer's text: a blank, or nothing."""
+    lead: str | None
+    """What is put before an answer's text; None stands for a blank where the tokenizer needs it."""
     placeholder: int
     """The token at a slot's position, which is read where no vector takes its place."""
 
@@ -62,17 +62,7 @@ def frame_of(
         return _chat(tokenizer, cache)
     bos, eos = find_id(tokenizer, "bos"), required_id(tokenizer, "eos")
     opening = [] if bos is None else [bos]
-    return Frame(opening, [], eos, _lead(tokenizer, cache), placeholder_id(tokenizer))
-
-
-def _lead(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> str:
-    """A blank, unless the tokenizer opens words itself.
-
-    Tokenizers that put a word marker before every text (SentencePiece), or ignore blanks, give a
-    text the tokens it has within a sentence even without a blank; with it they would see two.
-    """
-    whole, separator, word = tokenised(tokenizer, ["; name", ";", "name"], cache)
-    return "" if whole == separator + word else " "
+    return Frame(opening, [], eos, None, placeholder_id(tokenizer))
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
@@ -93,7 +83,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
     if _SYSTEM in opening:
         before, opening = opening.split(_SYSTEM)
         ids = [*_markup(tokenizer, before), *tokenised(tokenizer, [INSTRUCTION], cache)[0]]
-    lead = "" if closing != closing.rstrip() else _lead(tokenizer, cache)
+    lead = "" if closing != closing.rstrip() else None
     return Frame(
         [*ids, *_markup(tokenizer, opening)],
         _markup(tokenizer, closing),

@@ -52,9 +52,8 @@ def first_prompt(tokenizer, frame, **options):
 def test_without_a_chat_template_the_frame_is_bos_and_eos() -> None:
     tokenizer = byte_level(TITLES)
     unknown = tokenizer.unk_token_id
-    wanted = Frame([tokenizer.bos_token_id], [], tokenizer.eos_token_id, " ", unknown)
+    wanted = Frame([tokenizer.bos_token_id], [], tokenizer.eos_token_id, None, unknown)
     assert frame_of(tokenizer, "auto") == frame_of(tokenizer) == wanted
-    assert frame_of(unigram(TITLES)).lead == ""
 
 
 def test_a_chat_template_can_be_left_alone() -> None:
