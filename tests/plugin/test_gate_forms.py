@@ -175,6 +175,9 @@ def test_without_routing_uniform_is_plain_lora(form, layers, randomise) -> None:
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "gate" not in k})
     x = torch.randn(3, 5, N_IN)
     torch.testing.assert_close(model(x), plain(x))
+    model.train()(x).sum().backward()
+    grads = [p.grad for n, p in model.named_parameters() if "ilora_gate" in n]
+    assert len(grads) == 7 and not any(grad.any() for grad in grads)  # DDP waits for them
 
 
 @trunk_works
