@@ -58,6 +58,8 @@ class GatedUpdate(LoraVariant):
         """[..., coefficients] of the last forward, where tokens are routed."""
         self.merged_coefficients: Tensor | None = None
         """[coefficients] that the adapter is merged with."""
+        self.merged_bias: Tensor | None = None
+        """[out] that merging the adapter adds to the base layer's bias."""
         self.merged_elsewhere = False
         """Whether another layer, with the same base weight, does this one's merging."""
 
@@ -186,10 +188,14 @@ class GatedUpdate(LoraVariant):
     def merge_safe(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
     ) -> Tensor:
-        """Return the base weight with the adapter as it is for `merged_coefficients`."""
+        """Return the base weight with the adapter as it is for `merged_coefficients`.
+
+        The bias is merged here: PEFT's own merge of a bias loses the scaling in some back ends.
+        """
         if self.merged_elsewhere:
             return orig_weight
         delta = self._merged_delta(module, active_adapter)
+        self._add_to_bias(module, 1)
         return orig_weight + delta.to(orig_weight.dtype)
 
     def merge_unsafe(  # type: ignore[override]
@@ -198,6 +204,7 @@ class GatedUpdate(LoraVariant):
         """Merge as `merge_safe` does, in place."""
         if not self.merged_elsewhere:
             orig_weight.data += self._merged_delta(module, active_adapter).to(orig_weight.dtype)
+            self._add_to_bias(module, 1)
 
     def unmerge(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
@@ -205,7 +212,13 @@ class GatedUpdate(LoraVariant):
         """Return the base weight without the adapter."""
         if self.merged_elsewhere:
             return orig_weight.data
-        return orig_weight.data - self._merged_delta(module, active_adapter).to(orig_weight.dtype)
+        delta = self._merged_delta(module, active_adapter)
+        self._add_to_bias(module, -1)
+        return orig_weight.data - delta.to(orig_weight.dtype)
+
+    def _add_to_bias(self, module: LoraLayer, sign: int) -> None:
+        if self.merged_bias is not None:
+            add_to_bias(module.get_base_layer(), sign * self.merged_bias)
 
     def _merged_delta(self, module: LoraLayer, adapter: str) -> Tensor:
         if self.merged_coefficients is None:
@@ -278,6 +291,13 @@ class _Held(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def add_to_bias(base_layer: nn.Module, difference: Tensor) -> None:
+    """Add to a base layer's bias, in place and in its own precision."""
+    bias = base_layer.bias
+    assert isinstance(bias, Tensor)
+    bias.data += difference.to(bias.device, bias.dtype)
 
 
 def up_projection(module: LoraLayer, adapter: str) -> Tensor:
