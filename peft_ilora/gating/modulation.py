@@ -1,7 +1,8 @@
 """What a gate may do to the rank coordinates of a layer, the adapter's scaling included.
 
 The fused products of `peft_ilora/fast` know some of these classes, by their exact type, and leave
-every other one to `peft_ilora/layers`, which calls it.
+every other one to `peft_ilora/layers`, which calls it. What is made for all layers at once has one
+more dimension in front, and is `split` into what each layer does.
 """
 
 import math
@@ -23,6 +24,10 @@ class Scale:
         """Modulate rank coordinates, [..., rank]."""
         return hidden * self.factors
 
+    def split(self) -> tuple["Scale", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        return tuple(map(Scale, self.factors.unbind()))
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -37,6 +42,13 @@ class Affine:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
         return torch.addcmul(self.offsets, hidden, self.factors)
+
+    def split(self) -> tuple["Affine", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        offsets = self.offsets.unbind()
+        alike = self.factors.dim() == 1
+        factors = [self.factors] * len(offsets) if alike else self.factors.unbind()
+        return tuple(map(Affine, factors, offsets))
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,10 @@ class Square:
         matrix = self.matrix
         return matrix.mT if matrix.dim() == 2 else matrix.flatten(0, -3).mT
 
+    def split(self) -> tuple["Square", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        return tuple(map(Square, self.matrix.unbind()))
+
 
 def stacked(hidden: Tensor, matrices: int) -> Tensor:
     """[..., rank] -> [matrices, positions, rank]: those that have the same matrix."""
@@ -75,15 +91,3 @@ Modulation = Scale | Affine | Square
 def tensors_of(modulation: Modulation) -> tuple[Tensor, ...]:
     """Return the tensors of a modulation, in the order in which its class takes them."""
     return tuple(getattr(modulation, name) for name in type(modulation).__match_args__)
-
-
-def unbound(modulation: Modulation) -> list[Modulation]:
-    """Return the modulation of each layer, of what was made for all of them together.
-
-    Args:
-        modulation: Its tensors are [rows, layers, ...], or [1] where all layers share one.
-    """
-    tensors = tensors_of(modulation)
-    layers = max(tensor.shape[1] for tensor in tensors if tensor.dim() > 1)
-    parts = [of.unbind(1) if of.dim() > 1 else (of,) * layers for of in tensors]
-    return [type(modulation)(*own) for own in zip(*parts, strict=True)]

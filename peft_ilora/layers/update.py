@@ -18,7 +18,7 @@ from peft_ilora.config import ILoRAConfig
 from peft_ilora.errors import lost_routing_error, merge_error, missing_routing_error, padded_error
 from peft_ilora.gating import Gate
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.modulation import Modulation, unbound
+from peft_ilora.gating.modulation import Modulation
 from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
 from peft_ilora.routing.checks import layer_rows_error
@@ -137,26 +137,20 @@ class GatedUpdate(LoraVariant):
         layout = (rows, len(leading), like.dtype, like.device, self.of_images)
         kind = ("modulation", self.gate, self.coordinates, scaling, factor, *layout)
 
-        def compute() -> Modulation | list[Modulation]:
-            coefficients = self._coefficients(adapter, x, leading, like)
-            made = form.modulation(coefficients, self.coordinates, scaling, like, factor)
-            of_all_layers = coefficients.dim() > len(leading) + 1
-            return unbound(made) if of_all_layers else made
+        def compute() -> Modulation | tuple[Modulation, ...]:
+            given = self._coefficients(adapter, x, leading, like)
+            found = form.modulation(given, self.coordinates, scaling, like, factor)
+            of_all_layers = given.dim() == len(leading) + 2
+            return found.split() if of_all_layers else found
 
         found = self.state.remember(kind, compute)
-        if isinstance(found, list):
-            assert self.place is not None
-            return found[self.place]
-        return found
+        return found[self.place or 0] if isinstance(found, tuple) else found
 
     def _coefficients(
         self, adapter: str, x: Tensor, leading: Sequence[int], like: Tensor
     ) -> Tensor:
-        """Return coefficients that broadcast against the rank coordinates.
-
-        Returns:
-            [rows, 1, ..., coefficients]; of a trunk, where the frame remembers what it computes,
-            [rows, layers, 1, ..., coefficients] of all layers, as many as this one has.
+        """[rows, 1, ..., coefficients], which broadcasts against the rank coordinates; where each
+        layer has its own and they are remembered, those of all layers, [layers, rows, 1, ...].
         """
         routing = self.state.routing_of(adapter)
         if routing is None:
@@ -165,13 +159,11 @@ class GatedUpdate(LoraVariant):
             if self.state.runs_again():
                 raise lost_routing_error()
             return self.gate.unrouted(self.coordinates, like)
-        given = self.state.coefficients_of(self.gate, adapter, self.place)
-        given = self.gate.cut(given, self.coordinates)
-        rows_first = given if given.dim() == 2 else given.transpose(0, 1)
-        spread = routing.spread(rows_first, leading, self.of_images)
-        if spread is None:
+        given = self.state.coefficients(self.gate, adapter, self.place)
+        given = routing.spread(self.gate.cut(given, self.coordinates), leading, self.of_images)
+        if given is None:
             raise layer_rows_error(routing, self.name, tuple(x.shape))
-        return spread.view(*spread.shape[:-1], *[1] * (len(leading) - 1), spread.shape[-1])
+        return given.view(*given.shape[:-1], *[1] * (len(leading) - 1), given.shape[-1])
 
     def coefficients_of(self, z: Tensor) -> Tensor:
         """Return the layer's coefficients for instances, [batch, coefficients].

@@ -78,19 +78,19 @@ class Routing:
         """Give each row of a layer's input what its routing row has.
 
         Args:
-            given: [batch, ..., coefficients]
+            given: [..., batch, coefficients]
             leading: The input's shape without its features; one number may be batch and sequence,
                 flattened.
             of_images: Whether the layer's rows are images.
 
         Returns:
-            [leading[0], ..., coefficients]; None where the input's rows do not match.
+            [..., leading[0], coefficients]; None where the input's rows do not match.
         """
         if not leading:
             return None
         count = leading[0]
         if self.sole:
-            return given if count == 1 else given.repeat_interleave(count, dim=0)
+            return given if count == 1 else given.repeat_interleave(count, dim=-2)
         if self.detached:
             return None
         if of_images and self.images is not None:
@@ -108,12 +108,12 @@ class Routing:
             else:
                 return None
         given = self._spread(given, copies)
-        return given if length == 1 else given.repeat_interleave(length, dim=0)
+        return given if length == 1 else given.repeat_interleave(length, dim=-2)
 
     def _spread(self, given: Tensor, copies: int) -> Tensor:
-        """[batch, ..., coefficients] -> [rows, ..., coefficients]"""
-        given = given if self.times == 1 else given.repeat_interleave(self.times, dim=0)
-        return given if copies == 1 else torch.cat([given] * copies)
+        """[..., batch, coefficients] -> [..., rows, coefficients]"""
+        given = given if self.times == 1 else given.repeat_interleave(self.times, dim=-2)
+        return given if copies == 1 else torch.cat([given] * copies, dim=-2)
 
     def of_rows(self, rows: Sequence[int]) -> "Routing":
         """Return the routing of some rows."""
@@ -178,34 +178,22 @@ class RoutingState(threading.local):
         rows = [row for row, name in enumerate(frame.adapter_names) if name == adapter]
         return frame.routing.of_rows(rows)
 
-    def coefficients(self, gate: Gate, adapter: str) -> Tensor:
-        """Return all that a gate makes of the routing in force; evaluated once a forward.
+    def coefficients(self, gate: Gate, adapter: str, place: int | None = None) -> Tensor:
+        """Return what a gate makes of the routing in force; evaluated once a forward.
 
         Args:
             gate: The gate.
             adapter: Name of its adapter.
+            place: The layer that asks, where each has coefficients of its own; where nothing is
+                remembered, those of the others are not computed.
 
         Returns:
-            [batch, coefficients]; of a trunk [layers, batch, coefficients].
+            [batch, coefficients]; of all layers where each has its own, [layers, batch,
+            coefficients].
         """
-        evaluate = partial(self._evaluate, gate, adapter)
-        return self.remember(("coefficients", gate), evaluate)
-
-    def coefficients_of(self, gate: Gate, adapter: str, place: int | None) -> Tensor:
-        """Return what a gate makes of the routing in force, as far as a layer's frame remembers it.
-
-        Args:
-            gate: The gate.
-            adapter: Name of its adapter.
-            place: The layer's; None: all layers have the same.
-
-        Returns:
-            [batch, coefficients]; of a trunk [layers, batch, coefficients], and [batch,
-            coefficients] of this layer alone where nothing is remembered.
-        """
-        if place is None or self._remembering() is not None:
-            return self.coefficients(gate, adapter)
-        return self._evaluate(gate, adapter, place)
+        if place is not None and self._remembering() is None:
+            return self._evaluate(gate, adapter, place)
+        return self.remember(("coefficients", gate), partial(self._evaluate, gate, adapter))
 
     def _evaluate(self, gate: Gate, adapter: str, place: int | None = None) -> Tensor:
         routing = self.routing_of(adapter)

@@ -61,11 +61,12 @@ class ImageRows:
         """Give each part of an image what its row has.
 
         Args:
-            given: [rows, coefficients]
+            given: [..., rows, coefficients]
             count: How many images, or parts of them, a layer sees.
 
         Returns:
-            [count, coefficients]; None where no images make so many, or some of either kind do.
+            [..., count, coefficients]; None where no images make so many, or where some of either
+            kind do.
         """
         found = {
             tuple(row for row in kind.row_of for _ in range(parts))
@@ -73,7 +74,7 @@ class ImageRows:
             for parts in kind.parts
             if len(kind.row_of) * parts == count
         }
-        return given[list(found.pop())] if len(found) == 1 else None
+        return given[..., list(found.pop()), :] if len(found) == 1 else None
 
 
 def image_rows(model: nn.Module, kwargs: dict[str, Any]) -> ImageRows | None:

@@ -16,6 +16,8 @@ from peft_ilora.gating import FORMS, make_gate
 from peft_ilora.gating.coordinates import coordinates
 from peft_ilora.gating.modulation import Affine, Scale, Square
 from peft_ilora.gating.trunk import EMBEDDED, HIDDEN, Trunk, parted
+from peft_ilora.routing.binding import Routing
+from peft_ilora.routing.images import ImageRows, Images
 
 RANK, D, N_IN, N_OUT = 6, 5, 7, 4
 FREE = [form for form in FORMS if form != "softmax"]
@@ -322,6 +324,28 @@ def test_a_trunk_is_evaluated_once_a_forward_and_once_a_generate(make_adapted, i
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model(input_ids=ids, labels=ids, routing_embeds=z).loss.backward()
     assert calls == [(8, 3, 16)] * 3
+
+
+SPREADS = {
+    "rows": ({}, (3,)),
+    "beams": ({"times": 2}, (6,)),
+    "guidance": ({"times": 2, "copies": 2}, (12,)),
+    "doubled by guidance": ({"guided": True}, (6,)),
+    "flattened": ({"lengths": (5,)}, (15,)),
+    "one row": ({"sole": True}, (4,)),
+    "images": ({"images": ImageRows((Images((2, 0, 2, 1), (1,)),))}, (4,)),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_coefficients_of_all_layers_are_spread_as_those_of_each(name) -> None:
+    fields, leading = SPREADS[name]
+    rows = 1 if name == "one row" else 3
+    routing, given = Routing(torch.zeros(rows, D), "forward", **fields), torch.randn(4, rows, 2)
+    of_images = name == "images"
+    each = [routing.spread(one, leading, of_images) for one in given]
+    assert each[0].shape == (*leading, 2)
+    assert torch.equal(routing.spread(given, leading, of_images), torch.stack(each))
 
 
 @pytest.mark.parametrize("form", ["softmax", *FREE])
