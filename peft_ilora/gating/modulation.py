@@ -7,7 +7,6 @@ more dimension in front, and is `split` into what each layer does.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,18 +59,13 @@ class Square:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
-        right = self._right if self._right.dtype == hidden.dtype else self._right.to(hidden.dtype)
-        if right.dim() == 2:
-            return hidden @ right
+        matrix = self.matrix if self.matrix.dtype == hidden.dtype else self.matrix.to(hidden.dtype)
+        if matrix.dim() == 2:
+            return hidden @ matrix.mT
+        right = matrix.flatten(0, -3).mT  # [matrices, rank, rank]
         if hidden.dim() == 3 and hidden.shape[0] == right.shape[0]:
             return torch.bmm(hidden, right)
         return torch.bmm(stacked(hidden, right.shape[0]), right).view(hidden.shape)
-
-    @cached_property
-    def _right(self) -> Tensor:
-        """What rank coordinates are multiplied with from their right, [matrices, rank, rank]."""
-        matrix = self.matrix
-        return matrix.mT if matrix.dim() == 2 else matrix.flatten(0, -3).mT
 
     def split(self) -> tuple["Square", ...]:
         """Return the modulation of each layer, of one with a dimension of layers in front."""
