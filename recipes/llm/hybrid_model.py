@@ -66,17 +66,23 @@ class HybridModel(nn.Module):
         embeds = self.llm.get_input_embeddings()(input_ids)
         if self.slot_layer is not None:
             return embeds
-        slot_items = filled(slot_items, hybrid)
-        if not hybrid and not (slot_items == USER).any():
-            return embeds
-        return fill_slots(embeds, slot_items, self.items, users, self.projector)
+        return self._filled(embeds, slot_items, users, hybrid)
 
-    def filling(self, slot_items: Tensor, users: Tensor) -> AbstractContextManager[None]:
+    def _filled(self, states: Tensor, slot_items: Tensor, users: Tensor, hybrid: bool) -> Tensor:
+        slot_items = _filled_slots(slot_items, hybrid)
+        if not hybrid and not (slot_items == USER).any():
+            return states
+        return fill_slots(states, slot_items, self.items, users, self.projector)
+
+    def filling(
+        self, slot_items: Tensor, users: Tensor, hybrid: bool = True
+    ) -> AbstractContextManager[None]:
         """The block in which the language model runs prompts whose slots are not filled yet.
 
         The arguments are those of `embed`.
         """
-        if self.slot_layer is None:
+        slot_items = _filled_slots(slot_items, hybrid)
+        if self.slot_layer is None or not (slot_items != NO_SLOT).any():
             return nullcontext()
         base = self.llm.get_base_model()
         assert isinstance(base, PreTrainedModel)
@@ -133,15 +139,11 @@ class HybridModel(nn.Module):
         read in place of token embeddings, and the layers below must have been left out.
         """
         filling: AbstractContextManager[None] = nullcontext()
-        slot_items = filled(slot_items, hybrid)
-        is_filled = hybrid or bool((slot_items == USER).any())
         if states is None:
             embeds = self.embed(input_ids, slot_items, users, hybrid)
-            filling = self.filling(slot_items, users) if is_filled else filling
+            filling = self.filling(slot_items, users, hybrid)
         else:
-            embeds = states
-            if is_filled:
-                embeds = fill_slots(states, slot_items, self.items, users, self.projector)
+            embeds = self._filled(states, slot_items, users, hybrid)
         routing = self.routing(users, embeds, attention_mask, labels)
         inputs: dict[str, Any] = {"inputs_embeds": embeds, **routing}
         with filling:
@@ -168,8 +170,8 @@ class HybridModel(nn.Module):
         return groups
 
 
-def filled(slot_items: Tensor, hybrid: bool) -> Tensor:
-    """The slots that a batch fills, as `fill_slots` takes them: all, or those of users alone."""
+def _filled_slots(slot_items: Tensor, hybrid: bool) -> Tensor:
+    """All slots of a hybrid batch, and the user's of a text-only one."""
     return slot_items if hybrid else slot_items.where(slot_items == USER, NO_SLOT)
 
 
