@@ -1,12 +1,12 @@
 """What a gate may do to the rank coordinates of a layer, the adapter's scaling included.
 
 The fused products of `peft_ilora/fast` know some of these classes, by their exact type, and leave
-every other one to `peft_ilora/layers`, which calls it.
+every other one to `peft_ilora/layers`, which calls it. What is made for all layers at once has one
+more dimension in front, and is `split` into what each layer does.
 """
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ class Scale:
         """Modulate rank coordinates, [..., rank]."""
         return hidden * self.factors
 
+    def split(self) -> tuple["Scale", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        return tuple(map(Scale, self.factors.unbind()))
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -38,6 +42,13 @@ class Affine:
         """Modulate rank coordinates, [..., rank]."""
         return torch.addcmul(self.offsets, hidden, self.factors)
 
+    def split(self) -> tuple["Affine", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        offsets = self.offsets.unbind()
+        alike = self.factors.dim() == 1
+        factors = [self.factors] * len(offsets) if alike else self.factors.unbind()
+        return tuple(map(Affine, factors, offsets))
+
 
 @dataclass(frozen=True)
 class Square:
@@ -48,18 +59,17 @@ class Square:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Modulate rank coordinates, [..., rank]."""
-        right = self._right if self._right.dtype == hidden.dtype else self._right.to(hidden.dtype)
-        if right.dim() == 2:
-            return hidden @ right
+        matrix = self.matrix if self.matrix.dtype == hidden.dtype else self.matrix.to(hidden.dtype)
+        if matrix.dim() == 2:
+            return hidden @ matrix.mT
+        right = matrix.flatten(0, -3).mT  # [matrices, rank, rank]
         if hidden.dim() == 3 and hidden.shape[0] == right.shape[0]:
             return torch.bmm(hidden, right)
         return torch.bmm(stacked(hidden, right.shape[0]), right).view(hidden.shape)
 
-    @cached_property
-    def _right(self) -> Tensor:
-        """What rank coordinates are multiplied with from their right, [matrices, rank, rank]."""
-        matrix = self.matrix
-        return matrix.mT if matrix.dim() == 2 else matrix.flatten(0, -3).mT
+    def split(self) -> tuple["Square", ...]:
+        """Return the modulation of each layer, of one with a dimension of layers in front."""
+        return tuple(map(Square, self.matrix.unbind()))
 
 
 def stacked(hidden: Tensor, matrices: int) -> Tensor:
@@ -75,15 +85,3 @@ Modulation = Scale | Affine | Square
 def tensors_of(modulation: Modulation) -> tuple[Tensor, ...]:
     """Return the tensors of a modulation, in the order in which its class takes them."""
     return tuple(getattr(modulation, name) for name in type(modulation).__match_args__)
-
-
-def of_each_layer(modulation: Modulation) -> tuple[Modulation, ...]:
-    """Return the modulation of each layer, of what was made for all of them together.
-
-    Args:
-        modulation: Its tensors are [layers, rows, ...], or [1] where all layers share one.
-    """
-    tensors = tensors_of(modulation)
-    layers = max(tensor.shape[0] for tensor in tensors)
-    parts = [of.unbind() if of.dim() > 1 else (of,) * layers for of in tensors]
-    return tuple(type(modulation)(*own) for own in zip(*parts, strict=True))

@@ -18,7 +18,7 @@ from peft_ilora.config import ILoRAConfig
 from peft_ilora.errors import lost_routing_error, merge_error, missing_routing_error, padded_error
 from peft_ilora.gating import Gate
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.modulation import Modulation, of_each_layer
+from peft_ilora.gating.modulation import Modulation
 from peft_ilora.layers.computed import current
 from peft_ilora.routing.binding import RoutingState
 from peft_ilora.routing.checks import layer_rows_error
@@ -143,7 +143,7 @@ class GatedUpdate(LoraVariant):
             given = self._coefficients(adapter, x, leading, like)
             found = form.modulation(given, self.coordinates, scaling, like, factor)
             of_all_layers = given.dim() == len(leading) + 2
-            return of_each_layer(found) if of_all_layers else found
+            return found.split() if of_all_layers else found
 
         found = self.state.remember(kind, compute)
         return found[self.place or 0] if isinstance(found, tuple) else found
