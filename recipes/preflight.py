@@ -49,5 +49,5 @@ def _first_layers(run: Run, arms: Sequence[Arm]) -> set[int]:
     found = set()
     for arm in arms:
         if isinstance(arm.method, AdapterMethod):
-            found.add(arm.method.first_layer(arm, run.llm.base))
+            found.add(arm.method.first_layer(run, arm))
     return found - {None}

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from peft import LoraConfig, PeftConfig
-from transformers import PreTrainedModel
 
 from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
@@ -118,12 +117,12 @@ class AdapterMethod(Method):
             label=f"{arm.name} seed {seed}",
             seed=seed,
             settings=self.settings_of(arm),
-            peft=self.placed_config(arm, width, run.llm.base),
+            peft=self.placed_config(run, arm, width),
             user_slot=self.user_slot,
-            first_layer=self.first_layer(arm, run.llm.base),
+            first_layer=self.first_layer(run, arm),
         )
 
-    def placed_config(self, arm: Arm, routing_dim: int, model: PreTrainedModel) -> PeftConfig:
+    def placed_config(self, run: Run, arm: Arm, routing_dim: int) -> PeftConfig:
         """`peft_config`, for the last layers of the model if the arm says so.
 
         Raises:
@@ -131,6 +130,7 @@ class AdapterMethod(Method):
         """
         peft, wanted = self.peft_config(arm.settings, routing_dim), arm.settings["last_layers"]
         if wanted is not None:
+            model = run.outline.model
             count = num_layers(model)
             if count is None or wanted > count:
                 raise ValueError(
@@ -140,11 +140,12 @@ class AdapterMethod(Method):
             setattr(peft, "layers_to_transform", list(range(count - wanted, count)))  # noqa: B010
         return peft
 
-    def first_layer(self, arm: Arm, model: PreTrainedModel) -> int | None:
+    def first_layer(self, run: Run, arm: Arm) -> int | None:
         """Index of the first adapted layer, if the layers below it are a frozen prefix."""
-        settings, count = self.settings_of(arm), num_layers(model)
+        settings = self.settings_of(arm)
         if not settings.frozen_prefix:
             return None
+        count = num_layers(run.outline.model)
         assert count is not None and settings.last_layers is not None  # see `placed_config`
         return count - settings.last_layers
 
@@ -159,7 +160,7 @@ class AdapterMethod(Method):
         width = run.networks[arm.settings[SOURCE]].width
         if self.reads_prompt(arm.settings):
             width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
-        check_adapter(outline, self.placed_config(arm, width, outline.model), arm.name)
+        check_adapter(outline, self.placed_config(run, arm, width), arm.name)
         check_answers(run)
         store, split = run.outlined_prompts, run.experiment.evaluate.split
         layout = settings.prompt_history, self.user_slot, settings.item_slots

@@ -102,7 +102,7 @@ class ILoRA(AdapterMethod):
         assert isinstance(settings, GatedSettings)
         if self.reads_prompt(arm.settings):
             width = run.llm.base.get_input_embeddings().get_parameter("weight").shape[1]
-            plan = replace(plan, peft=self.placed_config(arm, width, run.llm.base))
+            plan = replace(plan, peft=self.placed_config(run, arm, width))
         return replace(
             plan,
             routed_by=_routed_by(arm.settings),

@@ -23,7 +23,7 @@ from recipes.llm.title_tokenizer import new_title_tokenizer
 from recipes.llm.title_vectors import co_occurrences, positive_information, title_vectors
 from recipes.pipeline import Pipeline
 from recipes.prompting.collator import IGNORED, prompt_batch
-from recipes.prompting.encoding import NO_SLOT, encode_answers, encode_prompts
+from recipes.prompting.encoding import NO_SLOT, USER, encode_answers, encode_prompts
 from recipes.prompting.prompts import text_prompt
 from recipes.prompting.written import written_titles
 
@@ -85,16 +85,16 @@ def test_a_prompt_has_the_same_tokens_in_any_length_and_with_a_user_slot(user_sl
         assert tokenizer.convert_ids_to_tokens(ids[-1]) == "Next:"
 
 
-def test_a_prompt_without_slots_is_the_hybrid_one_without_its_slots():
+def test_a_prompt_without_slots_is_the_hybrid_one_without_those_of_titles():
     tokenizer = new_title_tokenizer(NASTY, 20)
     rows = np.array([[1, 2], [-1, 7]]), np.array([[3, 4, 8]] * 2)
     hybrid = encode_prompts(tokenizer, NASTY, *rows, user_slot=True)
     text = encode_prompts(tokenizer, NASTY, *rows, user_slot=True, slots=False)
     for row in range(2):
         ids, slots = hybrid.input_ids.row(row), hybrid.slot_items.row(row)
-        kept = [token for token, slot in zip(ids, slots, strict=True) if slot == NO_SLOT]
+        kept = [token for token, slot in zip(ids, slots, strict=True) if slot < 0]
         assert text.input_ids.row(row) == kept
-        assert set(text.slot_items.row(row)) == {NO_SLOT}
+        assert sorted(text.slot_items.row(row)) == [USER] + [NO_SLOT] * (len(kept) - 1)
 
 
 def test_co_occurrences_count_targets_with_the_items_before_them():
