@@ -69,9 +69,10 @@ class AdaptedModel(PromptedModel):
 
         Returns:
             float32 [b, K], averaged over modules if each has a gate of its own; None for a method
-            without routing.
+            whose gate has no weights of experts.
         """
-        if self.hybrid.routed_by is None:
+        form = getattr(self.model.active_peft_config, "gate_form", None)
+        if self.hybrid.routed_by is None or form != "softmax":
             return None
         if self.hybrid.routed_by == "vector":
             routing = self._users(split, np.asarray(rows, dtype=np.int64))

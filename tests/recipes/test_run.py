@@ -32,6 +32,7 @@ ARMS = [
     {"method": "ilora", "gate_input": "prompt", "name": "prompt"},
     {"method": "ilora", "gate_input": "token", "gate_scope": "per_module", "name": "token"},
     {"method": "ilora", "gate_scope": "per_module", "name": "each"},
+    {"method": "ilora", "gate": "trunk", "gate_form": "scale", "name": "scale"},
 ]
 ADAPT = AdaptConfig(
     prompt_history=1,
@@ -81,7 +82,7 @@ def counted(patch: pytest.MonkeyPatch) -> Counter:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Pipeline, Counter]:
-    """A finished run of five arms, and how often it loaded what they share."""
+    """A finished run of six arms, and how often it loaded what they share."""
     made = Pipeline.of(experiment(tmp_path_factory.mktemp("run")))
     with pytest.MonkeyPatch.context() as patch:
         counts = counted(patch)
@@ -104,7 +105,7 @@ def test_a_finished_run_loads_no_language_model(again, monkeypatch, capsys):
     Pipeline.of(experiment(again)).run_all()
     assert counts["llm"] == counts["vectors"] == 0
     told = capsys.readouterr().out
-    assert "] -> " not in told and told.count("already done") == 3 + 5 + 7 + 1
+    assert "] -> " not in told and told.count("already done") == 3 + 6 + 8 + 1
 
 
 def test_the_folders_of_a_run_are_named_by_stage_arm_and_seed(finished):
@@ -119,7 +120,7 @@ def test_the_folders_of_a_run_are_named_by_stage_arm_and_seed(finished):
 # ------------------------------------------------------------------ gates
 
 
-def test_gates_are_recorded_but_for_token_gates_which_have_no_weights_of_a_row(finished):
+def test_gates_are_recorded_where_a_row_has_weights_of_experts(finished):
     folder = finished[0].run.folder
     gates = read_json(folder / "evaluate" / "gates.json")
     assert list(gates) == ["ilora", "prompt", "each"]
@@ -151,7 +152,11 @@ def test_predictions_of_every_arm_cover_the_same_rows(finished):
     table = read_table(run.folder / "predictions.parquet")
     rows = evaluated_rows(run.data, run.experiment.evaluate).rows.tolist()
     found = {name: part["row"].tolist() for name, part in table.groupby("method")}
-    assert found.keys() == {"popularity", "sasrec", "lora", "ilora", "prompt", "token", "each"}
+    assert found.keys() == {
+        "popularity",
+        "sasrec",
+        *(arm.get("name", arm["method"]) for arm in ARMS),
+    }
     assert all(part == rows for part in found.values())
 
 
