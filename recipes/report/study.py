@@ -219,7 +219,8 @@ def study_figure(results: Results) -> Figure:
     """One metric of the table, with one point and interval for each of its rows."""
     key = _figure_key(results)
     rows = [row for row in results["rows"] if row["metrics"].get(key, {}).get("value") is not None]
-    lines = [wrapped(_line(row)) for row in rows]
+    named = "arm" if results["published"] else "title"  # as in the table
+    lines = [wrapped(_line(row, named)) for row in rows]
     height = 1.6 + sum(0.18 * (2 + line.count("\n")) for line in lines)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
@@ -232,16 +233,15 @@ def study_figure(results: Results) -> Figure:
     axes.set_yticks(np.arange(len(rows)), lines)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel(textwrap.fill(f"{_figure_title(results)}, {_words(results)}", 100))
-    heading = f"{results['name']}: ranked candidates, intervals over {_resampled(results)}"
-    axes.set_title(heading, fontsize=11)
+    axes.set_xlabel(textwrap.fill(f"{_figure_title(results)}, {_words(results)}", 60))
+    axes.set_title(f"{results['name']}\nintervals over {_resampled(results)}", fontsize=11)
     clean(axes)
     return figure
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any], named: str) -> str:
     where = ", ".join(f"{key.split('.')[-1]} {_shown(v)}" for key, v in row["varied"].items())
-    return f"{row['title']} ({where})" if where else row["title"]
+    return f"{row[named]} ({where})" if where else row[named]
 
 
 def _shown(value: Any) -> str:
