@@ -7,32 +7,21 @@ Zhyper (arXiv 2510.19733) with a one added, so that zeros make a plain LoRA.
 from torch import Tensor
 
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.form import GateForm, Statistics
-from peft_ilora.gating.modulation import Scale
+from peft_ilora.gating.factors import Factors
+from peft_ilora.gating.form import Statistics
 from peft_ilora.gating.statistics import deviation, moments
 
 
-class SignedScale(GateForm):
+class SignedScale(Factors):
     """Coefficients are s, [..., rank]."""
 
     def count(self, coordinates: Coordinates) -> int:
         """Return the rank: one s for each coordinate."""
         return coordinates.rank
 
-    def modulation(
-        self,
-        coefficients: Tensor,
-        coordinates: Coordinates,
-        scaling: float,
-        like: Tensor,
-        factor: float = 1.0,
-    ) -> Scale:
-        """Scale each coordinate by `1 + s`."""
-        return Scale(((1 + coefficients) * (scaling * factor)).to(like.device, like.dtype))
-
-    def fold(self, b: Tensor, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
-        """Multiply each column of B by its `1 + s`."""
-        return coordinates.fold(b, 1 + coefficients)
+    def factors(self, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
+        """Return `1 + s`."""
+        return 1 + coefficients
 
     def statistics(self, coefficients: Tensor) -> Statistics:
         """Return rows, and the figures of `scale`, which is s."""

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.form import GateForm, Statistics
-from peft_ilora.gating.modulation import Scale
+from peft_ilora.gating.factors import Factors
+from peft_ilora.gating.form import Statistics
 from peft_ilora.gating.statistics import deviation, moments
 
 
-class Sigmoid(GateForm):
+class Sigmoid(Factors):
     """Coefficients are the factors, `2 sigmoid(logits)`; logits of zero make a plain LoRA.
 
     Unlike a softmax's weights the factors do not compete (arXiv 2405.13997 on sigmoid gates).
@@ -27,20 +27,9 @@ class Sigmoid(GateForm):
         """Return ones."""
         return super().neutral(coordinates, like) + 1
 
-    def modulation(
-        self,
-        coefficients: Tensor,
-        coordinates: Coordinates,
-        scaling: float,
-        like: Tensor,
-        factor: float = 1.0,
-    ) -> Scale:
-        """Scale each coordinate by its factor."""
-        return Scale((coefficients * (scaling * factor)).to(like.device, like.dtype))
-
-    def fold(self, b: Tensor, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
-        """Multiply each column of B by its factor."""
-        return coordinates.fold(b, coefficients)
+    def factors(self, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
+        """Return the coefficients as they are."""
+        return coefficients
 
     def statistics(self, coefficients: Tensor) -> Statistics:
         """Return rows, and the figures of `factor`."""

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.gating.coordinates import Coordinates
-from peft_ilora.gating.form import GateForm, Statistics
-from peft_ilora.gating.modulation import Scale
+from peft_ilora.gating.factors import Factors
+from peft_ilora.gating.form import Statistics
 from peft_ilora.gating.statistics import entropy, load_balancing, statistics
 
 
-class Softmax(GateForm):
+class Softmax(Factors):
     """`w = softmax(logits / temperature)`: non-negative, summing to one over experts.
 
     With `top_k` the softmax runs over the k largest logits of a row, so the kept weights are
@@ -47,21 +47,9 @@ class Softmax(GateForm):
         """Weigh all experts alike."""
         return super().neutral(coordinates, like) + 1 / coordinates.num_experts
 
-    def modulation(
-        self,
-        coefficients: Tensor,
-        coordinates: Coordinates,
-        scaling: float,
-        like: Tensor,
-        factor: float = 1.0,
-    ) -> Scale:
-        """Spread `scaling * w` over the coordinates that each expert owns."""
-        weights = (coefficients * (scaling * factor)).to(like.device, like.dtype)
-        return Scale(coordinates.spread(weights))
-
-    def fold(self, b: Tensor, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
-        """Multiply each expert's columns of B by its weight."""
-        return coordinates.fold(b, coordinates.spread(coefficients))
+    def factors(self, coefficients: Tensor, coordinates: Coordinates) -> Tensor:
+        """Spread each weight over the coordinates that its expert owns."""
+        return coordinates.spread(coefficients)
 
     def statistics(self, coefficients: Tensor) -> Statistics:
         """Return rows, utilisation, chosen, entropy and max_entropy."""

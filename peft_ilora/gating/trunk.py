@@ -2,7 +2,7 @@
 
 One small network reads the routing embedding, an embedding of the layer and one of the module's
 name, and ends in a head that starts at zero, so each module has coefficients of its own for a few
-thousand parameters (the generator of Zhyper, arXiv 2510.19733, Section 3, with the zero start of
+thousand parameters (the generator of Zhyper, arXiv 2510.19733, with the zero start of
 adaLN-Zero, arXiv 2212.09748, Section 3.2). All modules are evaluated in one product.
 """
 
