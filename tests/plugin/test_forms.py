@@ -9,22 +9,17 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_ilora import ILoRAConfig, config, export_lora, fast, gating
-from peft_ilora.gating.form import GateForm
-from peft_ilora.gating.modulation import Scale
+from peft_ilora.gating.factors import Factors
 
 
-class Doubling(GateForm):
+class Doubling(Factors):
     """`B diag(2^s) A`, as docs/architecture.md shows it."""
 
     def count(self, coordinates) -> int:
         return coordinates.rank
 
-    def modulation(self, coefficients, coordinates, scaling, like, factor=1.0) -> Scale:
-        factors = coefficients.exp2() * (scaling * factor)
-        return Scale(factors.to(like.device, like.dtype))
-
-    def fold(self, b: Tensor, coefficients: Tensor, coordinates) -> Tensor:
-        return coordinates.fold(b, coefficients.exp2())
+    def factors(self, coefficients: Tensor, coordinates) -> Tensor:
+        return coefficients.exp2()
 
     def statistics(self, coefficients: Tensor) -> dict:
         return {"rows": coefficients.shape[0], "mean": coefficients.mean().item()}
