@@ -22,7 +22,7 @@ from recipes.experiment_files import (
 from recipes.failures import USER_ERRORS, lacks_memory, one_line
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
-COMMANDS = ("run", *STAGES, "study", "bench")
+COMMANDS = ("run", *STAGES, "study", "audit", "bench")
 """Commands that take a name; `list` takes none."""
 HELP = ("--help", "-h")
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
@@ -36,6 +36,7 @@ commands
   report       predictions -> results.json, report.md, plots
 
   study        NAME|FILE.yaml [--out DIR]: arms, and whatever else varies, in one table ({studies})
+  audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators
   list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
 
@@ -114,12 +115,23 @@ def run_benchmark(name: str, overrides: Sequence[str]) -> None:
     benchmark.run(config(**vars(parser.instantiate(parser.parse_args(list(overrides))))))
 
 
+def print_audit(name: str, options: Sequence[str]) -> None:
+    """Run `audit FILE [--json]`."""
+    from recipes.evaluation.audit import run_audit
+
+    if unknown := [option for option in options if option != "--json"]:
+        raise ValueError(f"audit takes a file and --json, not {' '.join(unknown)}")
+    print(run_audit(Path(name), as_json="--json" in options))
+
+
 def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
     """Run one of `COMMANDS`."""
     if command == "bench":
         run_benchmark(name, overrides)
     elif command == "study":
         run_study(name, overrides)
+    elif command == "audit":
+        print_audit(name, overrides)
     elif command == "prepare" and name not in shipped(EXPERIMENTS) and is_dataset(name):
         prepare_dataset(name, overrides)
     else:
