@@ -33,7 +33,7 @@ commands
   recommender  train windows -> trained networks, and their vectors of users and items
   adapt        prompts and vectors -> one adapter for each arm and seed
   evaluate     arms -> predictions of the evaluated rows, and metrics with intervals
-  report       predictions -> results.json, report.md, plots
+  report       predictions -> results.json, report.md, report.html, plots
 
   study        NAME|FILE.yaml [--out DIR]: arms, and whatever else varies, in one table ({studies})
   audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators

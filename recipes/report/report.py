@@ -1,4 +1,4 @@
-"""Stage `report`: writes RUN/results.json, report.md, summary.txt, predictions.parquet and plots.
+"""Stage `report`: writes RUN/results.json, report.md, report.html, summary.txt, predictions, plots.
 
 The stage is cheap and keeps no record: every call writes all files anew from the other stages'.
 """
@@ -11,13 +11,16 @@ from recipes.artifacts import read_json, write_json, write_text, written_whole
 from recipes.evaluation.parts import PREDICTIONS
 from recipes.llm.train_adapter import LOSS
 from recipes.methods.method import Arm, arm_folder
+from recipes.report.explorer import explored
 from recipes.report.markdown import render
+from recipes.report.page import page
 from recipes.report.plots import gate_figure, hit_ratio_figure, loss_figure, save
 from recipes.report.results import collect, trained
 from recipes.report.terminal import summary_text
 from recipes.run import Run
 
-RESULTS, REPORT, SUMMARY, PLOTS = "results.json", "report.md", "summary.txt", "plots"
+RESULTS, REPORT, PAGE, SUMMARY = "results.json", "report.md", "report.html", "summary.txt"
+PLOTS = "plots"
 
 
 def report(run: Run, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -38,7 +41,10 @@ def report(run: Run, arms: Sequence[Arm]) -> dict[str, Any]:
     folder = run.folder
     plots = _write_plots(run, arms, results)
     write_json(folder / RESULTS, results)
-    write_text(folder / REPORT, render(results, plots))
+    text = render(results, plots)
+    write_text(folder / REPORT, text)
+    images = {name: (folder / PLOTS / name).read_bytes() for name in plots}
+    write_text(folder / PAGE, page(results["name"], text, images, explored(run, arms)))
     write_text(folder / SUMMARY, summary_text(results, folder / REPORT))
     with written_whole(folder / PREDICTIONS) as temporary:
         shutil.copyfile(folder / "evaluate" / PREDICTIONS, temporary)

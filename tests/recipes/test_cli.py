@@ -91,6 +91,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         "predictions.parquet",
         "results.json",
         "report.md",
+        "report.html",
         "plots/loss.png",
         "plots/gates-ilora.png",
         "plots/hit_ratio.png",
