@@ -228,6 +228,7 @@ def test_a_report_is_these_files_and_returns_its_results(written):
     assert {name for name in files if not name.startswith(stages)} == {
         "results.json",
         "report.md",
+        "report.html",
         "summary.txt",
         "predictions.parquet",
         "plots/loss.png",
