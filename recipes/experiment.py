@@ -400,6 +400,10 @@ class EvaluateConfig:
     batch_size: Count = 64
     """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
 
+    decoding: Literal["free", "candidates"] = "free"
+    """What a language model may write, greedily: `free`: anything; `candidates`: only tokens that
+    lead to the title of one of the row's candidates, so that every answer is valid."""
+
     max_new_tokens: Count | None = None
     """Maximum number of generated tokens (reference: 64); None takes as many as the longest title
     has. A number under which the longest title does not fit is refused."""

@@ -65,6 +65,11 @@ def llm_predictions(
             f"{label}: a candidate's score is not finite, so its adapter has diverged: lower "
             "adapt.learning_rate and train it again"
         )
+    allowed = (
+        [[adapted.answer_ids[item] for item in items] for items in rows.candidates]
+        if config.decoding == "candidates"
+        else None
+    )
     texts = generate_answers(
         adapted,
         rows.split,
@@ -73,6 +78,7 @@ def llm_predictions(
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens or max(map(len, adapted.answer_ids)),
         title=f"generate {label}",
+        allowed=allowed,
     )
     gates = gate_weights(adapted, rows, config.batch_size)
     return Predictions(scores, texts, gates, titles)
