@@ -48,10 +48,10 @@ def _against(results: Results, cell: Mapping[str, Any], rival: str) -> list[list
 def _difference(name: str, entry: Mapping[str, Any], sign: int) -> list[str]:
     """A line of the table; a comparison that was made the other way round has `sign` -1."""
     given = entry.get("given_trainings")
-    seeds = [None if one is None else sign * one for one in entry["per_seed"]]
+    seeds = [None if one is None else sign * one + 0.0 for one in entry["per_seed"]]
     return [
         name,
-        f"{sign * entry['value']:+.3f}",
+        f"{sign * entry['value'] + 0.0:+.3f}",
         _interval(entry["low"], entry["high"], sign),
         "–" if given is None else _interval(*given, sign),
         per_seed(seeds, sign=True),
@@ -59,7 +59,7 @@ def _difference(name: str, entry: Mapping[str, Any], sign: int) -> list[str]:
 
 
 def _interval(low: float, high: float, sign: int) -> str:
-    low, high = sorted((sign * low, sign * high))
+    low, high = sorted((sign * low + 0.0, sign * high + 0.0))  # a zero without a sign
     text = f"[{low:+.3f}, {high:+.3f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
 

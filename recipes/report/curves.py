@@ -43,7 +43,7 @@ def curves_figure(results: Results) -> Figure | None:
     values = list(dict.fromkeys(value for arm in arms if (value := _panel(arm, setting))))
     columns = values or [None]
     figure = Figure(
-        figsize=(1.5 + 5.2 * len(columns), 1.2 + 3.4 * len(kinds)), layout="constrained"
+        figsize=(1.5 + 5.2 * len(columns), 1.8 + 3.4 * len(kinds)), layout="constrained"
     )
     grid: Any = figure.subplots(len(kinds), len(columns), squeeze=False, sharey="row", sharex=True)
     for column, value in enumerate(columns):
@@ -62,7 +62,9 @@ def curves_figure(results: Results) -> Figure | None:
                 axes.set_ylabel(KINDS[kind])
         grid[0][column].set_title("" if value is None else f"{setting}: {value}", fontsize=11)
         grid[-1][column].set_xlabel("optimiser step")
-        grid[-1][column].legend(fontsize=8, frameon=False, ncols=2)
+        grid[-1][column].legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False, ncols=3
+        )
     count = max(len(seeds) for own in curves.values() for seeds in own.values())
     means = f"means of {count} seeds" if count > 1 else "one seed"
     figure.suptitle(f"{results['name']}: {means}", fontsize=12)

@@ -21,7 +21,7 @@ from recipes.report.naming import (
     main_columns,
     resampled,
 )
-from recipes.report.plots import clean, styles, whiskers, wrapped
+from recipes.report.plots import clean, whiskers, wrapped
 from recipes.report.published import published_section
 from recipes.report.verdict import headlines, verdict
 
@@ -265,10 +265,10 @@ def study_figure(results: Results) -> Figure:
     height = 1.6 + sum(0.18 * (2 + line.count("\n")) for line in lines)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
-    colours = styles(arms_of(results))
+    arms = arms_of(results)
     for place, row in enumerate(rows):
         entry = row["metrics"][key]
-        colour = colours[row["arm"]][0]
+        colour = arms[row["arm"]]["colour"]
         axes.errorbar(entry["value"], place, xerr=whiskers(entry), color=colour, capsize=4)
         axes.scatter([entry["value"]], [place], color=[colour], s=40, zorder=3)
     axes.set_yticks(np.arange(len(rows)), lines)
