@@ -130,9 +130,7 @@ def _comparison_entry(
 
 def _over_seeds(found: Outcomes) -> tuple[Floats, Floats]:
     """Each row's outcome, summed over seeds: what is left is the variation over users."""
-    sides = (np.atleast_2d(one) for one in (found.numerators, found.denominators))
-    top, bottom = (one.sum(axis=0) for one in sides)
-    return top, bottom
+    return found.numerators.sum(axis=0), found.denominators.sum(axis=0)
 
 
 def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | None]:

@@ -65,7 +65,7 @@ def _interval(low: float, high: float, sign: int) -> str:
 
 
 def sizes_section(results: Results) -> str:
-    """Trained parameters by what they belong to; empty if no adapter was trained."""
+    """Trained parameters by what they belong to, and times; empty if no adapter was trained."""
     rows = []
     for row in _first_rows(results):
         counts = row.get("parameters")
@@ -80,12 +80,28 @@ def sizes_section(results: Results) -> str:
                 *(gate if counts["gate"] else ["–", "–"]),
                 f"{counts['projector']:,}",
                 f"{counts['total']:,}",
+                _seconds(results["cells"][0], row["arm"]),
             ]
         )
     if not rows:
         return ""
-    head = ["arm", "LoRA's A and B", "gate", "trunk", "projector", "total"]
-    return f"## Trained parameters\n\n{markdown_table(head, rows)}"
+    head = ["arm", "LoRA's A and B", "gate", "trunk", "projector", "total", "seconds a training"]
+    adapt = results["cells"][0]["config"]["adapt"]
+    return (
+        f"## Trained parameters\n\nEvery adapter was trained for {adapt['max_steps']:,} steps of "
+        f"{adapt['batch_size']} prompts, unless the arm says otherwise, at the learning rate "
+        f"{adapt['learning_rate']:g} (gates: {adapt['gate_learning_rate_scale']:g} times that). "
+        "Seconds are those on the machine of this study, measurements of validation included.\n\n"
+        + markdown_table(head, rows)
+    )
+
+
+def _seconds(cell: Mapping[str, Any], arm: str) -> str:
+    """Mean wall-clock time of an arm's trainings, in seconds."""
+    found = [
+        seconds for name, seconds in cell["seconds"].items() if name.rpartition("-seed")[0] == arm
+    ]
+    return f"{sum(found) / len(found):.0f}" if found else "–"
 
 
 def _first_rows(results: Results) -> list[Mapping[str, Any]]:
