@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from peft import PeftConfig
 from torch import Tensor
 
+from peft_ilora import ILoRAConfig
 from recipes.data.splits import SplitName
 from recipes.methods.adapter import SOURCE
 from recipes.methods.ilora import ILoRA
@@ -44,10 +44,12 @@ class GateControl(ILoRA):
     def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
         """The recommender's vectors, those of users exchanged, in training and in evaluation."""
         own = super().vectors(run, arm, seed)
-        user_ids = {name: run.data.split(name).user_ids for name in own.users}
+        user_ids: dict[SplitName, np.ndarray] = {
+            name: run.data.split(name).user_ids for name in own.users
+        }
         return replace(own, users=self.exchanged(own, user_ids, seed))
 
-    def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> PeftConfig:
+    def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
         """The configuration of iLoRA; refuses a gate that reads no user's vector (ValueError)."""
         read = settings["options"].get("gate_input", "routing")
         if read != "routing":

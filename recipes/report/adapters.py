@@ -4,56 +4,65 @@ from collections.abc import Mapping
 from typing import Any
 
 from recipes.report.markdown import markdown_table
-from recipes.report.naming import headline_key, per_seed
+from recipes.report.naming import headline_key, per_seed, several_seeds
 
 Results = Mapping[str, Any]
 
 
 def rivals_section(results: Results) -> str:
     """Each adapter minus each of the study's `rivals`, in every cell."""
+    several = any(map(several_seeds, results["cells"]))
     parts = []
     for cell in results["cells"]:
         where = ", ".join(f"{key} {value}" for key, value in cell["varied"].items())
         for rival in results["rivals"]:
-            rows = _against(results, cell, rival)
+            rows = [_difference(*one, several) for one in _against(results, cell, rival)]
             if rows:
-                head = [f"minus {rival}", "difference", "users and seeds", "users, these trainings"]
+                over = ["users and seeds", "users, these trainings"] if several else ["users"]
+                head = ["arm", f"minus {rival}", *over, "seed by seed"]
                 title = f"### Minus {rival}{f', {where}' if where else ''}"
-                parts.append(f"{title}\n\n{markdown_table([*head, 'seed by seed'], rows)}")
+                parts.append(f"{title}\n\n{markdown_table(head, rows)}")
     if not parts:
         return ""
     k = results["cells"][0]["evaluated"]["headline"]
+    kinds = (
+        "The first interval is for other users and other trainings; from two or three seeds it is "
+        "wide, as it must be. The second is for other users, given the models that were trained "
+        "here. "
+    )
     return (
-        f"## Against the rivals\n\nRanked HitRatio@{k}, on the same rows and resamples. The third "
-        "column is the interval for other users and other trainings; from two or three seeds it is "
-        "wide, as it must be. The fourth is for other users, given the models that were trained "
-        "here. **Bold** intervals exclude zero. None is corrected for the number of comparisons."
-        "\n\n" + "\n\n".join(parts)
+        f"## Against the rivals\n\nRanked HitRatio@{k}, on the same rows and resamples. "
+        f"{kinds if several else ''}**Bold** intervals exclude zero. None is corrected for the "
+        "number of comparisons.\n\n" + "\n\n".join(parts)
     )
 
 
-def _against(results: Results, cell: Mapping[str, Any], rival: str) -> list[list[str]]:
+Compared = tuple[str, Mapping[str, Any], int]
+"""Name of an arm, its comparison with a rival, and -1 if that was made the other way round."""
+
+
+def _against(results: Results, cell: Mapping[str, Any], rival: str) -> list[Compared]:
     key = headline_key(cell)
-    found = []
+    found: list[Compared] = []
     for arm in results["arms"]:
         for entry in cell["comparisons"]:
             pair = entry["method"], entry["baseline"]
             if entry["key"] != key or not arm["is_adapter"] or entry["value"] is None:
                 continue
             if pair == (arm["name"], rival) or pair == (rival, arm["name"]):
-                found.append(_difference(arm["name"], entry, 1 if pair[1] == rival else -1))
+                found.append((arm["name"], entry, 1 if pair[1] == rival else -1))
     return found
 
 
-def _difference(name: str, entry: Mapping[str, Any], sign: int) -> list[str]:
-    """A line of the table; a comparison that was made the other way round has `sign` -1."""
+def _difference(name: str, entry: Mapping[str, Any], sign: int, several: bool) -> list[str]:
+    """A line of the table."""
     given = entry.get("given_trainings")
     seeds = [None if one is None else sign * one + 0.0 for one in entry["per_seed"]]
     return [
         name,
         f"{sign * entry['value'] + 0.0:+.3f}",
         _interval(entry["low"], entry["high"], sign),
-        "–" if given is None else _interval(*given, sign),
+        *(["–" if given is None else _interval(given[0], given[1], sign)] if several else []),
         per_seed(seeds, sign=True),
     ]
 

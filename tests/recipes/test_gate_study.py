@@ -227,6 +227,7 @@ def test_a_difference_taken_the_other_way_round_changes_its_signs():
         "per_seed": [0.25, None],
     }
     cell = {"varied": {}, "comparisons": [entry], "evaluated": {"headline": 1}}
+    cell["metrics"] = [{"seeds": [0, 1]}]
     found = rivals_section({"arms": arms, "cells": [cell], "rivals": ["lora", "gate"]})
     assert "| gate | +0.250 | **[+0.125, +0.500]** | [-0.125, +0.500] | +0.250, – |" in found
     assert "| lora | -0.250 | **[-0.500, -0.125]** | [-0.500, +0.125] | -0.250, – |" in found
