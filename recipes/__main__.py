@@ -35,7 +35,8 @@ commands
   evaluate     arms -> predictions of the evaluated rows, and metrics with intervals
   report       predictions -> results.json, report.md, report.html, plots
 
-  study        NAME|FILE.yaml [--out DIR]: arms, and whatever else varies, in one table ({studies})
+  study        NAME|FILE.yaml [--small] [--out DIR]: arms, and whatever else varies, in one table
+               ({studies})
   audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators
   list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
@@ -90,13 +91,14 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_study(name: str, overrides: Sequence[str]) -> None:
-    """Run `study NAME|FILE.yaml --out DIR`."""
-    parser = argparse.ArgumentParser(add_help=False)
+    """Run `study NAME|FILE.yaml --small --out DIR`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out")
+    parser.add_argument("--small", action="store_true")
     own, fields = parser.parse_known_args(list(overrides))
     from recipes import study
 
-    study.run_study(study.read_study(name, own.out, fields))
+    study.run_study(study.read_study(name, own.out, fields, small=own.small))
 
 
 def run_benchmark(name: str, overrides: Sequence[str]) -> None:

@@ -361,6 +361,13 @@ class AdaptConfig(GatedSettings):
     logging_steps: Count = 20
     """Optimiser steps between logged losses."""
 
+    validate_at: list[Count] = field(default_factory=list)
+    """Optimiser steps after which HitRatio@1 on the validation split is measured, for the report's
+    curves. Nothing is chosen by it."""
+
+    validate_rows: Annotated[int, Range(2)] = 1000
+    """How many rows of validation are ranked each time, evenly spaced."""
+
     report_to: list[str] = field(default_factory=list)
     """Experiment trackers of the Trainer, such as `tensorboard` or `wandb`."""
 

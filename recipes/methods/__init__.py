@@ -3,6 +3,9 @@
 In addition, every recommender is a method of the same name.
 """
 
+from recipes.methods.gate_constant import GateConstant
+from recipes.methods.gate_random import GateRandom
+from recipes.methods.gate_shuffled import GateShuffled
 from recipes.methods.ilora import ILoRA
 from recipes.methods.lora import LoRA
 from recipes.methods.lora_user_slot import LoRAUserSlot
@@ -21,4 +24,7 @@ METHODS: Registry[Method] = Registry(
     LoRA(),
     LoRAUserSlot(),
     ILoRA(),
+    GateShuffled(),
+    GateConstant(),
+    GateRandom(),
 )

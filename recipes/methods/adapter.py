@@ -27,7 +27,9 @@ from recipes.methods.fitting import (
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
+from recipes.methods.validating import check_validation, hit_ratio_on_validation
 from recipes.ranges import check_ranges
+from recipes.recommenders.vectors import Vectors
 from recipes.records import Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, llm_predictions
@@ -70,6 +72,7 @@ class AdapterMethod(Method):
         values = {name: value for name, value in given.items() if name in own}
         config = checked(self.Config, f"method {self.name}", shared, values, own)
         check_settings(config)
+        check_validation(f"method {self.name}", experiment.adapt, config)
         source = given.get(SOURCE, experiment.recommender.name)
         if not isinstance(source, str):
             raise ValueError(f"method {self.name}: {SOURCE}={source!r} must be a name")
@@ -112,7 +115,7 @@ class AdapterMethod(Method):
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
         """What training and evaluation need to know about the adapter."""
-        width = run.vectors(arm.settings[SOURCE]).width
+        width = self.vectors(run, arm, seed).width
         return AdapterPlan(
             label=f"{arm.name} seed {seed}",
             seed=seed,
@@ -121,6 +124,10 @@ class AdapterMethod(Method):
             user_slot=self.user_slot,
             first_layer=self.first_layer(run, arm),
         )
+
+    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
+        """The recommender's vectors, as the arm's adapter reads them."""
+        return run.vectors(arm.settings[SOURCE])
 
     def placed_config(self, run: Run, arm: Arm, routing_dim: int) -> PeftConfig:
         """`peft_config`, for the last layers of the model if the arm says so.
@@ -204,7 +211,10 @@ class AdapterMethod(Method):
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
         """The arm's training; its inputs are prompts, vectors and the language model."""
-        shared = {name: getattr(run.experiment.adapt, name) for name in SHARED}
+        adapt = run.experiment.adapt
+        shared = {name: getattr(adapt, name) for name in SHARED}
+        if adapt.validate_at:
+            shared |= {"validate_at": adapt.validate_at, "validate_rows": adapt.validate_rows}
         settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
@@ -215,15 +225,18 @@ class AdapterMethod(Method):
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
         """Train the adapter and the projector."""
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
+        validates = bool(run.experiment.adapt.validate_at)
         train_adapter(
-            self.plan(run, arm, seed),
+            plan,
             run.experiment.adapt,
             run.llm,
             run.prompts,
-            run.vectors(arm.settings[SOURCE]),
+            vectors,
             folder=folder,
             checkpoints=folder / CHECKPOINTS,
             states=run.state_folder,
+            measure=hit_ratio_on_validation(run, plan, vectors) if validates else None,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
@@ -236,7 +249,7 @@ class AdapterMethod(Method):
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
         """Log-probabilities of the candidates, greedy answers, and the gate's weights if any."""
-        plan, vectors = self.plan(run, arm, seed), run.vectors(arm.settings[SOURCE])
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
         folder = arm_folder(run, arm, seed)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)

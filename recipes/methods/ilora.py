@@ -58,22 +58,25 @@ class ILoRA(AdapterMethod):
         if "expert_ranks" in values:
             ranks = values["expert_ranks"]
             if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) for r in ranks):
-                raise ValueError(f"method ilora: expert_ranks={ranks!r} must be a list of ints")
+                raise ValueError(
+                    f"method {self.name}: expert_ranks={ranks!r} must be a list of ints"
+                )
             values = {"num_experts": len(ranks), "rank": sum(ranks)} | values
         experts = values.get("num_experts", experiment.adapt.num_experts)
         if "r" in values:
             own = {"r": values.pop("r"), "num_experts": experts}
-            rank, count = (positive_int("method ilora", *pair) for pair in own.items())
+            rank, count = (positive_int(f"method {self.name}", *pair) for pair in own.items())
             values["rank"] = rank * count
         return values
 
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
         """Configuration of iLoRA with the total rank `rank`."""
         rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
+        source = self.routing_source(settings) if _routed_by(settings) == "vector" else None
         if options.get("gate") == "hard":
             raise ValueError(
-                "method ilora: gate='hard' takes expert ids, which no recommender gives: choose "
-                "`linear` or `mlp`"
+                f"method {self.name}: gate='hard' takes expert ids, which no recommender gives: "
+                "choose `linear`, `mlp` or `trunk`"
             )
         if rank % experts and "expert_ranks" not in options:
             raise ValueError(
@@ -88,8 +91,12 @@ class ILoRA(AdapterMethod):
             target_modules=settings["target_modules"],
             routing_dim=routing_dim,
             task_type=TaskType.CAUSAL_LM,
-            **{"routing_source": _source(settings)} | options,
+            **{"routing_source": source} | options,
         )
+
+    def routing_source(self, settings: Mapping[str, Any]) -> str:
+        """What the vectors are that route the adapter, for the model card."""
+        return f"user representations of {settings[SOURCE]}, standardised"
 
     def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
         """Whether the gate reads the prompt's embeddings."""
@@ -112,10 +119,3 @@ class ILoRA(AdapterMethod):
 
 def _routed_by(settings: Mapping[str, Any]) -> RoutedBy | None:
     return ROUTED_BY[settings["options"].get("gate_input", "routing")]
-
-
-def _source(settings: Mapping[str, Any]) -> str | None:
-    """Where the routing embeddings come from, for the model card."""
-    if _routed_by(settings) != "vector":
-        return None
-    return f"user representations of {settings[SOURCE]}, standardised"

@@ -135,6 +135,7 @@ def finish_stages(made, rates, steps=30):
         evaluated = described(rows, protocol, random)
         write_json(folder / "metrics.json", {"evaluated": evaluated, **summary})
         write_json(folder / "gates.json", gates)
+        write_json(folder / "modulations.json", {})
         write_table(folder / "predictions.parquet", table)
 
     parts = planned_parts(run, made.arms)
