@@ -165,13 +165,27 @@ def test_layers_that_were_left_out_come_back(model) -> None:
 GPT2 = {"n_layer": 4, "n_embd": 16, "n_head": 2, "n_positions": 64}
 
 
-@pytest.mark.parametrize(("family", "sizes"), [("llama", LAYERS), ("gpt2", GPT2)])
-def test_a_model_that_cannot_go_on_from_states_is_refused(family, sizes, tokenizer) -> None:
-    """GPT-2 adds positions to whatever it is given as embeddings."""
+BLOOM = {"n_layer": 4, "hidden_size": 16, "n_head": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "said"),
+    [
+        ("llama", LAYERS, None),
+        ("gemma2", {**LAYERS, "head_dim": 8, "sliding_window": 3}, None),
+        ("gpt2", GPT2, "gives other scores when its layers from 2 on read"),
+        ("bloom", BLOOM, r"cannot run without its layers below 2 \(IndexError: too many indices"),
+    ],
+)
+def test_a_model_that_cannot_go_on_from_states_is_refused(family, sizes, said, tokenizer) -> None:
+    """GPT-2 adds positions to whatever it is given as embeddings; Bloom's layers give tuples."""
     model = tiny_model(family, len(tokenizer), **sizes)
-    refusal = pytest.raises(ValueError, match=r"gives other scores when its layers from 2 on read")
-    with nullcontext() if family == "llama" else refusal:
+    before = list(decoder_layers(model))
+    with (
+        pytest.raises(ValueError, match=f"adapt.llm='folder': .*{said}") if said else nullcontext()
+    ):
         check_frozen_prefix(model, FIRST, "folder")
+    assert [*decoder_layers(model)] == before
 
 
 # ------------------------------------------------------------------ kept on disk
