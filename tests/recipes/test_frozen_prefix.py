@@ -18,8 +18,9 @@ from recipes.llm.frozen_prefix import (
 )
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.kept_states import SHARD, StatesCollator, kept_states
+from recipes.llm.slot_entry import slots_filled_at
 from recipes.prompting.collator import TrainingCollator
-from recipes.prompting.encoding import encode_answers, encode_prompts
+from recipes.prompting.encoding import NO_SLOT, USER, encode_answers, encode_prompts
 from recipes.prompting.projector import new_projector
 from recipes.scoring.rank import answer_log_probs
 
@@ -153,6 +154,35 @@ def test_ranking_fills_the_slots_of_prompts_once(cached, model, collator, monkey
                 start = int(own.sum()) - 1
                 wanted = sum(scores[start + k, token] for k, token in enumerate(answer))
                 torch.testing.assert_close(found[row, choice], wanted, rtol=1e-4, atol=1e-4)
+
+
+LFM2 = {**LAYERS, "full_attn_idxs": [1, 3]}
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("llama", LAYERS), ("lfm2", LFM2)])
+@torch.no_grad()
+def test_generating_fills_the_slots_of_prompts_alone(family, sizes, tokenizer) -> None:
+    """Layers with a state of fixed size do not tell how many tokens they have seen."""
+    model = tiny_model(family, len(tokenizer), pad_token_id=3, **sizes)
+    ids = torch.arange(4, 22).view(2, 9)
+    slots = torch.full_like(ids, NO_SLOT)
+    slots[:, 7] = USER
+    seen = []
+
+    def fill(states, slots, repeats):
+        seen.append(states.shape[1])
+        return states.where((slots != USER).unsqueeze(-1), 1.0)
+
+    def logits(cached):
+        options = {"use_cache": cached, "output_logits": True, "return_dict_in_generate": True}
+        made = model.generate(ids, max_new_tokens=4, min_new_tokens=4, **options)
+        return torch.stack(made.logits)
+
+    with slots_filled_at(decoder_layers(model), FIRST, slots, fill):
+        found = logits(True), logits(False)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    assert seen == [9, 9, 10, 11, 12]
+    assert (found[0] - logits(True)).abs().max() > 1e-2
 
 
 def test_layers_that_were_left_out_come_back(model) -> None:
