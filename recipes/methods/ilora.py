@@ -58,12 +58,15 @@ class ILoRA(AdapterMethod):
         if "expert_ranks" in values:
             ranks = values["expert_ranks"]
             if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) for r in ranks):
-                raise ValueError(f"method ilora: expert_ranks={ranks!r} must be a list of ints")
+                raise ValueError(
+                    f"method {self.name}: expert_ranks={ranks!r} must be a list of ints"
+                )
             values = {"num_experts": len(ranks), "rank": sum(ranks)} | values
         experts = values.get("num_experts", experiment.adapt.num_experts)
+        experts = self.fixed.get("num_experts", experts)
         if "r" in values:
             own = {"r": values.pop("r"), "num_experts": experts}
-            rank, count = (positive_int("method ilora", *pair) for pair in own.items())
+            rank, count = (positive_int(f"method {self.name}", *pair) for pair in own.items())
             values["rank"] = rank * count
         return values
 
@@ -72,8 +75,8 @@ class ILoRA(AdapterMethod):
         rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
         if options.get("gate") == "hard":
             raise ValueError(
-                "method ilora: gate='hard' takes expert ids, which no recommender gives: choose "
-                "`linear` or `mlp`"
+                f"method {self.name}: gate='hard' takes expert ids, which no recommender gives: "
+                "choose `linear` or `mlp`"
             )
         if rank % experts and "expert_ranks" not in options:
             raise ValueError(
