@@ -16,6 +16,7 @@ from peft_ilora import ILoRAConfig
 from recipes.about import About
 from recipes.experiment import GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan
+from recipes.methods.adapter import SOURCE
 from recipes.methods.clusters import centroids, log_weights, spread
 from recipes.methods.ilora import ILoRA
 from recipes.methods.method import Arm
@@ -42,8 +43,9 @@ class KLoRAs(ILoRA):
     """`num_experts` LoRAs of rank `rank / num_experts` each: together the parameters of one LoRA.
 
     They are iLoRA's experts under weights that are given. What stands in for the gate is the
-    identity, which is not trained, so the count of the gate's parameters is 0. A batch trains each
-    LoRA on its own cluster's rows, with the learning rate and number of steps of the other arms.
+    identity, which is not trained, so the count of the gate's parameters is 0. A swapped
+    LoRA gets gradients from its own cluster's rows alone (Adam's momentum moves it in a batch that
+    has none of them, too), at the learning rate and in the number of steps of the other arms.
     """
 
     name = "k-loras"
@@ -72,7 +74,7 @@ class KLoRAs(ILoRA):
 
     def vectors(self, run: Run, arm: Arm) -> Vectors:
         """The recommender's vectors, with logarithms of weights, [rows, K], in place of users'."""
-        found = run.vectors(arm.settings["recommender"])
+        found = run.vectors(arm.settings[SOURCE])
         known = found.users["train"]
         centres = centroids(known, arm.settings["num_experts"])
         scale = spread(known, centres) if arm.settings["assignment"] == "mixed" else None

@@ -158,6 +158,7 @@ REFUSED = [
     ({"method": "prefixrec", "num_virtual_tokens": 0}, "num_virtual_tokens=0 must be a positive"),
     ({"method": "prefixrec", "init_weights": "one"}, "init_weights='one' must be zero, or left"),
     ({"method": "deep-prompt", "prefix_tokens": 0}, "prefix_tokens=0"),
+    ({"method": "deep-prompt", "layers_to_transform": [0]}, "no setting 'layers_to_transform'"),
     ({"method": "layer-bias", "num_experts": 2}, "layer-bias has no setting 'num_experts'"),
     ({"method": "layer-bias", "gate_form": "scale"}, "layer-bias has no setting 'gate_form'"),
     ({"method": "layer-bias", "top_k": 1}, "top_k=1"),
