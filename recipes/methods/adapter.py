@@ -94,10 +94,8 @@ class AdapterMethod(Method):
         settings |= {"options": {**self.fixed_options, **chosen}}
         check_options(f"method {self.name}", self.Peft, chosen)
         check_layers(f"method {self.name}", config, chosen, self.reads_prompt(settings))
-        try:
-            self.peft_config(
-                {**settings, **self.fixed}, routing_dim=1
-            )  # refuses impossible combinations early
+        try:  # refuses impossible combinations early
+            self.peft_config({**settings, **self.fixed}, routing_dim=1)
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"method {self.name}: {error}") from error
         return settings
@@ -121,7 +119,7 @@ class AdapterMethod(Method):
         """The PEFT configuration with which the language model is wrapped.
 
         Args:
-            settings: All settings of the arm.
+            settings: All settings of the arm, and what the method sets itself.
             routing_dim: Width of the routing embeddings.
 
         Raises:
