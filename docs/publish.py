@@ -1,8 +1,8 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
-Writes NAME.json, NAME.md and NAME.png. The JSON is the study's results.json without paths of the
-machine that it ran on, and with the comparisons of its headline only. The page is made from the
-JSON alone.
+Writes NAME.json, NAME.md, NAME.png and, of a study with curves, NAME-curves.png. The JSON is the
+study's results.json without paths of the machine that it ran on, and with the comparisons of its
+headline only. The page is made from the JSON alone.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.artifacts import read_json, write_json, write_text
+from recipes.report.curves import curves_figure
 from recipes.report.naming import headline_key
 from recipes.report.plots import save
 from recipes.report.study import study_figure, study_page
@@ -29,15 +30,19 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """The page of a published study."""
-    return study_page(results, f"{results['name']}.png")
+    name = results["name"]
+    return study_page(results, f"{name}.png", f"{name}-curves.png")
 
 
 def publish(folder: Path) -> None:
-    """Write the three files of one study."""
+    """Write the files of one study."""
     results = shortened(read_json(folder / "results.json"))
     name = results["name"]
     write_json(RESULTS / f"{name}.json", results)
     save(study_figure(results), RESULTS / f"{name}.png")
+    curves = curves_figure(results)
+    if curves is not None:
+        save(curves, RESULTS / f"{name}-curves.png")
     write_text(RESULTS / f"{name}.md", page(results))
 
 

@@ -22,7 +22,7 @@ from recipes.experiment_files import (
 from recipes.failures import USER_ERRORS, lacks_memory, one_line
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
-COMMANDS = ("run", *STAGES, "study", "bench")
+COMMANDS = ("run", *STAGES, "study", "audit", "bench")
 """Commands that take a name; `list` takes none."""
 HELP = ("--help", "-h")
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
@@ -33,9 +33,11 @@ commands
   recommender  train windows -> trained networks, and their vectors of users and items
   adapt        prompts and vectors -> one adapter for each arm and seed
   evaluate     arms -> predictions of the evaluated rows, and metrics with intervals
-  report       predictions -> results.json, report.md, plots
+  report       predictions -> results.json, report.md, report.html, plots
 
-  study        NAME|FILE.yaml [--out DIR]: arms, and whatever else varies, in one table ({studies})
+  study        NAME|FILE.yaml [--small] [--out DIR]: arms, and whatever else varies, in one table
+               ({studies})
+  audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators
   list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
 
@@ -89,13 +91,14 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_study(name: str, overrides: Sequence[str]) -> None:
-    """Run `study NAME|FILE.yaml --out DIR`."""
-    parser = argparse.ArgumentParser(add_help=False)
+    """Run `study NAME|FILE.yaml --small --out DIR`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out")
+    parser.add_argument("--small", action="store_true")
     own, fields = parser.parse_known_args(list(overrides))
     from recipes import study
 
-    study.run_study(study.read_study(name, own.out, fields))
+    study.run_study(study.read_study(name, own.out, fields, small=own.small))
 
 
 def run_benchmark(name: str, overrides: Sequence[str]) -> None:
@@ -114,12 +117,23 @@ def run_benchmark(name: str, overrides: Sequence[str]) -> None:
     benchmark.run(config(**vars(parser.instantiate(parser.parse_args(list(overrides))))))
 
 
+def print_audit(name: str, options: Sequence[str]) -> None:
+    """Run `audit FILE [--json]`."""
+    from recipes.evaluation.audit import run_audit
+
+    if unknown := [option for option in options if option != "--json"]:
+        raise ValueError(f"audit takes a file and --json, not {' '.join(unknown)}")
+    print(run_audit(Path(name), as_json="--json" in options))
+
+
 def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
     """Run one of `COMMANDS`."""
     if command == "bench":
         run_benchmark(name, overrides)
     elif command == "study":
         run_study(name, overrides)
+    elif command == "audit":
+        print_audit(name, overrides)
     elif command == "prepare" and name not in shipped(EXPERIMENTS) and is_dataset(name):
         prepare_dataset(name, overrides)
     else:

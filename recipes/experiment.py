@@ -361,6 +361,13 @@ class AdaptConfig(GatedSettings):
     logging_steps: Count = 20
     """Optimiser steps between logged losses."""
 
+    validate_at: list[Count] = field(default_factory=list)
+    """Optimiser steps after which HitRatio@1 on the validation split is measured, for the report's
+    curves. Nothing is chosen by it."""
+
+    validate_rows: Annotated[int, Range(2)] = 1000
+    """How many rows of validation are ranked each time, evenly spaced."""
+
     report_to: list[str] = field(default_factory=list)
     """Experiment trackers of the Trainer, such as `tensorboard` or `wandb`."""
 
@@ -399,6 +406,10 @@ class EvaluateConfig:
 
     batch_size: Count = 64
     """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
+
+    decoding: Literal["free", "candidates"] = "free"
+    """What a language model may write, greedily: `free`: anything; `candidates`: only tokens that
+    lead to the title of one of the row's candidates, so that every answer is valid."""
 
     max_new_tokens: Count | None = None
     """Maximum number of generated tokens (reference: 64); None takes as many as the longest title

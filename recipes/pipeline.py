@@ -8,7 +8,7 @@
                                │
     frozen candidates ─ evaluate ──> predictions, ranks
                                │
-                            report ──> results.json, report.md, plots
+                            report ──> results.json, report.md, report.html, plots
 
 A stage reads only the files of earlier stages. It is skipped while those files and its own config
 are unchanged.

@@ -8,11 +8,13 @@ under `vary` some fields with the values to try. All combinations of these value
     vary: {prepare.num_candidates: [20, 30]}
 
 `columns` names the metrics of the table, and `published` figures to hold it against
-(`published.py`).
+(`published.py`). `rivals` names arms that every other adapter is compared with, `notes` says how to
+read the page, and `panels` is a setting by which the figure of curves is divided. `small` holds
+fields that replace the study's own under `--small`, which runs and reports as NAME-small.
 
 DIR/stages/    stages, which runs share where their settings agree
 DIR/cells/     one run for each combination of the varied values: its evaluation and report
-DIR/results.json, study.md, study.png
+DIR/results.json, study.md, study.png, and curves.png if adapters were trained
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,11 +42,12 @@ from recipes.locking import held
 from recipes.methods.method import folder_name, shown
 from recipes.pipeline import Pipeline
 from recipes.published import Published, published_from
+from recipes.report.curves import curves_figure
 from recipes.report.plots import save
 from recipes.report.report import RESULTS
 from recipes.report.study import study_figure, study_page, study_results
 
-PAGE, FIGURE = "study.md", "study.png"
+PAGE, FIGURE, CURVES = "study.md", "study.png", "curves.png"
 NOT_VARIED = dict.fromkeys(("arms", "adapt.methods"), "list all arms to compare under `arms`")
 NOT_VARIED |= dict.fromkeys(("name", "out"), "this is the study's own, give it once")
 """Fields that `vary` cannot hold, and what to do instead."""
@@ -76,26 +79,37 @@ class Study:
     """Keys of the metrics in the table; empty for the main ones."""
     published: Published | None
     """Published figures to hold the table against."""
+    rivals: tuple[str, ...] = ()
+    """Names of arms that every other adapter is compared with."""
+    panels: str | None = None
+    """A setting of arms by which the figure of curves is divided."""
+    notes: tuple[str, ...] = ()
+    """How to read the page, in Markdown."""
 
 
-def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
+def read_study(
+    name: str, out: str | None, overrides: Sequence[str], *, small: bool = False
+) -> Study:
     """Read a study's YAML.
 
     Args:
         name: Name of a shipped study, or path of a YAML file.
         out: The study's folder; None stands for `runs/STUDY`.
         overrides: Command-line overrides of fields, which apply to all cells.
+        small: Whether the fields of its block `small` replace its own.
 
     Raises:
         ValueError: There is no such study, a field is unknown, or a value is impossible.
     """
     path = yaml_file(STUDIES, name, "study")
-    own = yaml_fields(path)
+    own = _sized(path, yaml_fields(path), small)
     if not isinstance(own.get("base"), str):
         raise ValueError(f"{path} names no experiment: write `base: demo`")
     base = yaml_fields(yaml_file(EXPERIMENTS, own.pop("base"), "experiment"))
     vary, title = own.pop("vary", {}), own.get("name") or path.stem
     columns, published = own.pop("columns", []), own.pop("published", None)
+    rivals, panels, notes = own.pop("rivals", []), own.pop("panels", None), own.pop("notes", [])
+    _check_words(path, rivals=rivals, notes=notes, panels=[] if panels is None else [panels])
     _check_vary(path, vary)
     folder = Path(out or own.get("out") or f"runs/{title}")
     cells: list[Cell] = []
@@ -113,11 +127,51 @@ def read_study(name: str, out: str | None, overrides: Sequence[str]) -> Study:
     metrics = _metrics(cells)
     _check_columns(path, columns, metrics)
     found = None
+    arms = [arm.name for arm in comparison(cells[0].experiment).arms]
     if published is not None:
-        arms = [arm.name for arm in comparison(cells[0].experiment).arms]
         varied = [cell.varied for cell in cells]
         found = published_from(published, str(path), varied, arms, metrics)
-    return Study(title, folder, tuple(cells), tuple(columns), found)
+    for rival in rivals:
+        if rival not in arms:
+            raise ValueError(f"{path}: rivals: {rival!r} is no arm; there are {', '.join(arms)}")
+    return Study(
+        title,
+        folder,
+        tuple(cells),
+        tuple(columns),
+        found,
+        rivals=tuple(rivals),
+        panels=panels,
+        notes=tuple(notes),
+    )
+
+
+def _sized(path: Path, own: dict[str, Any], small: bool) -> dict[str, Any]:
+    """The fields of the study, or of its small form.
+
+    Raises:
+        ValueError: It has no small form, or that is no block of fields.
+    """
+    own = dict(own)
+    less = own.pop("small", None)
+    if not small and less is None:
+        return own
+    if less is None:
+        raise ValueError(
+            f"{path} has no small form: leave --small out, or write a block `small` with the "
+            "fields that replace the study's own"
+        )
+    if not isinstance(less, dict):
+        raise ValueError(f"{path}: small={less!r} must be a block of fields with values")
+    if not small:
+        return own
+    return merged({**own, "name": f"{own.get('name') or path.stem}-small"}, less)
+
+
+def _check_words(path: Path, **lists: Any) -> None:
+    for name, words in lists.items():
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path}: {name} must be words, not {words!r}")
 
 
 def _check_vary(path: Path, vary: Any) -> None:
@@ -195,10 +249,23 @@ def _run_cells(study: Study, pipelines: Sequence[Pipeline]) -> Mapping[str, Any]
         print(f"[study {study.name}] {number} of {len(study.cells)}: {cell.name}", flush=True)
         found.append(pipeline.run_all())
     varied = [cell.varied for cell in study.cells]
-    results = study_results(study.name, varied, found, study.columns, study.published)
+    results = study_results(
+        study.name,
+        varied,
+        found,
+        study.columns,
+        study.published,
+        rivals=study.rivals,
+        panels=study.panels,
+        notes=study.notes,
+    )
     write_json(study.out / RESULTS, results)
     save(study_figure(results), study.out / FIGURE)
-    write_text(study.out / PAGE, study_page(results, FIGURE))
-    print(study_page(results, FIGURE))
+    curves = curves_figure(results)
+    if curves is not None:
+        save(curves, study.out / CURVES)
+    page = study_page(results, FIGURE, CURVES)
+    write_text(study.out / PAGE, page)
+    print(page)
     print(f"page: {study.out / PAGE}")
     return results

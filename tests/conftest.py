@@ -1,6 +1,7 @@
 """Tests on all cores, one torch thread each, and the options around docs/support.md."""
 
 import functools
+import gc
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     item.session.stash.setdefault(support_matrix.COLLECTED, []).append(item)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and collected tests stay to the end: no collection of garbage has to read them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

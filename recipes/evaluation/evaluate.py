@@ -1,4 +1,5 @@
-"""Stage `evaluate`: (arms, frozen candidates) -> predictions.parquet, metrics.json, gates.json.
+"""Stage `evaluate`: (arms, frozen candidates) -> predictions.parquet, metrics.json, gates.json,
+modulations.json.
 
 Each arm and seed is a part of its own under `parts/`, so an interrupted evaluation resumes with the
 first missing part. Metrics and intervals are computed from the parts, without running a model.
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recipes.artifacts import read_table, read_tensors, write_json, write_table
+from recipes.artifacts import read_json, read_table, read_tensors, write_json, write_table
 from recipes.evaluation.catalogue import ranked_counts
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import (
     GATE_WEIGHTS,
+    MODULATION,
     PREDICTIONS,
     Part,
     part_record,
@@ -35,8 +37,8 @@ from recipes.scoring.masking import Masked
 from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
 from recipes.stages import run_stage
 
-METRICS, GATES = "metrics.json", "gates.json"
-VERSION = 2
+METRICS, GATES, MODULATIONS = "metrics.json", "gates.json", "modulations.json"
+VERSION = 3
 """Version of this stage, see `Record`."""
 
 
@@ -72,6 +74,7 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         evaluated = {**described(rows, protocol, random), "ambiguous_rows": _ambiguous_rows(table)}
         write_json(place / METRICS, {"evaluated": evaluated, **summary})
         write_json(place / GATES, _gates(parts, rows))
+        write_json(place / MODULATIONS, _modulations(parts))
 
     return run_stage(_stage(run, arms, parts), folder, work)
 
@@ -185,4 +188,15 @@ def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
         if part.arm.name not in found and path.exists():
             weights = read_tensors(path)["weights"].double().numpy()
             found[part.arm.name] = gate_summary(weights, rows.user_ids, rows.rows, seed=part.seed)
+    return found
+
+
+def _modulations(parts: Sequence[Part]) -> Mapping[str, Any]:
+    """What the gates without experts did: arm -> `modulation_summary`'s figures of each seed."""
+    found: dict[str, list[Any]] = {}
+    for part in parts:
+        path = part.folder / MODULATION
+        if path.exists():
+            own = found.setdefault(part.arm.name, [])
+            own += [{"seed": part.seed, **one} for one in read_json(path)]
     return found

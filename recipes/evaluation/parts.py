@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from recipes.artifacts import write_table, write_tensors
+from recipes.artifacts import write_json, write_table, write_tensors
 from recipes.evaluation.catalogue import catalogue_places
 from recipes.evaluation.metrics import places_of
 from recipes.evaluation.table import predictions_table
@@ -17,6 +17,7 @@ from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
 
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
+MODULATION = "modulation.json"
 SUMMARY_FIELDS = ("ks", "average", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
 VERSION = 2
@@ -92,6 +93,8 @@ def predict_part(
             table = predictions_table(arm.name, seed, rows, places, titles, found)
             if found.gates is not None:
                 write_tensors(place / GATE_WEIGHTS, {"weights": found.gates})
+            if found.modulations:
+                write_json(place / MODULATION, found.modulations)
         write_table(place / PREDICTIONS, table)
 
     return run_stage(part.stage, part.folder, work)

@@ -11,7 +11,7 @@ from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
 from recipes.methods.method import Arm
-from recipes.scoring.arrays import Ints
+from recipes.scoring.arrays import Floats, Ints
 
 Entry = dict[str, Any]
 
@@ -45,7 +45,8 @@ def summarise(
 
     Returns:
         `metrics`, with one entry for each arm and metric, and `comparisons`, with one entry for
-        each pair of arms and each metric that both have.
+        each pair of arms and each metric that both have. Where an arm has several seeds,
+        `given_trainings` is the interval over users alone: it speaks of these trained models.
     """
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
     having = [arm for arm in arms if arm.name in tables]
@@ -117,7 +118,19 @@ def _comparison_entry(
     }
     if difference is None:
         return entry | _undefined(found)
-    return entry | asdict(difference) | {"excludes_zero": difference.excludes_zero}
+    entry |= asdict(difference) | {"excludes_zero": difference.excludes_zero}
+    if max(len(found.seeds), len(baseline.seeds)) > 1:
+        given = paired_difference(
+            _over_seeds(found), _over_seeds(baseline), found.user_ids, resampling
+        )
+        assert given is not None  # it is undefined where `difference` is
+        entry["given_trainings"] = [given.low, given.high]
+    return entry
+
+
+def _over_seeds(found: Outcomes) -> tuple[Floats, Floats]:
+    """Each row's outcome, summed over seeds: what is left is the variation over users."""
+    return found.numerators.sum(axis=0), found.denominators.sum(axis=0)
 
 
 def _per_seed_differences(found: Outcomes, baseline: Outcomes) -> list[float | None]:

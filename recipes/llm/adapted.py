@@ -20,6 +20,15 @@ from recipes.prompting.projector import Projector
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.vectors import Vectors
 
+ADDED: dict[str, tuple[str, ...]] = {
+    "sigmoid": ("factor",),
+    "scale": ("scale",),
+    "shift": ("shift",),
+    "scale_shift": ("scale", "shift"),
+    "square": ("matrix",),
+}
+"""The kinds of values that a gate gives in each `gate_form` without experts."""
+
 
 class AdaptedModel(PromptedModel):
     """A language model with one trained adapter, and the prompts of its run.
@@ -73,14 +82,38 @@ class AdaptedModel(PromptedModel):
         form = getattr(self.hybrid.llm.active_peft_config, "gate_form", None)
         if self.hybrid.routed_by is None or form != "softmax":
             return None
-        if self.hybrid.routed_by == "vector":
-            routing = self._users(split, np.asarray(rows, dtype=np.int64))
-        else:
-            routing = self.prompt_inputs(split, rows).routing_embeds
-        weights = self.model.gate_weights(routing)
+        weights = self.model.gate_weights(self._routing(split, rows))
         if isinstance(weights, dict):
             weights = torch.stack(list(weights.values())).mean(dim=0)
         return weights
+
+    @torch.no_grad()
+    def modulations(self, split: SplitName, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What a gate without experts adds to plain LoRA in some rows of a split.
+
+        Returns:
+            For each kind of value (`factor` less 1, `scale`, `shift` or `matrix`), float32 [b,
+            values] of all modules, or of one gate that all share; empty for any other method.
+        """
+        form = getattr(self.hybrid.llm.active_peft_config, "gate_form", None)
+        if self.hybrid.routed_by is None or form not in ADDED:
+            return {}
+        given = self.model.gate_weights(self._routing(split, rows))
+        parts: list[tuple[Tensor, ...]] = [
+            one.float().chunk(len(ADDED[form]), dim=-1)
+            for one in (given.values() if isinstance(given, dict) else [given])
+        ]
+        found = {
+            kind: torch.cat(own, dim=-1)
+            for kind, own in zip(ADDED[form], zip(*parts, strict=True), strict=True)
+        }
+        return {kind: own - 1 if kind == "factor" else own for kind, own in found.items()}
+
+    def _routing(self, split: SplitName, rows: Sequence[int]) -> Tensor | None:
+        """What routes some rows, [b, d]."""
+        if self.hybrid.routed_by == "vector":
+            return self._users(split, np.asarray(rows, dtype=np.int64))
+        return self.prompt_inputs(split, rows).routing_embeds
 
     def _users(self, split: SplitName, index: np.ndarray) -> Tensor | None:
         if self._vectors is None:

@@ -73,6 +73,10 @@ class PromptedModel(ABC):
         """Expert weights of some rows of a split, float32 [b, K]; None for a method without any."""
         return None
 
+    def modulations(self, split: SplitName, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What a gate without experts adds to plain LoRA; empty for a method without any."""
+        return {}
+
     def batch(self, split: SplitName, rows: Sequence[int]) -> dict[str, Tensor]:
         """`prompt_batch` of some rows of a split, on the model's device."""
         index = np.asarray(rows, dtype=np.int64)

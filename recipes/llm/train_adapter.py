@@ -5,6 +5,7 @@ projector.safetensors     see `Projector`; like the next one, only if vectors ar
 normaliser.safetensors    see `Normaliser`
 prefix.safetensors        see `UserPrefix`; only if the plan has one
 loss.json                 the loss curve: [{"step", "loss"}, ..]
+validation.json           [{"step", "validation"}, ..], if anything was measured (`Validation`)
 parameters.json           numbers of trained parameters: adapter, gate, projector, total
 """
 
@@ -29,6 +30,7 @@ from recipes.llm.language_model import LanguageModel, best_device, token_embeddi
 from recipes.llm.starts import draw_again
 from recipes.llm.training import train_resumably, training_arguments
 from recipes.llm.user_prefix import start_prefix
+from recipes.llm.validation import Measure, Validation, measured
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import EncodedPrompts
 from recipes.prompting.projector import new_projector
@@ -38,7 +40,7 @@ from recipes.recommenders.vectors import Vectors
 
 ADAPTER_FOLDER = "adapter"
 NORMALISER = "normaliser.safetensors"
-LOSS, PARAMETERS = "loss.json", "parameters.json"
+LOSS, PARAMETERS, VALIDATION = "loss.json", "parameters.json", "validation.json"
 
 
 def train_adapter(
@@ -51,6 +53,7 @@ def train_adapter(
     folder: Path,
     checkpoints: Path,
     states: Path,
+    measure: Measure | None = None,
 ) -> None:
     """Train one adapter and write its folder.
 
@@ -64,6 +67,7 @@ def train_adapter(
         checkpoints: Folder of checkpoints, from which an interrupted training resumes; deleted at
             the end.
         states: Where the states of this language model's frozen prefix are kept.
+        measure: What is measured after the steps of `config.validate_at`; needed if there are any.
 
     Raises:
         ValueError: No window is long enough to train on, the training has diverged, or the disk has
@@ -110,7 +114,12 @@ def train_adapter(
                 report_to=config.report_to,
             ),
         )
+        if config.validate_at:
+            assert measure is not None
+            trainer.add_callback(Validation(hybrid, config.validate_at, measure))
         losses = train_resumably(trainer, plan.label)
+        if config.validate_at:
+            write_json(folder / VALIDATION, measured(trainer.state))
         trainer.check_result()
         _save(hybrid.cpu(), vectors, losses, folder)
     shutil.rmtree(checkpoints)

@@ -4,7 +4,10 @@ In addition, every recommender is a method of the same name.
 """
 
 from recipes.methods.deep_prompt import DeepPrompt
+from recipes.methods.gate_constant import GateConstant
 from recipes.methods.gate_prompt import GatePrompt
+from recipes.methods.gate_random import GateRandom
+from recipes.methods.gate_shuffled import GateShuffled
 from recipes.methods.gate_token import GateToken
 from recipes.methods.ilora import ILoRA
 from recipes.methods.ilora_user_slot import ILoRAUserSlot
@@ -39,4 +42,7 @@ METHODS: Registry[Method] = Registry(
     GatePrompt(),
     ILoRA(),
     ILoRAUserSlot(),
+    GateShuffled(),
+    GateConstant(),
+    GateRandom(),
 )

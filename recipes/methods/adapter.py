@@ -27,6 +27,7 @@ from recipes.methods.fitting import (
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
+from recipes.methods.validating import check_validation, hit_ratio_on_validation
 from recipes.ranges import check_ranges
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Stage, required_record
@@ -83,6 +84,7 @@ class AdapterMethod(Method):
         values = {name: value for name, value in given.items() if name in own}
         config = checked(self.Config, f"method {self.name}", shared, values, own)
         check_settings(config)
+        check_validation(f"method {self.name}", experiment.adapt, config)
         settings = {name: value for name, value in asdict(config).items() if name in own}
         if self.reads_vectors:
             settings[SOURCE] = given.get(SOURCE, experiment.recommender.name)
@@ -137,8 +139,8 @@ class AdapterMethod(Method):
             first_layer=self.first_layer(run, arm),
         )
 
-    def vectors(self, run: Run, arm: Arm) -> Vectors | None:
-        """The vectors that fill slots and route; None for a method that reads none."""
+    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors | None:
+        """The vectors as the arm's adapter reads them; None for a method that reads none."""
         return run.vectors(arm.settings[SOURCE]) if self.reads_vectors else None
 
     def routing_dim(self, run: Run, arm: Arm) -> int:
@@ -228,7 +230,10 @@ class AdapterMethod(Method):
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
         """The arm's training; its inputs are prompts, vectors and the language model."""
-        shared = {name: getattr(run.experiment.adapt, name) for name in SHARED}
+        adapt = run.experiment.adapt
+        shared = {name: getattr(adapt, name) for name in SHARED}
+        if adapt.validate_at:
+            shared |= {"validate_at": adapt.validate_at, "validate_rows": adapt.validate_rows}
         settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
@@ -240,15 +245,18 @@ class AdapterMethod(Method):
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
         """Train the adapter and the projector."""
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
+        validates = bool(run.experiment.adapt.validate_at)
         train_adapter(
-            self.plan(run, arm, seed),
+            plan,
             run.experiment.adapt,
             run.llm,
             run.prompts,
-            self.vectors(run, arm),
+            vectors,
             folder=folder,
             checkpoints=folder / CHECKPOINTS,
             states=run.state_folder,
+            measure=hit_ratio_on_validation(run, plan, vectors) if validates else None,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
@@ -261,7 +269,7 @@ class AdapterMethod(Method):
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
         """Log-probabilities of the candidates, greedy answers, and the gate's weights if any."""
-        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm)
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
         folder = arm_folder(run, arm, seed)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)

@@ -73,10 +73,11 @@ class ILoRA(AdapterMethod):
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
         """Configuration of iLoRA with the total rank `rank`."""
         rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
+        source = self.routing_source(settings) if _routed_by(settings) == "vector" else None
         if options.get("gate") == "hard":
             raise ValueError(
                 f"method {self.name}: gate='hard' takes expert ids, which no recommender gives: "
-                "choose `linear` or `mlp`"
+                "choose `linear`, `mlp` or `trunk`"
             )
         if rank % experts and "expert_ranks" not in options:
             raise ValueError(
@@ -91,8 +92,12 @@ class ILoRA(AdapterMethod):
             target_modules=settings["target_modules"],
             routing_dim=routing_dim,
             task_type=TaskType.CAUSAL_LM,
-            **{"routing_source": _source(settings)} | options,
+            **{"routing_source": source} | options,
         )
+
+    def routing_source(self, settings: Mapping[str, Any]) -> str:
+        """What the vectors are that route the adapter, for the model card."""
+        return f"user representations of {settings[SOURCE]}, standardised"
 
     def reads_prompt(self, settings: Mapping[str, Any]) -> bool:
         """Whether the gate reads the prompt's embeddings."""
@@ -115,10 +120,3 @@ class ILoRA(AdapterMethod):
 
 def _routed_by(settings: Mapping[str, Any]) -> RoutedBy | None:
     return ROUTED_BY[settings["options"].get("gate_input", "routing")]
-
-
-def _source(settings: Mapping[str, Any]) -> str | None:
-    """Where the routing embeddings come from, for the model card."""
-    if _routed_by(settings) != "vector":
-        return None
-    return f"user representations of {settings[SOURCE]}, standardised"

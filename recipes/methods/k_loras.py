@@ -72,7 +72,13 @@ class KLoRAs(ILoRA):
         options = {**settings["options"], **own}
         return super().peft_config({**settings, "options": options}, settings["num_experts"])
 
-    def vectors(self, run: Run, arm: Arm) -> Vectors:
+    def routing_source(self, settings: Mapping[str, Any]) -> str:
+        """What the gate reads, for the model card."""
+        return (
+            f"logarithms of the weights of K-means clusters of {super().routing_source(settings)}"
+        )
+
+    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
         """The recommender's vectors, with logarithms of weights, [rows, K], in place of users'."""
         found = run.vectors(arm.settings[SOURCE])
         known = found.users["train"]

@@ -169,7 +169,9 @@ def trained_name(arm: Arm, seed: int) -> str:
 
 def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     """Folder of an arm that was trained with a seed."""
-    logging = run.experiment.adapt.logging_steps
-    key = [run.prepare_key, run.llm_key, logging, arm.method.name, dict(arm.settings), seed]
+    adapt = run.experiment.adapt
+    key = [run.prepare_key, run.llm_key, adapt.logging_steps, arm.method.name]
+    key += [dict(arm.settings), seed]
+    key += [adapt.validate_at, adapt.validate_rows] if adapt.validate_at else []
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{trained_name(arm, seed)}", key)

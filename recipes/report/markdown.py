@@ -134,10 +134,10 @@ def _generated(results: Results) -> str:
         return ""
     return (
         f"## Generated answers ({_sample(results)})\n\n"
-        "The model writes an answer greedily. It is **valid** when, apart from case and white "
-        "space, it is exactly one candidate's title, as the model's tokenizer writes it. *Of "
-        "total* counts an invalid answer as a miss; *of valid* leaves it out, which flatters a "
-        "model that often fails to answer. "
+        f"The model writes an answer greedily{_constrained(results)}. It is **valid** when, apart "
+        "from case and white space, it is exactly one candidate's title, as the model's tokenizer "
+        "writes it. *Of total* counts an invalid answer as a miss; *of valid* leaves it out, which "
+        "flatters a model that often fails to answer. "
         "Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
         "<details><summary>The same answers under the reference's rule</summary>\n\n"
@@ -145,6 +145,16 @@ def _generated(results: Results) -> str:
         "of it. This voids a perfect answer whose title contains another candidate's, and accepts "
         "a title inside a longer text.\n\n"
         f"{_table(results, methods, SUBSTRING_COLUMNS)}\n\n</details>"
+    )
+
+
+def _constrained(results: Results) -> str:
+    if results["config"]["evaluate"]["decoding"] == "free":
+        return ""
+    return (
+        ", token by token among those that lead to a candidate's title (`evaluate.decoding: "
+        "candidates`), so that answers are valid by construction unless two candidates share a "
+        "title"
     )
 
 

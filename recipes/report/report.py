@@ -1,4 +1,4 @@
-"""Stage `report`: writes RUN/results.json, report.md, summary.txt, predictions.parquet and plots.
+"""Stage `report`: writes RUN/results.json, report.md, report.html, summary.txt, predictions, plots.
 
 The stage is cheap and keeps no record: every call writes all files anew from the other stages'.
 """
@@ -7,17 +7,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recipes.artifacts import read_json, write_json, write_text, written_whole
+from recipes.artifacts import write_json, write_text, written_whole
 from recipes.evaluation.parts import PREDICTIONS
-from recipes.llm.train_adapter import LOSS
-from recipes.methods.method import Arm, arm_folder
+from recipes.methods.method import Arm
+from recipes.report.explorer import explored
 from recipes.report.markdown import render
+from recipes.report.page import page
 from recipes.report.plots import gate_figure, hit_ratio_figure, loss_figure, save
-from recipes.report.results import collect, trained
+from recipes.report.results import collect
 from recipes.report.terminal import summary_text
 from recipes.run import Run
 
-RESULTS, REPORT, SUMMARY, PLOTS = "results.json", "report.md", "summary.txt", "plots"
+RESULTS, REPORT, PAGE, SUMMARY = "results.json", "report.md", "report.html", "summary.txt"
+PLOTS = "plots"
 
 
 def report(run: Run, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -36,25 +38,23 @@ def report(run: Run, arms: Sequence[Arm]) -> dict[str, Any]:
     """
     results = collect(run, arms)
     folder = run.folder
-    plots = _write_plots(run, arms, results)
+    plots = _write_plots(run, results)
     write_json(folder / RESULTS, results)
-    write_text(folder / REPORT, render(results, plots))
+    text = render(results, plots)
+    write_text(folder / REPORT, text)
+    images = {name: (folder / PLOTS / name).read_bytes() for name in plots}
+    write_text(folder / PAGE, page(results["name"], text, images, explored(run, arms)))
     write_text(folder / SUMMARY, summary_text(results, folder / REPORT))
     with written_whole(folder / PREDICTIONS) as temporary:
         shutil.copyfile(folder / "evaluate" / PREDICTIONS, temporary)
     return results
 
 
-def _write_plots(run: Run, arms: Sequence[Arm], results: Mapping[str, Any]) -> list[str]:
-    curves: dict[str, list[Any]] = {}
-    for arm, seed in trained(run, arms):
-        path = arm_folder(run, arm, seed) / LOSS
-        # A training of fewer steps than `logging_steps` has logged nothing.
-        if path.exists() and (curve := read_json(path)):
-            curves.setdefault(arm.name, []).append(curve)
+def _write_plots(run: Run, results: Mapping[str, Any]) -> list[str]:
+    losses = {name: own["loss"] for name, own in results["curves"].items() if "loss" in own}
     figures = {"hit_ratio.png": hit_ratio_figure(results)}
-    if curves:
-        figures["loss.png"] = loss_figure(curves, results)
+    if losses:
+        figures["loss.png"] = loss_figure(losses, results)
     for name, summary in results["gates"].items():
         figures[f"gates-{name}.png"] = gate_figure(name, summary, results)
     for old in (run.folder / PLOTS).glob("*.png"):  # an earlier report may have had other arms

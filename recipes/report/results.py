@@ -8,10 +8,10 @@ from typing import Any
 
 from recipes.artifacts import read_json
 from recipes.datasets import DATASETS
-from recipes.evaluation.evaluate import GATES, METRICS, evaluated_record
+from recipes.evaluation.evaluate import GATES, METRICS, MODULATIONS, evaluated_record
 from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import stand_in_description
-from recipes.llm.train_adapter import PARAMETERS
+from recipes.llm.train_adapter import LOSS, PARAMETERS, VALIDATION
 from recipes.methods.method import Arm, arm_folder, trained_name
 from recipes.records import Record, read_record, required_record
 from recipes.report.caveats import caveats
@@ -45,6 +45,8 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "comparisons": summary["comparisons"],
         "ceilings": _ceilings(run),
         "gates": read_json(evaluation / GATES),
+        "modulations": read_json(evaluation / MODULATIONS),
+        "curves": curves(run, arms),
         "trainable_parameters": trainable_parameters(run, arms),
         "seeds": {
             "adapters": sorted(set(adapted.values())),
@@ -124,6 +126,23 @@ def trained(run: Run, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
         for seed in arm.method.seeds(run.experiment, arm.settings)
         if arm.method.stage(run, arm, seed) is not None
     ]
+
+
+def curves(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, list[Any]]]:
+    """Curves of each arm that the stage `adapt` trains, one for each seed.
+
+    Returns:
+        Arm -> `loss` and `validation` (empty if it was not measured) -> a curve for each seed, with
+        points `{"step": .., "loss": ..}` and `{"step": .., "validation": ..}`. A training of fewer
+        steps than `adapt.logging_steps` has logged no loss, and is not there.
+    """
+    found: dict[str, dict[str, list[Any]]] = {}
+    for arm, seed in trained(run, arms):
+        for kind, name in (("loss", LOSS), ("validation", VALIDATION)):
+            path = arm_folder(run, arm, seed) / name
+            if path.exists() and (curve := read_json(path)):
+                found.setdefault(arm.name, {}).setdefault(kind, []).append(curve)
+    return found
 
 
 def trainable_parameters(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from recipes.published import Published
+from recipes.report.adapters import gates_section, rivals_section, sizes_section
+from recipes.report.curves import has_curves
 from recipes.report.markdown import markdown_table
 from recipes.report.naming import (
     NOTHING,
@@ -19,7 +21,7 @@ from recipes.report.naming import (
     main_columns,
     resampled,
 )
-from recipes.report.plots import clean, styles, whiskers, wrapped
+from recipes.report.plots import clean, whiskers, wrapped
 from recipes.report.published import published_section
 from recipes.report.verdict import headlines, verdict
 
@@ -32,6 +34,10 @@ def study_results(
     found: Sequence[Results],
     columns: Sequence[str] = (),
     published: Published | None = None,
+    *,
+    rivals: Sequence[str] = (),
+    panels: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of DIR/results.json.
 
@@ -41,6 +47,9 @@ def study_results(
         found: For each cell, the content of its `results.json`.
         columns: Keys of the metrics in the table; none stands for the main ones.
         published: Published figures to hold the table against.
+        rivals: Names of arms that every other adapter is compared with.
+        panels: A setting of arms by which the figure of curves is divided.
+        notes: How to read the page, in Markdown.
 
     Returns:
         `differs` holds the names of the settings that differ between rows; `rows` holds, for each
@@ -64,6 +73,9 @@ def study_results(
         "differs": [*dict.fromkeys(key for values in varied for key in values), *own],
         "columns": list(columns),
         "published": None if published is None else asdict(published),
+        "rivals": list(rivals),
+        "panels": panels,
+        "notes": list(notes),
         "arms": list(arms.values()),
         "rows": rows,
         "cells": [
@@ -71,10 +83,17 @@ def study_results(
                 "varied": dict(values),
                 **{key: results[key] for key in ("llm", "dataset", "evaluated", "caveats")},
                 **{key: results[key] for key in ("metrics", "comparisons", "config", "versions")},
+                **{key: results[key] for key in ("curves", "modulations", "seconds")},
+                "gates": {name: _without_users(one) for name, one in results["gates"].items()},
             }
             for values, results in zip(varied, found, strict=True)
         ],
     }
+
+
+def _without_users(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate's summary without the weights of single users."""
+    return {key: gate[key] for key in gate if key not in ("user_ids", "rows", "weights")}
 
 
 def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) -> dict[str, Any]:
@@ -90,12 +109,19 @@ def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) ->
         "num_users": results["evaluated"]["num_users"],
         "seeds": max((len(e.get("seeds", [])) for e in metrics.values()), default=0),
         "trainable_parameters": results["trainable_parameters"].get(arm["name"], {}).get("total"),
+        "parameters": results["trainable_parameters"].get(arm["name"]),
         "metrics": metrics,
     }
 
 
-def study_page(results: Results, figure: str) -> str:
-    """The page DIR/study.md, written from results.json alone; `figure` is the plot's file name."""
+def study_page(results: Results, figure: str, curves: str) -> str:
+    """The page DIR/study.md, written from results.json alone.
+
+    Args:
+        results: The content of results.json.
+        figure: File name of the plot of the table.
+        curves: File name of the plot of curves, shown if any were recorded.
+    """
     first = results["cells"][0]
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
     confidence = first["config"]["evaluate"]["confidence"]
@@ -104,10 +130,15 @@ def study_page(results: Results, figure: str) -> str:
         "> **Read this first**\n>\n" + "\n".join(f"> - {note}" for note in caveats),
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
         f"{_resampled(results)}.",
+        _notes(results),
         _table(results),
-        _arms(results) if results["published"] else "",
+        _arms(results) if _named(results) else "",
         published_section(results) if results["published"] else "",
+        rivals_section(results) if results.get("rivals") else "",
         f"![{_figure_title(results)}]({figure})",
+        f"![Curves over training]({curves})" if has_curves(results) else "",
+        sizes_section(results) if results.get("rivals") else "",
+        gates_section(results) if results.get("rivals") else "",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
         f"## How to reproduce\n\n{_reproduction(results)}",
     ]
@@ -126,15 +157,25 @@ def _reproduction(results: Results) -> str:
     )
 
 
+def _notes(results: Results) -> str:
+    """How to read the page, in the study's own words."""
+    notes = results.get("notes")
+    return "## How to read it\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def _named(results: Results) -> bool:
+    """Whether arms go by their names, which `_arms` explains, and not by their settings."""
+    return bool(results["published"] or results.get("rivals"))
+
+
 def _table(results: Results) -> str:
     """One line for each arm in each cell: settings that differ, and metrics.
 
-    Beside published figures arms go by their names, which `_arms` explains, and figures have the
-    published number of digits.
+    Beside published figures, figures have the published number of digits.
     """
-    named = bool(results["published"])
+    named = _named(results)
     varied = list(dict.fromkeys(key for row in results["rows"] for key in row["varied"]))
-    settings, digits = (varied, 4) if named else (results["differs"], 3)
+    settings, digits = varied if named else results["differs"], 4 if results["published"] else 3
     columns = _columns(results)
     trains = any(row["trainable_parameters"] is not None for row in results["rows"])
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
@@ -219,15 +260,15 @@ def study_figure(results: Results) -> Figure:
     """One metric of the table, with one point and interval for each of its rows."""
     key = _figure_key(results)
     rows = [row for row in results["rows"] if row["metrics"].get(key, {}).get("value") is not None]
-    named = "arm" if results["published"] else "title"  # as in the table
+    named = "arm" if _named(results) else "title"  # as in the table
     lines = [wrapped(_line(row, named)) for row in rows]
     height = 1.6 + sum(0.18 * (2 + line.count("\n")) for line in lines)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
-    colours = styles(arms_of(results))
+    arms = arms_of(results)
     for place, row in enumerate(rows):
         entry = row["metrics"][key]
-        colour = colours[row["arm"]][0]
+        colour = arms[row["arm"]]["colour"]
         axes.errorbar(entry["value"], place, xerr=whiskers(entry), color=colour, capsize=4)
         axes.scatter([entry["value"]], [place], color=[colour], s=40, zorder=3)
     axes.set_yticks(np.arange(len(rows)), lines)

@@ -1,12 +1,12 @@
-"""Generates answers to prompts, with greedy decoding."""
+"""Generates answers to prompts, with greedy decoding, free or constrained to given answers."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from recipes.data.splits import SplitName
@@ -14,6 +14,7 @@ from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_texts
 from recipes.scoring.arrays import Ints
 from recipes.scoring.batching import batches_by_length
+from recipes.scoring.trie import next_tokens, trie
 
 
 @torch.inference_mode()
@@ -26,6 +27,7 @@ def generate_answers(
     batch_size: int,
     max_new_tokens: int,
     title: str = "generate",
+    allowed: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[str]:
     """The first line that the model generates greedily after each row's prompt, in order of `rows`.
 
@@ -37,6 +39,8 @@ def generate_answers(
         batch_size: Number of prompts in a batch.
         max_new_tokens: Maximum number of generated tokens.
         title: Label of the progress bar.
+        allowed: For each of the n rows, token ids of the answers that may be written, their end
+            included; None allows everything.
     """
     tokenizer, end = adapted.tokenizer, adapted.answer_end
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -56,12 +60,24 @@ def generate_answers(
                 inputs_embeds=inputs.inputs_embeds,
                 attention_mask=inputs.attention_mask,
                 generation_config=greedy,
+                prefix_allowed_tokens_fn=_constraint(allowed, batch, pad),
                 **routing,
             )
         texts = written_texts(tokenizer, tokens.tolist(), end)
         for position, text in zip(batch, texts, strict=True):
             answers[position] = text
     return answers
+
+
+def _constraint(
+    allowed: Sequence[Sequence[Sequence[int]]] | None, batch: Sequence[int], pad: int
+) -> Callable[[int, Tensor], list[int]] | None:
+    """What `generate` asks for the tokens that a row may go on with; None allows all."""
+    if allowed is None:
+        return None
+    roots = [trie(allowed[position]) for position in batch]
+    # A row that has ended is padded until the last row of the batch has.
+    return lambda row, written: next_tokens(roots[row], written.tolist()) or [pad]
 
 
 @contextmanager

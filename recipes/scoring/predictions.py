@@ -1,7 +1,8 @@
 """A method's predictions for the evaluated rows: scores of candidates, and answers if it writes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_titles
 from recipes.scoring.arrays import Floats
 from recipes.scoring.generate import generate_answers
+from recipes.scoring.modulation import modulation_summary
 from recipes.scoring.rank import score_candidates
 from recipes.scoring.rows import EvaluatedRows
 
@@ -29,6 +31,8 @@ class Predictions:
     """n generated answers; None for a method that only scores."""
     gates: Tensor | None = None
     """float32 [n, K], expert weights; None for a method without a gate."""
+    modulations: Sequence[Mapping[str, Any]] = ()
+    """Figures of a gate without experts, see `modulation_summary`."""
     titles: Sequence[str] | None = None
     """Each item's title as the language model writes it, with which `texts` are compared."""
 
@@ -65,6 +69,11 @@ def llm_predictions(
             f"{label}: a candidate's score is not finite, so its adapter has diverged: lower "
             "adapt.learning_rate and train it again"
         )
+    allowed = (
+        [[adapted.answer_ids[item] for item in items] for items in rows.candidates]
+        if config.decoding == "candidates"
+        else None
+    )
     texts = generate_answers(
         adapted,
         rows.split,
@@ -73,9 +82,11 @@ def llm_predictions(
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens or max(map(len, adapted.answer_ids)),
         title=f"generate {label}",
+        allowed=allowed,
     )
     gates = gate_weights(adapted, rows, config.batch_size)
-    return Predictions(scores, texts, gates, titles)
+    modulations = modulation_summary(adapted, rows, config.batch_size)
+    return Predictions(scores, texts, gates, modulations, titles)
 
 
 @torch.inference_mode()

@@ -1,15 +1,18 @@
 """Likelihood ranking: the LLM ranks all candidates by log p(title | prompt).
 
-The prompt is run once. Its key-value cache is then repeated for the candidates, whose tokens are
-run in one further forward pass. A model whose cache cannot be repeated (recurrent and hybrid ones)
+The prompt is run once. The candidates' tokens are run in one further forward pass: side by side,
+each with the prompt and itself in view, where that is cheaper and the model takes such a mask; else
+on a repeated key-value cache. A model whose cache cannot be repeated (recurrent and hybrid ones)
 runs every prompt with every candidate. `tests/recipes/test_rank.py` and `test_causal_families.py`
 check both against whole sequences scored one by one.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -104,6 +107,10 @@ def answer_log_probs(
             return _pooled(
                 _whole_log_probs(model, inputs, tokens, present), present, length_normalised
             ).view(len(answers), choices)
+        if _takes_masks(model, cache) and choices * (tokens.shape[1] - 1) <= mask.shape[1]:
+            rest = _side_by_side_log_probs(model, inputs, tokens, cache)
+            log_probs = torch.cat([log_probs, rest], dim=1)
+            return _pooled(log_probs, present, length_normalised).view(len(answers), choices)
         cache.batch_repeat_interleave(choices)
         mask = mask.repeat_interleave(choices, dim=0)
         steps = torch.arange(tokens.shape[1] - 1, device=tokens.device)
@@ -136,6 +143,62 @@ def repeatable_cache(outputs: object) -> DynamicCache | None:
     if type(cache) is DynamicCache and all(type(layer) in known for layer in cache.layers):
         return cache
     return None
+
+
+MASKED = ("llama",)
+"""Families whose attention is known to read a mask of our own, see `_takes_masks`."""
+MASK_READERS = ("sdpa", "eager")
+"""Attention functions that add a mask to their scores."""
+
+
+def _takes_masks(model: nn.Module, cache: DynamicCache) -> bool:
+    """Whether the model's attention reads a mask of queries and keys as it is given."""
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:  # which puts positions before the mask
+            return False
+        model = model.get_base_model()
+    config: Any = model.config
+    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    return plain and config.model_type in MASKED and config._attn_implementation in MASK_READERS
+
+
+def _side_by_side_log_probs(
+    model: nn.Module, inputs: PromptInputs, tokens: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Log-probabilities of all tokens of the answers but the first, all answers in one row.
+
+    Nothing is copied for each answer: every answer's tokens see the prompt and what comes before
+    them in their own answer.
+
+    Args:
+        model: A causal LM that takes such masks.
+        inputs: b left-padded prompts of length t.
+        tokens: int64 [b * c, l], right-padded answers.
+        cache: The prompts' cache, which is used up.
+
+    Returns:
+        float32 [b * c, l - 1]
+    """
+    mask, width = inputs.attention_mask, tokens.shape[1] - 1
+    rows = mask.shape[0]
+    choices = tokens.shape[0] // rows
+    before = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    own = torch.block_diag(*[before] * choices).bool()  # [c * (l - 1), c * (l - 1)]
+    seen = torch.cat(
+        [mask.bool()[:, None].expand(rows, len(own), -1), own.expand(rows, -1, -1)], dim=2
+    )
+    dtype = inputs.inputs_embeds.dtype
+    bias = torch.zeros(seen.shape, dtype=dtype, device=mask.device)
+    steps = torch.arange(width, device=mask.device).repeat(choices)
+    rest = model(
+        input_ids=tokens[:, :-1].reshape(rows, -1),
+        attention_mask=bias.masked_fill_(~seen, torch.finfo(dtype).min)[:, None],
+        past_key_values=cache,
+        position_ids=mask.sum(dim=1, keepdim=True) + steps,
+        **routing_keyword(inputs, repeats=1),
+    )
+    logits = rest.logits.reshape(tokens.shape[0], width, -1)
+    return token_log_probs(logits, tokens[:, 1:])
 
 
 def _whole_log_probs(

@@ -41,7 +41,10 @@ class EvaluatedRows:
 
     def chunk(self, start: int, stop: int) -> "EvaluatedRows":
         """The rows start .. stop-1."""
-        part = slice(start, stop)
+        return self.take(slice(start, stop))
+
+    def take(self, part: slice | Ints) -> "EvaluatedRows":
+        """Some of the rows, by their places."""
         return replace(
             self,
             rows=self.rows[part],

@@ -18,6 +18,7 @@ from recipes.llm.prompted import PromptInputs
 from recipes.prompting.written import first_line
 from recipes.scoring.batching import batches_by_length
 from recipes.scoring.generate import generate_answers
+from recipes.scoring.trie import next_tokens, trie
 
 VOCABULARY = ["<pad>", "</s>", "\n", *"abcdefghijklmnopqrstu"]
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16], [17, 18, 19], [20, 21]]
@@ -100,6 +101,48 @@ def test_batched_generation_equals_greedy_decoding_by_hand(routed, batch_size):
     )
     assert found == [greedy_by_hand(adapted, row, 6) for row in rows]
     assert len(set(found)) > 1
+
+
+ANSWERS = [[[4, 5, 1], [4, 1], [9, 9, 9, 1]], [[7, 1], [8, 6, 1]], [[3, 1]]]
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_constrained_answers_are_the_greedy_walk_through_each_rows_own_answers(routed, batch_size):
+    adapted = FakeAdapted(routed)
+    rows = [3, 0, 4]
+    found = generate_answers(
+        adapted,
+        "test",
+        rows,
+        np.array([len(PROMPTS[row]) for row in rows]),
+        batch_size=batch_size,
+        max_new_tokens=4,
+        allowed=ANSWERS,
+    )
+    for row, answers, text in zip(rows, ANSWERS, found, strict=True):
+        inputs = adapted.prompt_inputs("test", [row])
+        routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
+        embeds, left, written = inputs.inputs_embeds, answers, []
+        while any(len(answer) > len(written) for answer in left):
+            with torch.no_grad():
+                logits = adapted.model(inputs_embeds=embeds, **routing).logits[0, -1]
+            following = [answer[len(written)] for answer in left]
+            written.append(max(following, key=lambda token: float(logits[token])))
+            left = [answer for answer in left if answer[: len(written)] == written]
+            step = adapted.embed(torch.tensor([[written[-1]]])).detach()
+            embeds = torch.cat([embeds, step], dim=1)
+        assert written in answers
+        assert text == adapted.tokenizer.decode(written[:-1])
+
+
+def test_a_trie_holds_every_answer_that_begins_another() -> None:
+    root = trie([[4, 5, 1], [4, 1], [9, 1], [9, 1]])
+    assert sorted(next_tokens(root, [])) == [4, 9]
+    assert sorted(next_tokens(root, [4])) == [1, 5]
+    assert next_tokens(root, [4, 1]) == next_tokens(root, [4, 1, 0, 0]) == []
+    with pytest.raises(KeyError):
+        next_tokens(root, [5])
 
 
 LEAKS = {

@@ -90,6 +90,21 @@ def test_a_mistake_that_is_accepted_costs_nothing_either(
         assert digests(runs.folder).items() >= computed.items()
 
 
+def test_answers_constrained_to_candidates_are_valid_and_train_nothing_anew(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = ("--evaluate.decoding", "candidates", "--evaluate.max_new_tokens", "null")
+    assert runs("run", *fields) == 0
+    assert "[adapt ilora seed 0] already done" in capsys.readouterr().out
+    valid = {
+        entry["method"]: entry["value"]
+        for entry in runs.results["metrics"]
+        if entry["key"] == "valid_ratio/generation" and entry.get("interval") != "exact"
+    }
+    assert valid == {"ilora": 1}
+    assert "so that answers are valid by construction" in (runs.folder / "report.md").read_text()
+
+
 def test_the_yaml_of_a_report_repeats_nothing(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,9 +87,12 @@ def test_a_prompts_cache_is_repeated_for_its_candidates(model, prefix, monkeypat
     ids, mask = prompts()
     inputs = PromptInputs(model.get_input_embeddings()(ids), mask, None)
     with prefixed(model, prefix, LAYERS):
+        side_by_side = answer_log_probs(model, inputs, ANSWERS)
+        monkeypatch.setattr(rank, "MASKED", ())
         shared = answer_log_probs(model, inputs, ANSWERS)
         monkeypatch.setattr(rank, "repeatable_cache", lambda outputs: None)
         whole = answer_log_probs(model, inputs, ANSWERS)
+    torch.testing.assert_close(side_by_side, whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(shared, whole, atol=1e-5, rtol=1e-5)
     for row, (length, answers) in enumerate(zip(LENGTHS, ANSWERS, strict=True)):
         for choice, answer in enumerate(answers):

@@ -33,6 +33,14 @@ HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
 TABLES = ("examples.parquet", "items.parquet", "candidates.parquet")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_explorer():
+    """The stages of these tests leave no tables to explore; `test_page.py` has some that do."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("recipes.report.report.explored", lambda run, arms: None)
+        yield
+
+
 def predictions(arms, seeds, rates):
     """Of every arm that has a rate. Of the first two users, even seeds hit one, odd ones the other:
     intervals over two seeds are so wide that more would hide every difference.
@@ -127,6 +135,7 @@ def finish_stages(made, rates, steps=30):
         evaluated = described(rows, protocol, random)
         write_json(folder / "metrics.json", {"evaluated": evaluated, **summary})
         write_json(folder / "gates.json", gates)
+        write_json(folder / "modulations.json", {})
         write_table(folder / "predictions.parquet", table)
 
     parts = planned_parts(run, made.arms)
@@ -220,6 +229,7 @@ def test_a_report_is_these_files_and_returns_its_results(written):
     assert {name for name in files if not name.startswith(stages)} == {
         "results.json",
         "report.md",
+        "report.html",
         "summary.txt",
         "predictions.parquet",
         "plots/loss.png",
