@@ -264,6 +264,7 @@ class ILoRAConfig(LoraConfig):
                 raise ValueError(
                     f"top_k={self.top_k} must not exceed num_experts={self.num_experts}"
                 )
+            self._check_top_one()
         if self.gate == "hard" and self.gate_input != "routing":
             raise ValueError(
                 f"gate='hard' takes given expert ids, so gate_input={self.gate_input!r} has "
@@ -278,6 +279,20 @@ class ILoRAConfig(LoraConfig):
             raise ValueError(
                 "gate_input='token' reads each layer's own input, whose width differs from layer "
                 "to layer, so gate_scope='shared' is impossible: use gate_scope='per_module'"
+            )
+
+    def _check_top_one(self) -> None:
+        """Refuse a gate that could never leave its start."""
+        if self.top_k != 1 or self.num_experts == 1 or self.gate_form != "softmax":
+            return
+        if self.gate == "trunk" or (self.gate != "hard" and self.gate_init == "zeros"):
+            start = "gate='trunk'" if self.gate == "trunk" else "gate_init='zeros'"
+            raise ValueError(
+                f"top_k=1 gives the one expert that is kept a weight of 1, whatever its logit, so "
+                f"the gate gets no gradient, and one that starts at zero ({start}) stays there: "
+                "every instance would use the same expert. Choose top_k=2 or more, or "
+                "gate='linear' or 'mlp' with gate_init='default', which differs by instance from "
+                "the start"
             )
 
     def _check_ranks(self) -> None:

@@ -37,11 +37,12 @@ _STARTS_AT_ZERO = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base weights alone."""
 _EQUAL = (
     "use_rslora",
-    "fan_in_fan_out",
     "layer_replication",
     "bias",
     "trainable_token_indices",
 )
+"""Options that must be equal, so far as the file does not tell. `fan_in_fan_out` is none: PEFT sets
+it by the layer's class, in the configuration too, while it makes the layers (GPT-2's Conv1D)."""
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,15 @@ def check_frozen_prefix(model: PreTrainedModel, first: int, name: str) -> None:
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
     wanted = _run(model, {"input_ids": ids}, mask)[:, 2:]
-    states = prefix_states(model, first, ids, mask)
-    with without_layers(layers, range(first)):
-        found = _run(model, {"inputs_embeds": states}, mask)[:, 2:]
+    try:
+        states = prefix_states(model, first, ids, mask)
+        with without_layers(layers, range(first)):
+            found = _run(model, {"inputs_embeds": states}, mask)[:, 2:]
+    except Exception as error:  # a layer that is left out is missed in many ways
+        raise ValueError(
+            f"adapt.llm={name!r}: {type(model).__name__} cannot run without its layers below "
+            f"{first} ({type(error).__name__}: {error}): set adapt.frozen_prefix false"
+        ) from error
     tolerance = TOLERANCE if model.dtype == torch.float32 else COARSE
     if (found - wanted).norm() > tolerance * wanted.std() * wanted.numel() ** 0.5:
         raise ValueError(

@@ -9,6 +9,7 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model_state_dict, set_p
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from peft_ilora.saving import GATES
 from recipes.artifacts import read_tensors, write_tensors
 from recipes.llm.adapter_plan import RoutedBy
 from recipes.llm.frozen_prefix import decoder_layers
@@ -246,4 +247,4 @@ def _filled_slots(slot_items: Tensor, hybrid: bool) -> Tensor:
 def _group(name: str) -> str:
     if name.startswith(("projector.", "prefix.")):
         return "projector"
-    return "gate" if "ilora_gate" in name else "adapter"
+    return "gate" if f".{GATES}." in name else "adapter"

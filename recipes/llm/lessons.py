@@ -111,6 +111,9 @@ def title_lessons(
         train: The train windows.
         prompt_history: Maximum number of history items in a prompt.
         num_candidates: Number of candidates in a prompt.
+
+    Raises:
+        ValueError: No train window has a history.
     """
     tokenizer = new_title_tokenizer(titles, num_candidates)
     token_of = title_tokens(tokenizer, titles)
@@ -147,7 +150,14 @@ def _next_items(
     tokenizer: PreTrainedTokenizerFast,
 ) -> TrainingCollator:
     """Random train windows: the history's opening as a prompt, all titles and the target after."""
-    rows = random.choice(np.flatnonzero(train.history_lengths > 0), size=count)
+    told = np.flatnonzero(train.history_lengths > 0)
+    if len(told) == 0:
+        raise ValueError(
+            "no train window has a history, so a stand-in with a token for each title has nothing "
+            "to learn from: set adapt.stand_in.titles subword, or prepare data with longer "
+            "sequences"
+        )
+    rows = random.choice(told, size=count)
     items = np.concatenate([train.histories[rows], train.targets[rows, None]], axis=1)
     shown = items != PADDING
     answers = Ragged(

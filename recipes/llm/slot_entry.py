@@ -34,10 +34,11 @@ def slots_filled_at(
     def enter(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        caches = [one for one in (*args, *kwargs.values()) if isinstance(one, Cache)]
-        if any(cache.get_seq_length(index) > 0 for cache in caches):
-            return None
         states = args[0] if args else kwargs["hidden_states"]
+        caches = [one for one in (*args, *kwargs.values()) if isinstance(one, Cache)]
+        too_short = states.shape[1] < slot_items.shape[1]
+        if too_short or any(_holds_tokens(cache, index) for cache in caches):
+            return None
         repeats = states.shape[0] // slot_items.shape[0]
         slots = slot_items.repeat_interleave(repeats, dim=0)
         slots = F.pad(slots, (0, states.shape[1] - slots.shape[1]), value=NO_SLOT)
@@ -49,3 +50,11 @@ def slots_filled_at(
         yield
     finally:
         handle.remove()
+
+
+def _holds_tokens(cache: Cache, index: int) -> bool:
+    """Whether a layer of a cache holds tokens; no if it does not tell, as a state of fixed size."""
+    try:
+        return cache.get_seq_length(index) > 0
+    except ValueError:
+        return False

@@ -108,10 +108,11 @@ def gguf_file() -> Path:
             )
         package = distribution(PACKAGE)
         names = [one for one in package.files or () if one.suffix == ".gguf"]
-        paths = [Path(str(package.locate_file(one))) for one in names]
+        found = [Path(str(package.locate_file(one))) for one in names]
+        paths = [path for path in found if path.is_file()]
     except PackageNotFoundError:
         paths = []
-    if not any(path.is_file() for path in paths):
+    if not paths:
         lines.append(INSTALL)
     if lines:
         raise FileNotFoundError(

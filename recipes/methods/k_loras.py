@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from peft_ilora import ILoRAConfig
+from peft_ilora.saving import GATES
 from recipes.about import About
 from recipes.experiment import GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan
@@ -96,6 +97,6 @@ class KLoRAs(ILoRA):
 def hand_on(model: PeftModel) -> None:
     """Let the gate return what it reads, and take it out of training."""
     for name, parameter in model.named_parameters():
-        if "ilora_gate" in name:
+        if GATES in name:
             torch.nn.init.eye_(parameter)
             parameter.requires_grad_(False)

@@ -79,7 +79,7 @@ def encode_prompts(
     with_title = np.array([TITLE in piece for piece in pieces])
     texts = rows.values.astype(np.int64) * len(titles)
     texts[with_title[rows.values]] += items
-    frame = frame or frame_of(tokenizer)
+    frame = frame or frame_of(tokenizer, cache=cache)
     placeholder = [frame.placeholder]
     no_text = [frame.opening, placeholder if slots else [], placeholder, frame.closing]
     tokens = _tokens_of(tokenizer, pieces, titles, texts, no_text, cache)
@@ -159,7 +159,7 @@ def encode_answers(
     Raises:
         ValueError: The tokenizer has no eos token; see also `one_line_titles` and `tokenised`.
     """
-    frame = frame or frame_of(tokenizer)
+    frame = frame or frame_of(tokenizer, cache=cache)
     titles = one_line_titles(titles)
     lead = frame.lead
     if lead is None:

@@ -62,7 +62,7 @@ def frame_of(
         return _chat(tokenizer, cache)
     bos, eos = find_id(tokenizer, "bos"), required_id(tokenizer, "eos")
     opening = [] if bos is None else [bos]
-    return Frame(opening, [], eos, None, placeholder_id(tokenizer))
+    return Frame(opening, [], eos, None, _placeholder(tokenizer, cache))
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
@@ -89,18 +89,27 @@ def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
         _markup(tokenizer, closing),
         _end(tokenizer, chat),
         lead,
-        _newline(tokenizer),
+        _newline(tokenizer, cache),
     )
 
 
-def _newline(tokenizer: PreTrainedTokenizerBase) -> int:
+def _placeholder(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> int:
+    """The paper's placeholder, unk, where it stands for unknown text and nothing else."""
+    if "unk" in str(tokenizer.unk_token).lower():
+        return required_id(tokenizer, "unk")
+    return _newline(tokenizer, cache)
+
+
+def _newline(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> int:
     """The token of a line's end, where there is one.
 
-    The tokens that stand at slots elsewhere often end a document in chat models (SmolLM2's unk is
-    `<|endoftext|>`), and what follows then has lost the prompt.
+    Byte-level tokenizers need no unk, and name as such, or as pad, the token that ends a document
+    (GPT-2's and SmolLM2's unk, Qwen's pad are `<|endoftext|>`). What follows it has lost the
+    prompt, wherever no vector takes its place: in text-only batches, and below the layer at which
+    vectors enter.
     """
     try:
-        ids = tokenised(tokenizer, ["\n"])[0]
+        ids = tokenised(tokenizer, ["\n"], cache)[0]
     except ValueError:
         ids = []
     known = len(ids) == 1 and ids[0] not in reserved_ids(tokenizer)

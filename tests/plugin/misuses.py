@@ -271,6 +271,8 @@ config("expert_ranks and rank_pattern", expert_ranks=[8, 4, 2, 2], rank_pattern=
 config("rank_pattern={'q_proj': 0}", rank_pattern={"q_proj": 0})
 config("gate='hard', gate_input='token'", gate="hard", gate_input="token")
 config("gate='hard', top_k=2", gate="hard", top_k=2)
+config("gate='trunk', top_k=1", gate="trunk", top_k=1)
+config("gate_init='zeros', top_k=1", gate_init="zeros", top_k=1)
 config("gate_input='token', gate_scope='shared'", gate_input="token")
 config("gate='trunk', gate_scope='per_module'", gate="trunk", gate_scope="per_module")
 config("gate='trunk', gate_input='token'", gate="trunk", gate_input="token")

@@ -173,6 +173,26 @@ def test_layers_of_every_kind_start_as_the_lora_in_float64(kind, form, tmp_path)
     torch.testing.assert_close(got, expected, **EXACT)
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.parametrize("layer", [Conv1D(4, 4), nn.Linear(4, 4)], ids=["Conv1D", "Linear"])
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("theirs", [False, True])
+@torch.no_grad()
+def test_fan_in_fan_out_is_what_the_layer_says_and_makes_no_difference(
+    theirs, ours, layer, tmp_path
+) -> None:
+    """PEFT sets it while it makes the layers: GPT-2's saved configurations say True."""
+    base, x, fields = One(layer), torch.randn(3, 5, 4), {"target_modules": ["layer"]}
+    lora = trained(copy.deepcopy(base), tmp_path, fan_in_fan_out=theirs, **fields)
+    config = ILoRAConfig(
+        num_experts=4, r=2, lora_alpha=8, init_from=tmp_path, fan_in_fan_out=ours, **fields
+    )
+    model, z = get_peft_model(copy.deepcopy(base), config).eval(), torch.randn(3, 64)
+    torch.testing.assert_close(model(x, routing_embeds=z), lora(x))
+    merged = model.merge_and_unload(routing_embeds=z[:1])
+    torch.testing.assert_close(merged(x), lora(x))
+
+
 @torch.no_grad()
 def test_experts_own_neighbouring_coordinates_of_the_lora(lora, started, tmp_path) -> None:
     lora()
@@ -367,7 +387,6 @@ CHANGED = {
         r"at model.layers.0.self_attn.v_proj by 0.5 .*with 1.5 .* to 4",
     ),
     "rsLoRA": ({}, {"use_rslora": True}, "use_rslora=False, but here use_rslora=True"),
-    "fan_in_fan_out": ({}, {"fan_in_fan_out": True}, "fan_in_fan_out=False, but here .*=True"),
     "bias": ({}, {"bias": "lora_only"}, "bias='none', but here bias='lora_only'"),
     "replication": (
         {},
@@ -408,7 +427,6 @@ CHANGED = {
 @support("Adapter lifecycle", "start from a LoRA that differs", "refused")
 @pytest.mark.filterwarnings("ignore:.*lora_bias=True:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape:UserWarning")
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning")
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_lora_that_would_make_a_difference_is_refused_and_nothing_changed(
     name, lora, make_llama, tmp_path

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.prompting.collator import TrainingCollator, prompt_batch
 from recipes.prompting.encoding import NO_SLOT, USER, encode_answers, encode_prompts
+from recipes.prompting.frame import frame_of
 from recipes.prompting.prompts import SLOT, USER_SLOT, hybrid_prompt
 from recipes.prompting.special_tokens import find_id, placeholder_id
 
@@ -84,7 +85,7 @@ def piece_by_piece(tokenizer, history, candidates, user_slot):
         ids, filled = [bos], [NO_SLOT]
     for piece in re.split(f"([{SLOT}{USER_SLOT}])", hybrid_prompt(*named, user_slot=user_slot)):
         if piece in (SLOT, USER_SLOT):
-            ids.append(placeholder_id(tokenizer))
+            ids.append(frame_of(tokenizer).placeholder)
             filled.append(slots.pop(0) if piece == SLOT else USER)
         elif piece:
             options = {"add_special_tokens": False, "split_special_tokens": True}
@@ -121,7 +122,7 @@ def test_texts_are_tokenised_once_and_then_read_from_disk(tokenizer, tmp_path, m
                 np.testing.assert_array_equal(
                     getattr(getattr(prompts, name), part), wanted, strict=True
                 )
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
 
 
 def test_tokens_on_disk_are_those_of_the_same_tokenizer_and_texts_only(tmp_path):
@@ -141,7 +142,7 @@ def test_each_shown_item_has_one_slot_and_a_slot_is_one_placeholder(tokenizer):
     slots = [[item for item in prompts.slot_items.row(row) if item != NO_SLOT] for row in range(2)]
     assert slots == [[1, 2, 0], [2, 4, 3, 1]]
     at_slots = prompts.input_ids.values[prompts.slot_items.values != NO_SLOT]
-    assert set(at_slots.tolist()) == {placeholder_id(tokenizer)}
+    assert set(at_slots.tolist()) == {frame_of(tokenizer).placeholder}
 
 
 def test_each_slot_stands_behind_its_own_title(tokenizer):

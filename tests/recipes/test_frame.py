@@ -148,6 +148,26 @@ def test_an_unfilled_slot_of_a_chat_is_a_new_line_and_never_ends_a_document() ->
     assert frame_of(with_turns(unigram(TITLES), CHATML), "auto").placeholder == 0  # it has none
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"unk_token": "</s>"},  # as OPT and GPT-2 have it
+        {"unk_token": "<|im_start|>", "pad_token": "</s>"},  # SmolLM2: one more such token
+        {"unk_token": None},  # Qwen: pad is what ended documents before the chats
+        {"unk_token": None, "pad_token": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("chat_template", ["auto", "none"])
+def test_without_a_token_for_unknown_text_a_slot_is_a_new_line(names, chat_template) -> None:
+    tokenizer = with_turns(byte_level(TITLES), CHATML)
+    for name, token in names.items():
+        setattr(tokenizer, name, token)
+    assert tokenizer.decode([frame_of(tokenizer, chat_template).placeholder]) == "\n"
+    named = with_turns(byte_level(TITLES), CHATML)
+    assert frame_of(named).placeholder == named.unk_token_id
+
+
 def test_a_template_that_hides_what_the_user_says_is_refused() -> None:
     with pytest.raises(ValueError, match=r"does not write what a user says: set adapt.chat_templ"):
         frame_of(with_turns(byte_level(TITLES), SILENT), "auto")

@@ -18,8 +18,9 @@ from recipes.llm.frozen_prefix import (
 )
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.kept_states import SHARD, StatesCollator, kept_states
+from recipes.llm.slot_entry import slots_filled_at
 from recipes.prompting.collator import TrainingCollator
-from recipes.prompting.encoding import encode_answers, encode_prompts
+from recipes.prompting.encoding import NO_SLOT, USER, encode_answers, encode_prompts
 from recipes.prompting.projector import new_projector
 from recipes.scoring.rank import answer_log_probs
 
@@ -155,6 +156,35 @@ def test_ranking_fills_the_slots_of_prompts_once(cached, model, collator, monkey
                 torch.testing.assert_close(found[row, choice], wanted, rtol=1e-4, atol=1e-4)
 
 
+LFM2 = {**LAYERS, "full_attn_idxs": [1, 3]}
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("llama", LAYERS), ("lfm2", LFM2)])
+@torch.no_grad()
+def test_generating_fills_the_slots_of_prompts_alone(family, sizes, tokenizer) -> None:
+    """Layers with a state of fixed size do not tell how many tokens they have seen."""
+    model = tiny_model(family, len(tokenizer), pad_token_id=3, **sizes)
+    ids = torch.arange(4, 22).view(2, 9)
+    slots = torch.full_like(ids, NO_SLOT)
+    slots[:, 7] = USER
+    seen = []
+
+    def fill(states, slots, repeats):
+        seen.append(states.shape[1])
+        return states.where((slots != USER).unsqueeze(-1), 1.0)
+
+    def logits(cached):
+        options = {"use_cache": cached, "output_logits": True, "return_dict_in_generate": True}
+        made = model.generate(ids, max_new_tokens=4, min_new_tokens=4, **options)
+        return torch.stack(made.logits)
+
+    with slots_filled_at(decoder_layers(model), FIRST, slots, fill):
+        found = logits(True), logits(False)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    assert seen == [9, 9, 10, 11, 12]
+    assert (found[0] - logits(True)).abs().max() > 1e-2
+
+
 def test_layers_that_were_left_out_come_back(model) -> None:
     before = list(decoder_layers(model))
     with pytest.raises(RuntimeError), without_layers(decoder_layers(model), range(3)):
@@ -165,13 +195,27 @@ def test_layers_that_were_left_out_come_back(model) -> None:
 GPT2 = {"n_layer": 4, "n_embd": 16, "n_head": 2, "n_positions": 64}
 
 
-@pytest.mark.parametrize(("family", "sizes"), [("llama", LAYERS), ("gpt2", GPT2)])
-def test_a_model_that_cannot_go_on_from_states_is_refused(family, sizes, tokenizer) -> None:
-    """GPT-2 adds positions to whatever it is given as embeddings."""
+BLOOM = {"n_layer": 4, "hidden_size": 16, "n_head": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "said"),
+    [
+        ("llama", LAYERS, None),
+        ("gemma2", {**LAYERS, "head_dim": 8, "sliding_window": 3}, None),
+        ("gpt2", GPT2, "gives other scores when its layers from 2 on read"),
+        ("bloom", BLOOM, r"cannot run without its layers below 2 \(IndexError: too many indices"),
+    ],
+)
+def test_a_model_that_cannot_go_on_from_states_is_refused(family, sizes, said, tokenizer) -> None:
+    """GPT-2 adds positions to whatever it is given as embeddings; Bloom's layers give tuples."""
     model = tiny_model(family, len(tokenizer), **sizes)
-    refusal = pytest.raises(ValueError, match=r"gives other scores when its layers from 2 on read")
-    with nullcontext() if family == "llama" else refusal:
+    before = list(decoder_layers(model))
+    with (
+        pytest.raises(ValueError, match=f"adapt.llm='folder': .*{said}") if said else nullcontext()
+    ):
         check_frozen_prefix(model, FIRST, "folder")
+    assert [*decoder_layers(model)] == before
 
 
 # ------------------------------------------------------------------ kept on disk

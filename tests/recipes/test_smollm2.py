@@ -63,6 +63,16 @@ def test_another_version_and_another_file_are_refused(installed, monkeypatch) ->
     assert not smollm2_folder().exists()
 
 
+def test_a_file_that_the_package_lists_and_lacks_is_passed_over(installed, monkeypatch) -> None:
+    gone = installed.with_name("gone.gguf")
+    package = SimpleNamespace(files=[gone, installed], locate_file=lambda one: one)
+    monkeypatch.setattr(smollm2, "distribution", lambda name: package)
+    assert smollm2.gguf_file() == installed
+    installed.unlink()
+    with pytest.raises(FileNotFoundError, match=f"not installed: {INSTALL}$"):
+        smollm2.gguf_file()
+
+
 def test_it_is_prepared_once_and_again_if_damaged(preparations) -> None:
     content = make_smollm2().content
     assert make_smollm2().content == content and len(preparations) == 1

@@ -189,6 +189,12 @@ def made(tmp_path_factory):
     return load_language_model(str(folder), "fp32")
 
 
+def test_train_windows_without_any_history_are_refused_by_name():
+    alone = windows([([], 0), ([], 1)])
+    with pytest.raises(ValueError, match=r"no train window has a history.*titles subword"):
+        title_lessons(StandInConfig(), TITLES, alone, prompt_history=2, num_candidates=2)
+
+
 @pytest.mark.parametrize("slots", [False, True])
 def test_it_answers_with_a_candidate_without_preference(made, slots):
     llm, tokenizer = made

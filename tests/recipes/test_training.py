@@ -1,9 +1,14 @@
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from peft_ilora import ILoRAConfig
+from peft_ilora.gating.gate import Gate
 from recipes.llm.checkpoints import last_complete_checkpoint
+from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.training import answer_loss
+from recipes.prompting.projector import Projector
 
 
 def absolute_positions() -> GPT2LMHeadModel:
@@ -54,6 +59,23 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_rows_alone(llm):
 
 def test_the_loss_can_be_divided_by_the_targets_of_a_whole_accumulated_batch(llm):
     torch.testing.assert_close(batch_loss(llm, total=20), batch_loss(llm) / 4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"gate": "linear"}, {"gate": "mlp", "gate_scope": "per_module"}, {"gate": "trunk"}],
+    ids=["shared", "per_module", "trunk"],
+)
+def test_every_parameter_of_a_gate_is_charged_to_the_gate(fields):
+    config = ILoRAConfig(routing_dim=4, target_modules=["q_proj", "v_proj"], **fields)
+    hybrid = HybridModel(
+        get_peft_model(rotary_positions(), config), Projector(4, 8), torch.zeros(3, 4), "vector"
+    )
+    groups = hybrid.trainable_parameters()
+    gates = [one for one in hybrid.modules() if isinstance(one, Gate)]
+    wanted = {id(parameter) for gate in gates for parameter in gate.parameters()}
+    assert wanted and {id(parameter) for parameter in groups["gate"].values()} == wanted
+    assert all("lora_A" in name or "lora_B" in name for name in groups["adapter"])
 
 
 def checkpoint(folder, step: int, state: str | None):
