@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.artifacts import read_tensors
 from recipes.data.splits import SplitName
 from recipes.llm.adapter_plan import AdapterPlan
-from recipes.llm.hybrid_model import PROJECTOR, HybridModel
+from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
 from recipes.llm.prompted import PromptedModel, PromptInputs
 from recipes.llm.train_adapter import ADAPTER_FOLDER
@@ -37,7 +36,7 @@ class AdaptedModel(PromptedModel):
     Args:
         hybrid: The language model with adapter and projector, in evaluation mode.
         store: Prompts and answers.
-        vectors: Vectors of the recommender.
+        vectors: Vectors of the recommender; None if the adapter reads none.
         prompt_history: How many of the newest history items a prompt shows, as in training.
         user_slot: Whether the prompt has a user slot, as in training.
         slots: Whether it has slots after titles.
@@ -47,13 +46,13 @@ class AdaptedModel(PromptedModel):
         self,
         hybrid: HybridModel,
         store: PromptStore,
-        vectors: Vectors,
+        vectors: Vectors | None,
         *,
         prompt_history: int,
         user_slot: bool,
         slots: bool = True,
     ) -> None:
-        super().__init__(hybrid.llm, store)
+        super().__init__(hybrid.runner, store)
         self.hybrid = hybrid
         self._vectors = vectors
         self._layout = prompt_history, user_slot, slots
@@ -80,7 +79,7 @@ class AdaptedModel(PromptedModel):
             float32 [b, K], averaged over modules if each has a gate of its own; None for a method
             whose gate has no weights of experts.
         """
-        form = getattr(self.model.active_peft_config, "gate_form", None)
+        form = getattr(self.hybrid.llm.active_peft_config, "gate_form", None)
         if self.hybrid.routed_by is None or form != "softmax":
             return None
         weights = self.model.gate_weights(self._routing(split, rows))
@@ -96,7 +95,7 @@ class AdaptedModel(PromptedModel):
             For each kind of value (`factor` less 1, `scale`, `shift` or `matrix`), float32 [b,
             values] of all modules, or of one gate that all share; empty for any other method.
         """
-        form = getattr(self.model.active_peft_config, "gate_form", None)
+        form = getattr(self.hybrid.llm.active_peft_config, "gate_form", None)
         if self.hybrid.routed_by is None or form not in ADDED:
             return {}
         given = self.model.gate_weights(self._routing(split, rows))
@@ -116,13 +115,19 @@ class AdaptedModel(PromptedModel):
             return self._users(split, np.asarray(rows, dtype=np.int64))
         return self.prompt_inputs(split, rows).routing_embeds
 
-    def _users(self, split: SplitName, index: np.ndarray) -> Tensor:
+    def _users(self, split: SplitName, index: np.ndarray) -> Tensor | None:
+        if self._vectors is None:
+            return None
         return self._vectors.users[split][torch.from_numpy(index)].to(self.model.device)
 
 
 @contextmanager
 def adapted_model(
-    plan: AdapterPlan, llm: LanguageModel, store: PromptStore, vectors: Vectors, folder: Path
+    plan: AdapterPlan,
+    llm: LanguageModel,
+    store: PromptStore,
+    vectors: Vectors | None,
+    folder: Path,
 ) -> Iterator[AdaptedModel]:
     """The language model with a trained adapter, which is removed at the end of the block.
 
@@ -132,15 +137,18 @@ def adapted_model(
         plan: The plan by which the adapter was trained.
         llm: The language model.
         store: Prompts and answers.
-        vectors: Vectors of the recommender.
+        vectors: Vectors of the recommender; None if the adapter reads none.
         folder: Folder that `train_adapter` has written.
     """
     # Read before the adapter is loaded, which may replace the embeddings.
     width = token_embeddings(llm.base).shape[1]
     with llm.adapted(folder / ADAPTER_FOLDER) as model:
-        projector = Projector(vectors.width, width)
-        projector.load_state_dict(read_tensors(folder / PROJECTOR))
-        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by, plan.first_layer)
+        projector = items = None
+        if vectors is not None:
+            projector, items = Projector(vectors.width, width), vectors.items
+        prefix = None if plan.prefix is None else plan.prefix(llm.base)
+        hybrid = HybridModel(model, projector, items, plan.routed_by, plan.first_layer, prefix)
+        hybrid.load_modules(folder)
         yield AdaptedModel(
             hybrid.eval().requires_grad_(False).to(best_device()),
             store,

@@ -1,11 +1,14 @@
 """The plan of an adapter: what training and evaluation need to know. Every method makes its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel
 
 from recipes.experiment import AdapterSettings
+from recipes.llm.user_prefix import UserPrefix
 
 RoutedBy = Literal["vector", "prompt"]
 
@@ -30,6 +33,11 @@ class AdapterPlan:
     """Index of the first adapted decoder layer, if the layers below it are a frozen prefix."""
     gate_learning_rate_scale: float = 1.0
     """The gate's learning rate as a multiple of the adapter's."""
+    prefix: Callable[[PreTrainedModel], UserPrefix] | None = None
+    """Makes what makes keys and values of the user's vector, for a model; None for an adapter
+    without them."""
+    start: Callable[[PeftModel], None] | None = None
+    """What is done to the new adapter before it is trained."""
 
     @property
     def has_slots(self) -> bool:

@@ -31,7 +31,7 @@ class PromptInputs:
     routing_embeds: Tensor | None
     """float32 [b, d]; None for a method without routing."""
     filling: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Opens the block in which the model runs, for slots that are filled at a layer."""
+    """Opens the block in which the model runs, for what enters at a layer: slots, or a prefix."""
 
 
 class PromptedModel(ABC):

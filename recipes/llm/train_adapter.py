@@ -1,8 +1,9 @@
 """Trains one adapter on prompts and vectors, and writes the folder that `adapted.py` reads:
 
 adapter/                  PEFT's `save_pretrained`: adapter, its gate, its configuration
-projector.safetensors     see `Projector`
+projector.safetensors     see `Projector`; like the next one, only if vectors are read
 normaliser.safetensors    see `Normaliser`
+prefix.safetensors        see `UserPrefix`; only if the plan has one
 loss.json                 the loss curve: [{"step", "loss"}, ..]
 validation.json           [{"step", "validation"}, ..], if anything was measured (`Validation`)
 parameters.json           numbers of trained parameters: adapter, gate, projector, total
@@ -17,17 +18,18 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from recipes.artifacts import write_json, write_tensors
+from recipes.artifacts import write_json
 from recipes.data.tables import Split
 from recipes.experiment import AdaptConfig, AdapterSettings
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import AdapterTrainer
 from recipes.llm.frozen_prefix import decoder_layers, without_layers
-from recipes.llm.hybrid_model import PROJECTOR, HybridModel
+from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.kept_states import StatesCollator, kept_states
 from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
 from recipes.llm.starts import draw_again
 from recipes.llm.training import train_resumably, training_arguments
+from recipes.llm.user_prefix import start_prefix
 from recipes.llm.validation import Measure, Validation, measured
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import EncodedPrompts
@@ -46,7 +48,7 @@ def train_adapter(
     config: AdaptConfig,
     llm: LanguageModel,
     store: PromptStore,
-    vectors: Vectors,
+    vectors: Vectors | None,
     *,
     folder: Path,
     checkpoints: Path,
@@ -60,7 +62,7 @@ def train_adapter(
         config: The stage's settings of precision, checkpoints and logging.
         llm: The language model, which is restored afterwards.
         store: Prompts and answers.
-        vectors: Vectors of the recommender.
+        vectors: Vectors of the recommender; None if the adapter reads none.
         folder: Folder for the files that the module's docstring lists.
         checkpoints: Folder of checkpoints, from which an interrupted training resumes; deleted at
             the end.
@@ -78,16 +80,23 @@ def train_adapter(
         torch.nn.Module.to(llm.base, best_device())
         kept = kept_states(llm.base, first, collator, states)
         collator, entered = StatesCollator(collator, kept), kept.last()
-    # Made before the adapter, so that all adapters of a seed start from the same projector.
-    projector = new_projector(vectors.items, entered, plan.seed)
-    projector.requires_grad_(plan.has_slots)
+    projector = items = None
+    if vectors is not None:
+        # Made before the adapter, so that all adapters of a seed start from the same projector.
+        items, projector = vectors.items, new_projector(vectors.items, entered, plan.seed)
+        projector.requires_grad_(plan.has_slots)
     torch.manual_seed(plan.seed)
     with (
         llm.wrapped(plan.peft) as model,
         without_layers(decoder_layers(llm.base), range(first)) if first else nullcontext(),
     ):
         draw_again(model, plan.seed)
-        hybrid = HybridModel(model, projector, vectors.items, plan.routed_by, first)
+        if plan.start is not None:
+            plan.start(model)
+        prefix = None if plan.prefix is None else plan.prefix(llm.base)
+        if prefix is not None:
+            start_prefix(prefix, plan.seed)
+        hybrid = HybridModel(model, projector, items, plan.routed_by, first, prefix)
         trainer = AdapterTrainer(
             hybrid,
             collator,
@@ -116,7 +125,9 @@ def train_adapter(
     shutil.rmtree(checkpoints)
 
 
-def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -> TrainingCollator:
+def training_collator(
+    plan: AdapterPlan, store: PromptStore, vectors: Vectors | None
+) -> TrainingCollator:
     """The collator of the train windows on which an adapter is trained.
 
     Raises:
@@ -135,7 +146,7 @@ def training_collator(plan: AdapterPlan, store: PromptStore, vectors: Vectors) -
         rows=rows,
         targets=split.targets[rows],
         pad_id=required_id(store.tokenizer, "pad"),
-        users=vectors.users["train"],
+        users=None if vectors is None else vectors.users["train"],
         later=later if settings.redraw_candidates else None,
     )
 
@@ -158,12 +169,13 @@ def training_rows(split: Split, settings: AdapterSettings) -> NDArray[np.int64]:
 
 
 def _save(
-    hybrid: HybridModel, vectors: Vectors, losses: list[dict[str, float]], folder: Path
+    hybrid: HybridModel, vectors: Vectors | None, losses: list[dict[str, float]], folder: Path
 ) -> None:
     assert isinstance(hybrid.llm, PeftModel)
     hybrid.llm.save_pretrained(str(folder / ADAPTER_FOLDER))
-    write_tensors(folder / PROJECTOR, hybrid.projector.state_dict())
-    vectors.normaliser.save(folder / NORMALISER)
+    hybrid.save_modules(folder)
+    if vectors is not None:
+        vectors.normaliser.save(folder / NORMALISER)
     write_json(folder / LOSS, losses)
     groups = hybrid.trainable_parameters()
     counts = {name: sum(p.numel() for p in group.values()) for name, group in groups.items()}

@@ -57,32 +57,47 @@ class AdapterMethod(Method):
         | {"revision", "runtime_config", "peft_version"}
     )
     """Fields of `Peft` that an arm cannot set."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Settings of `Config` that the method sets itself, and their values. An arm cannot set them,
+    and the section `adapt` does not change them."""
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """Settings of `Config` that make no difference to the method. An arm cannot set them."""
+    fixed_options: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `Peft` that the method sets itself, and their values. An arm cannot set them."""
+    reads_vectors: ClassVar[bool] = True
+    """Whether the arm reads a recommender's vectors. Without any there is no projector."""
     user_slot: ClassVar[bool] = False
     """Whether the prompt shows the user representation in a slot of its own."""
     version = 4
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The section `adapt` with the arm's own values in it, and the fields of `Peft` it sets."""
-        own = {spec.name for spec in fields(self.Config)}
-        options = {spec.name for spec in fields(self.Peft) if spec.init} - own - self.derived
-        known = own | options | {SOURCE}
+        all_settings = {spec.name for spec in fields(self.Config)}
+        own = all_settings - self.fixed.keys() - self.unread
+        options = {spec.name for spec in fields(self.Peft) if spec.init}
+        options = options - all_settings - self.derived - self.fixed_options.keys()
+        known = own | options | ({SOURCE} if self.reads_vectors else set())
         refuse_unknown(f"method {self.name}", given, known)
         given = self.with_total_rank(experiment, given)
-        shared = {name: getattr(experiment.adapt, name) for name in own}
+        shared = {name: value for name, value in vars(experiment.adapt).items() if name in own}
+        shared |= self.fixed
         values = {name: value for name, value in given.items() if name in own}
         config = checked(self.Config, f"method {self.name}", shared, values, own)
         check_settings(config)
         check_validation(f"method {self.name}", experiment.adapt, config)
-        source = given.get(SOURCE, experiment.recommender.name)
-        if not isinstance(source, str):
-            raise ValueError(f"method {self.name}: {SOURCE}={source!r} must be a name")
-        settings = asdict(config) | {SOURCE: source}
+        settings = {name: value for name, value in asdict(config).items() if name in own}
+        if self.reads_vectors:
+            settings[SOURCE] = given.get(SOURCE, experiment.recommender.name)
+            if not isinstance(settings[SOURCE], str):
+                raise ValueError(
+                    f"method {self.name}: {SOURCE}={settings[SOURCE]!r} must be a name"
+                )
         chosen = {name: value for name, value in given.items() if name in options}
-        settings |= {"options": chosen}
+        settings |= {"options": {**self.fixed_options, **chosen}}
         check_options(f"method {self.name}", self.Peft, chosen)
         check_layers(f"method {self.name}", config, chosen, self.reads_prompt(settings))
-        try:
-            self.peft_config(settings, routing_dim=1)  # refuses impossible combinations early
+        try:  # refuses impossible combinations early
+            self.peft_config({**settings, **self.fixed}, routing_dim=1)
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"method {self.name}: {error}") from error
         return settings
@@ -106,7 +121,7 @@ class AdapterMethod(Method):
         """The PEFT configuration with which the language model is wrapped.
 
         Args:
-            settings: All settings of the arm.
+            settings: All settings of the arm, and what the method sets itself.
             routing_dim: Width of the routing embeddings.
 
         Raises:
@@ -115,19 +130,22 @@ class AdapterMethod(Method):
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
         """What training and evaluation need to know about the adapter."""
-        width = self.vectors(run, arm, seed).width
         return AdapterPlan(
             label=f"{arm.name} seed {seed}",
             seed=seed,
             settings=self.settings_of(arm),
-            peft=self.placed_config(run, arm, width),
+            peft=self.placed_config(run, arm, self.routing_dim(run, arm)),
             user_slot=self.user_slot,
             first_layer=self.first_layer(run, arm),
         )
 
-    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
-        """The recommender's vectors, as the arm's adapter reads them."""
-        return run.vectors(arm.settings[SOURCE])
+    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors | None:
+        """The vectors as the arm's adapter reads them; None for a method that reads none."""
+        return run.vectors(arm.settings[SOURCE]) if self.reads_vectors else None
+
+    def routing_dim(self, run: Run, arm: Arm) -> int:
+        """Width of the vectors that route; 1 for a method that reads none."""
+        return run.networks[arm.settings[SOURCE]].width if self.reads_vectors else 1
 
     def placed_config(self, run: Run, arm: Arm, routing_dim: int) -> PeftConfig:
         """`peft_config`, for the last layers of the model if the arm says so.
@@ -135,7 +153,8 @@ class AdapterMethod(Method):
         Raises:
             ValueError: The model has fewer layers.
         """
-        peft, wanted = self.peft_config(arm.settings, routing_dim), arm.settings["last_layers"]
+        peft = self.peft_config({**arm.settings, **self.fixed}, routing_dim)
+        wanted = self.settings_of(arm).last_layers
         if wanted is not None:
             model = run.outline.model
             count = num_layers(model)
@@ -164,7 +183,7 @@ class AdapterMethod(Method):
         """Refuse trackers that are not there, and what does not fit the language model."""
         check_trackers(run.experiment.adapt.report_to)
         outline, settings = run.outline, self.settings_of(arm)
-        width = run.networks[arm.settings[SOURCE]].width
+        width = self.routing_dim(run, arm)
         if self.reads_prompt(arm.settings):
             width = outline.model.get_input_embeddings().get_parameter("weight").shape[1]
         check_adapter(outline, self.placed_config(run, arm, width), arm.name)
@@ -198,16 +217,16 @@ class AdapterMethod(Method):
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
         """The arm's settings as an instance of `Config`."""
-        names = {spec.name for spec in fields(self.Config)}
-        return self.Config(**{name: arm.settings[name] for name in names})
+        names = {spec.name for spec in fields(self.Config)} - self.fixed.keys() - self.unread
+        return self.Config(**{name: arm.settings[name] for name in names}, **self.fixed)
 
     def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
         """Seeds 0 .. `experiment.seeds` - 1."""
         return list(range(experiment.seeds))
 
     def sources(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """The recommender whose vectors fill the prompt's slots and route the adapter."""
-        return (settings[SOURCE],)
+        """The recommender whose vectors fill the prompt's slots and route the adapter, if any."""
+        return (settings[SOURCE],) if self.reads_vectors else ()
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
         """The arm's training; its inputs are prompts, vectors and the language model."""
@@ -219,7 +238,8 @@ class AdapterMethod(Method):
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
         inputs = {name: files[name] for name in names}
-        inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).content}
+        if self.reads_vectors:
+            inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).content}
         inputs |= {"language model": run.llm_content}
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 

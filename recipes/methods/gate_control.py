@@ -44,6 +44,7 @@ class GateControl(ILoRA):
     def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
         """The recommender's vectors, those of users exchanged, in training and in evaluation."""
         own = super().vectors(run, arm, seed)
+        assert own is not None
         user_ids: dict[SplitName, np.ndarray] = {
             name: run.data.split(name).user_ids for name in own.users
         }

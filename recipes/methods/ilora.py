@@ -63,6 +63,7 @@ class ILoRA(AdapterMethod):
                 )
             values = {"num_experts": len(ranks), "rank": sum(ranks)} | values
         experts = values.get("num_experts", experiment.adapt.num_experts)
+        experts = self.fixed.get("num_experts", experts)
         if "r" in values:
             own = {"r": values.pop("r"), "num_experts": experts}
             rank, count = (positive_int(f"method {self.name}", *pair) for pair in own.items())

@@ -38,7 +38,7 @@ def check_validation(owner: str, config: AdaptConfig, settings: AdapterSettings)
         )
 
 
-def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors) -> Measure:
+def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None) -> Measure:
     """What measures HitRatio@1 on rows of validation, ranked as in the stage `evaluate`."""
     chosen, settings = validation_rows(run, plan.settings), plan.settings
     rows, targets = chosen.rows.tolist(), chosen.target_index[:, None]

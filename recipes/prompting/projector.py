@@ -62,8 +62,10 @@ def fill_slots(
         [b, t, llm_width]
     """
     at_item, at_user = slot_items >= 0, slot_items == USER
-    vectors = torch.cat(
-        [item_embeddings[slot_items[at_item]], user_representations[at_user.nonzero()[:, 0]]]
-    )
-    rows, columns = torch.cat([at_item.nonzero(), at_user.nonzero()]).T
+    vectors, places = item_embeddings[slot_items[at_item]], at_item.nonzero()
+    users = at_user.nonzero()
+    if len(users):
+        vectors = torch.cat([vectors, user_representations[users[:, 0]]])
+        places = torch.cat([places, users])
+    rows, columns = places.T
     return inputs_embeds.index_put((rows, columns), projector(vectors).to(inputs_embeds.dtype))
