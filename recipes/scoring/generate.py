@@ -43,7 +43,7 @@ def generate_answers(
             included; None allows everything.
     """
     tokenizer, end = adapted.tokenizer, adapted.answer_end
-    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -70,7 +70,7 @@ def generate_answers(
 
 
 def _constraint(
-    allowed: Sequence[Sequence[Sequence[int]]] | None, batch: Sequence[int], pad: int
+    allowed: Sequence[Sequence[Sequence[int]]] | None, batch: Ints, pad: int
 ) -> Callable[[int, Tensor], list[int]] | None:
     """What `generate` asks for the tokens that a row may go on with; None allows all."""
     if allowed is None:
