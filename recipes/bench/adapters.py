@@ -12,6 +12,7 @@ from recipes.bench.measure import (
     Figure,
     added,
     compare,
+    difference,
     exact,
     interleaved,
     peaks,
@@ -105,7 +106,7 @@ def _check(config: AdaptersConfig, batch: Batch) -> float:
     """The largest difference between outputs of sides that should compute the same.
 
     Raises:
-        ValueError: The difference exceeds 1e-3, so the sides do not compute the same.
+        ValueError: See `difference`.
     """
     shape, device = config.shape, config.device
     routed = {"experts": config.experts, "rank": config.rank}
@@ -116,14 +117,12 @@ def _check(config: AdaptersConfig, batch: Batch) -> float:
     adapter = {k: v for k, v in own.state_dict().items() if "lora_" in k}
     naive.load_state_dict(adapter, strict=False)
     with torch.no_grad():
-        pairs = [
-            (even(**batch).logits, plain(input_ids=batch["input_ids"]).logits),
-            (own(**batch).logits, naive(**batch).logits),
-        ]
-    worst = max((a - b).abs().max().item() for a, b in pairs)
-    if worst > 1e-3:
-        raise ValueError(f"the sides do not compute the same: outputs differ by {worst}")
-    return worst
+        return difference(
+            [
+                (even(**batch).logits, plain(input_ids=batch["input_ids"]).logits),
+                (own(**batch).logits, naive(**batch).logits),
+            ]
+        )
 
 
 def training_step(model: nn.Module, inputs: list[str], batch: Batch) -> Callable[[], None]:

@@ -10,12 +10,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from recipes.artifacts import write_json
 from recipes.records import installed_versions
@@ -145,6 +146,32 @@ def added(times: Mapping[str, list[float]], *sides: str) -> dict[str, list[float
     """The times, with a further side `sum` that adds up some sides in each round."""
     together = [float(sum(parts)) for parts in zip(*(times[side] for side in sides), strict=True)]
     return {**times, "sum": together}
+
+
+DIFFERENCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.15}
+"""How far equal computations may lie apart, as a share of the largest output (1 if it is less)."""
+
+
+def difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The largest difference between outputs of sides that should compute the same.
+
+    Args:
+        pairs: Outputs of two sides each, of one shape and dtype.
+
+    Raises:
+        ValueError: It exceeds what rounding in the outputs' dtype explains (`DIFFERENCES`).
+    """
+    worst = 0.0
+    for one, other in pairs:
+        apart = (one - other).abs().max().item()
+        limit = DIFFERENCES[other.dtype] * max(1.0, other.abs().max().item())
+        if not apart <= limit:
+            raise ValueError(
+                f"the sides do not compute the same: outputs differ by {apart}, and rounding in "
+                f"{other.dtype} explains {limit:.2g}"
+            )
+        worst = max(worst, apart)
+    return worst
 
 
 def exact(what: str, against: str, ratio: float, target: float | None = None) -> Figure:

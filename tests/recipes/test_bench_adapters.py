@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recipes.bench import adapters, forms, generation, mixed
+from recipes.bench.measure import difference
 from recipes.bench.models import Shape, base_model, ilora, lora
 
 TINY = Shape(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=50)
@@ -90,6 +91,19 @@ def test_a_benchmark_of_sides_that_differ_is_refused(common, monkeypatch) -> Non
     monkeypatch.setattr(adapters, "lora", lambda *a: lora(*a, dropout=0.0).unload())
     with pytest.raises(ValueError, match="do not compute the same"):
         adapters.run(adapters.AdaptersConfig(batch=2, length=8, growth=False, **common))
+
+
+def test_a_difference_is_judged_by_the_rounding_of_its_dtype() -> None:
+    ones = torch.ones(2, 3)
+    assert difference([(ones, ones), (ones, ones + 5e-4)]) == pytest.approx(5e-4, rel=1e-3)
+    assert difference([(10 * ones, 10 * ones + 5e-3)]) == pytest.approx(5e-3, rel=1e-3)
+    half = ones.bfloat16()
+    assert difference([(half, half + 0.0625)]) == 0.0625
+    for wrong in (ones + 2e-3, ones * float("nan"), ones * float("inf")):
+        with pytest.raises(ValueError, match="do not compute the same"):
+            difference([(wrong, ones)])
+    with pytest.raises(ValueError, match=r"outputs differ by 0.25, and rounding in torch.bfloat16"):
+        difference([(half, half + 0.25)])
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own, of its kernels
