@@ -8,7 +8,14 @@ import pytest
 
 from .tiny_runs import Runs, copied, digests, finished_run, found, redone, refused
 
-LOGS = ("results.json", "report.md", "summary.txt", "predictions.parquet", "checksums.json")
+LOGS = (
+    "results.json",
+    "report.md",
+    "report.html",
+    "summary.txt",
+    "predictions.parquet",
+    "checksums.json",
+)
 """Files that no record describes; also `plots` and `tokens`."""
 
 

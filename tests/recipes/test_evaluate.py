@@ -49,6 +49,9 @@ class FakeAdapted:
     def prompt_lengths(self, split, rows):
         return np.ones(len(rows), dtype=np.int64)
 
+    def modulations(self, split, rows):
+        return {}
+
     def gate_weights(self, split, rows):
         weights = torch.tensor([row / 1000 for row in rows])
         return torch.stack([weights, 1 - weights], dim=1) if self.gated else None

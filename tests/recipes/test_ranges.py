@@ -110,7 +110,7 @@ def test_impossible_values_of_every_number_are_refused_before_a_folder_is_made(
     whole = "float" not in str(NUMBERS[name])
     wrong = [-1, math.nan, math.inf, True, *([2**80] if "seed" in name else [])]
     for value in [*wrong, *([2.5] if whole else [])]:
-        given = [value] if name.endswith(".ks") else value
+        given = [value] if "list" in str(NUMBERS[name]) else value
         experiment = with_value(Experiment(out=str(tmp_path / "run")), name, given)
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             Pipeline.of(experiment)

@@ -49,6 +49,9 @@ class Oracle:
         self.rows = list(rows)
         return PromptInputs(torch.zeros(len(rows), 2, 1), torch.ones(len(rows), 2).long(), None)
 
+    def modulations(self, split, rows):
+        return {}
+
     def gate_weights(self, split, rows):
         return None
 
