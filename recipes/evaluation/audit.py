@@ -125,7 +125,8 @@ def _no_list(path: Path, number: int, listed: str) -> ValueError:
 
 def audit(rows: Sequence[Answered]) -> Audit:
     """Count the answers under both rules and both denominators."""
-    counts = Counter(kind for row in rows for kind in _kinds(row))
+    kinds = [_kinds(row) for row in rows]
+    counts = Counter(kind for found in kinds for kind in found)
     total, valid, exact = len(rows), counts["valid"], counts["exactly valid"]
     shares = (
         _share("ValidRatio, substring rule of the reference", valid, total),
@@ -137,11 +138,13 @@ def audit(rows: Sequence[Answered]) -> Audit:
         _share("right answers that the substring rule voids", counts["voided"], total),
         _share("ValidRatio of a perfect generator, substring rule", counts["possible"], total),
     )
-    reasons = Counter(_reason(row) for row in rows if "valid" not in set(_kinds(row)))
+    reasons = Counter(
+        _reason(row) for row, found in zip(rows, kinds, strict=True) if "valid" not in found
+    )
     return Audit(total, shares, dict(reasons.most_common()), tuple(_notes(rows)))
 
 
-def _kinds(row: Answered) -> Iterator[str]:
+def _kinds(row: Answered) -> list[str]:
     """Everything that a row is counted as."""
     named = parse_answer_by_substring(row.answer, row.candidates)
     exactly = parse_answer(row.answer, row.candidates)
@@ -156,7 +159,7 @@ def _kinds(row: Answered) -> Iterator[str]:
         "voided": exactly_right and named is None,
         "possible": perfect is not None and _is_target(row, perfect),
     }
-    return (kind for kind, holds in found.items() if holds)
+    return [kind for kind, holds in found.items() if holds]
 
 
 def _is_target(row: Answered, index: int) -> bool:

@@ -1,5 +1,7 @@
-"""Stage `evaluate`: (arms, frozen candidates) -> predictions.parquet, metrics.json, gates.json,
-modulations.json.
+"""Stage `evaluate`: (arms, frozen candidates) -> predictions.parquet and metrics.
+
+Beside `predictions.parquet` and `metrics.json` it writes what gates did: `gates.json`, the weights
+of experts, and `modulations.json`, the values of gates without experts.
 
 Each arm and seed is a part of its own under `parts/`, so an interrupted evaluation resumes with the
 first missing part. Metrics and intervals are computed from the parts, without running a model.

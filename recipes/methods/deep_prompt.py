@@ -1,7 +1,7 @@
 """Deep prompts: keys and values in every layer that are made of the user's vector, beside a LoRA.
 
-They stand to `lora-user-slot` as prefix tuning (arXiv 2101.00190) stands to one soft token, and are
-the stronger rival of a gate (HyperPrompt, arXiv 2203.00759, makes its own of a task's vector).
+They stand to `lora-user-slot` as prefix tuning (arXiv 2101.00190) stands to one soft token, and
+reach every layer, as a gate does (HyperPrompt, arXiv 2203.00759, makes its own of a task's vector).
 """
 
 from dataclasses import dataclass, replace
