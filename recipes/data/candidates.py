@@ -25,13 +25,17 @@ class TooFewItemsError(ValueError):
     """A row leaves fewer items than it needs negatives."""
 
 
+RAW_AT_ONCE = 4
+"""64-bit numbers that Philox makes of one state of its counter."""
+
+
 class CandidateStream:
-    """Draws the candidates of one split, row after row, in any number of calls."""
+    """Draws the candidates of one split: of any rows, in any order, in any number of threads."""
 
     def __init__(
         self, num_items: int, num_candidates: int, seed: int, split: SplitName, number: int = 0
     ) -> None:
-        """Start at row 0.
+        """Take no numbers yet.
 
         Args:
             num_items: Size of the catalogue; item ids are 0 .. num_items-1.
@@ -47,16 +51,16 @@ class CandidateStream:
         self.num_items, self.num_candidates, self.split = num_items, num_candidates, split
         # The raw Philox stream, which numpy keeps unchanged for ever; it gives no such promise for
         # `Generator.random`, and candidates must outlive an upgrade.
-        key = [seed, SPLITS.index(split), number] if number else [seed, SPLITS.index(split)]
-        self._numbers = np.random.Philox(np.random.SeedSequence(key))
+        self._key = [seed, SPLITS.index(split), number] if number else [seed, SPLITS.index(split)]
 
-    def draw(self, excluded: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Draw the next rows' candidates.
+    def draw(self, excluded: np.ndarray, targets: np.ndarray, first: int = 0) -> np.ndarray:
+        """Draw the candidates of n rows that follow each other in the split.
 
         Args:
             excluded: Integers [n, width], item ids that must not be negatives of the row. -1 is
                 ignored; the target is excluded in any case.
             targets: Integers [n], item ids.
+            first: Number of the first of these rows within the split.
 
         Returns:
             int64 [n, c]: c different items, the target among them, in uniformly random order.
@@ -67,10 +71,12 @@ class CandidateStream:
         candidates = np.empty((len(targets), self.num_candidates), np.int64)
         for start in range(0, len(targets), BLOCK):
             rows = slice(start, start + BLOCK)
-            self._block(excluded[rows], targets[rows], candidates[rows])
+            self._block(excluded[rows], targets[rows], first + start, candidates[rows])
         return candidates
 
-    def _block(self, excluded: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
+    def _block(
+        self, excluded: np.ndarray, targets: np.ndarray, first: int, out: np.ndarray
+    ) -> None:
         count, draws = len(targets), self.num_candidates - 1
         taken = _sorted_unique(excluded, targets, self.num_items)
         free = self.num_items - (taken < self.num_items).sum(axis=0)
@@ -80,14 +86,21 @@ class CandidateStream:
                 f"{self.split} has only {free.min()} of the {self.num_items} items left: choose "
                 "fewer candidates"
             )
-        width = draws + self.num_candidates
-        raw = self._numbers.random_raw(count * width).reshape(count, width)
+        raw = self._raw(first, count)
         uniform = (raw[:, :draws] >> np.uint64(INDEX_BITS)) * 2.0**-53
         chosen = np.empty((self.num_candidates, count), np.int64)
         chosen[:draws] = _unrank(_subsets(uniform, free), taken)
         chosen[draws] = targets
         flat = _random_order(raw[:, draws:]) * count + np.arange(count)[:, None]
         chosen.take(flat, out=out, mode="clip")  # unlike the default mode, without a copy
+
+    def _raw(self, first: int, count: int) -> np.ndarray:
+        """The random numbers of some rows: uint64 [count, 2 c - 1]."""
+        width = 2 * self.num_candidates - 1
+        numbers = np.random.Philox(np.random.SeedSequence(self._key))
+        steps, passed = divmod(first * width, RAW_AT_ONCE)
+        numbers.advance(steps)
+        return numbers.random_raw(passed + count * width)[passed:].reshape(count, width)
 
 
 def check_draw(num_candidates: int, seed: int) -> None:
@@ -140,10 +153,13 @@ def _unrank(ranks: np.ndarray, taken: np.ndarray) -> np.ndarray:
     The free item of rank r is r plus the number of taken items below it; the j-th taken item
     (from 0, ascending) lies below it if `taken[j] - j <= r`.
     """
-    items = ranks.copy()
+    # Counted in the smallest numbers that hold the count: four times as many at once as in int32.
+    below = np.zeros(ranks.shape, np.min_scalar_type(len(taken)))
+    lies_below = np.empty(ranks.shape, np.bool_)
     for j, ids in enumerate(taken):
-        items += ids - np.int32(j) <= ranks
-    return items
+        np.less_equal(ids - np.int32(j), ranks, out=lies_below)
+        below += lies_below.view(np.uint8)
+    return ranks + below
 
 
 def _random_order(raw: np.ndarray) -> np.ndarray:

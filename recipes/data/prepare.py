@@ -1,6 +1,8 @@
 """Stage `prepare`: raw files -> interactions, items, examples and frozen candidates."""
 
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ SHARE_SEED = 0
 """Random seed of the order in which `train_share` drops users."""
 REFERENCE_HISTORY = 3
 """The shortest history that the reference trains and evaluates on; counted in the manifest."""
+DRAWING = min(4, os.cpu_count() or 1)
+"""Threads that draw candidates; each needs a few MiB."""
 WRITTEN_AT_ONCE = 2**20
 """Rows of a table written at once, so that memory never holds all histories or candidates."""
 
@@ -275,23 +279,24 @@ def _candidates(
     size, seed, several = config.num_candidates, config.candidate_seed, config.candidate_draws > 1
     row = {"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0}
     schema = _schema(row | ({DRAW: 0} if several else {}))
-    for number in range(config.candidate_draws):
-        streams = [CandidateStream(num_items, size, seed, split, number) for split in SPLITS]
-        for rows in _parts(len(windows.targets)):
-            codes = windows.splits[rows]
-            if number:
-                codes = np.where(codes == TRAIN, np.int8(-1), codes)
-                if (codes < 0).all():
-                    continue
-            drawn = _drawn(windows, rows, codes, streams, negatives)
-            values = {
-                "split": _names(codes),
-                "row": windows.table["row"].to_numpy()[rows],
-                "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
-                "seed": np.full(len(drawn), seed),
-            }
-            values |= {DRAW: np.full(len(drawn), number)} if several else {}
-            yield _used(pa.table(values, schema), codes)
+    with ThreadPoolExecutor(DRAWING) as threads:
+        for number in range(config.candidate_draws):
+            streams = [CandidateStream(num_items, size, seed, split, number) for split in SPLITS]
+            for rows in _parts(len(windows.targets)):
+                codes = windows.splits[rows]
+                if number:
+                    codes = np.where(codes == TRAIN, np.int8(-1), codes)
+                    if (codes < 0).all():
+                        continue
+                drawn = _drawn(windows, rows, codes, streams, negatives, threads)
+                values = {
+                    "split": _names(codes),
+                    "row": windows.table["row"].to_numpy()[rows],
+                    "candidates": _lists(drawn.ravel(), np.full(len(drawn), size)),
+                    "seed": np.full(len(drawn), seed),
+                }
+                values |= {DRAW: np.full(len(drawn), number)} if several else {}
+                yield _used(pa.table(values, schema), codes)
 
 
 def _drawn(
@@ -300,6 +305,7 @@ def _drawn(
     codes: np.ndarray,
     streams: list[CandidateStream],
     negatives: Negatives,
+    threads: ThreadPoolExecutor,
 ) -> np.ndarray:
     """The candidates of a slice of rows: int64 [n, c]; rows of code -1, without a split, have none.
 
@@ -309,15 +315,23 @@ def _drawn(
         codes: int8 [n], split of each row of the slice, as an index into `SPLITS`.
         streams: The stream of each split.
         negatives: Which items of the user are no negatives.
+        threads: The threads that draw.
     """
-    targets = windows.targets[rows]
+    targets, numbers = windows.targets[rows], windows.table["row"].to_numpy()[rows]
     drawn = np.zeros((len(targets), streams[0].num_candidates), np.int64)
-    numbers = np.arange(rows.start, rows.stop)
-    for code, stream in enumerate(streams):
-        own = np.flatnonzero(codes == code)
-        for start in range(0, len(own), BLOCK):
-            at = own[start : start + BLOCK]
-            drawn[at] = stream.draw(_excluded(windows, numbers[at], negatives), targets[at])
+
+    def draw(stream: CandidateStream, at: np.ndarray) -> None:
+        excluded = _excluded(windows, rows.start + at, negatives)
+        drawn[at] = stream.draw(excluded, targets[at], int(numbers[at[0]]))
+
+    blocks = [
+        (stream, own[start : start + BLOCK])
+        for code, stream in enumerate(streams)
+        for own in [np.flatnonzero(codes == code)]
+        for start in range(0, len(own), BLOCK)
+    ]
+    for _ in threads.map(draw, *zip(*blocks, strict=True)):
+        pass
     return drawn
 
 

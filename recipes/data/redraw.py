@@ -34,7 +34,7 @@ def redrawn(data: PreparedData, folder: Path, epoch: int) -> np.ndarray:
         data.num_items, config["num_candidates"], config["candidate_seed"], "train", epoch
     )
     parts = [
-        stream.draw(_excluded(data, rule, rows), split.targets[rows])
+        stream.draw(_excluded(data, rule, rows), split.targets[rows], int(rows[0]))
         for rows in np.split(np.arange(len(split)), range(BLOCK, len(split), BLOCK))
     ]
     return np.concatenate(parts)
