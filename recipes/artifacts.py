@@ -145,7 +145,10 @@ def write_parts(path: Path, parts: Iterable[pa.Table]) -> None:
     with (
         written_whole(path) as temporary,
         pq.ParquetWriter(
-            temporary, first.schema, use_dictionary=others, column_encoding=packed
+            temporary,
+            first.schema,
+            use_dictionary=others,  # pyright: ignore[reportArgumentType]  # names are taken, too
+            column_encoding=packed,
         ) as writer,
         ThreadPoolExecutor(1) as thread,
     ):
