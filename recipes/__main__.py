@@ -44,6 +44,9 @@ commands
 EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes a dataset's
 name that is no experiment's, such as steam; it then writes the tables to data/NAME, or to --out.
 
+`run`, `study`, `recommender`, `adapt` and `evaluate` take --jobs N: as many processes share their
+trainings and predictions, each on its share of the cores. Small models end sooner so.
+
 Your own data: `python -m recipes run recommenders --source FILE` (docs/your_data.md).
 `python -m recipes run EXPERIMENT --help` lists every field. Short forms: {short}.
 """
@@ -62,10 +65,11 @@ def usage() -> str:
 def run_stages(command: str, name: str, overrides: Sequence[str]) -> None:
     """Run all stages (`run`), or the one stage that the command names."""
     # Parsed before the slow import, so that --help answers quickly.
-    experiment = parse_experiment(name, overrides)
+    jobs, fields = _jobs(overrides)
+    experiment = parse_experiment(name, fields)
     from recipes.pipeline import Pipeline
 
-    pipeline = Pipeline.of(experiment)
+    pipeline = Pipeline.of(experiment, jobs=jobs or 1)
     if command == "run":
         pipeline.run_all()
     else:
@@ -91,14 +95,30 @@ def prepare_dataset(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_study(name: str, overrides: Sequence[str]) -> None:
-    """Run `study NAME|FILE.yaml --small --out DIR`."""
+    """Run `study NAME|FILE.yaml --small --out DIR --jobs N`."""
+    jobs, rest = _jobs(overrides)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out")
     parser.add_argument("--small", action="store_true")
-    own, fields = parser.parse_known_args(list(overrides))
+    own, fields = parser.parse_known_args(rest)
     from recipes import study
 
-    study.run_study(study.read_study(name, own.out, fields, small=own.small))
+    found = study.read_study(name, own.out, fields, small=own.small)
+    study.run_study(replace(found, jobs=jobs or found.jobs))
+
+
+def _jobs(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
+    """The value of `--jobs`, and what else was given.
+
+    Raises:
+        ValueError: It is no number from 1.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--jobs")
+    own, rest = parser.parse_known_args(list(overrides))
+    if own.jobs is not None and not (own.jobs.isdecimal() and int(own.jobs)):
+        raise ValueError(f"--jobs {own.jobs}: choose a number of processes, 1 or more")
+    return None if own.jobs is None else int(own.jobs), rest
 
 
 def run_benchmark(name: str, overrides: Sequence[str]) -> None:

@@ -14,8 +14,9 @@ A stage reads only the files of earlier stages. It is skipped while those files 
 are unchanged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recipes.arms import comparison
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
+from recipes.jobs import shared_out
 from recipes.llm.smollm2 import SMOLLM2, check_smollm2
 from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
@@ -35,6 +37,9 @@ from recipes.run import Run
 from recipes.scoring.rows import evaluated_rows
 from recipes.stages import run_stage
 
+Task = tuple[str, str, int]
+"""A training or a prediction: its kind, and the name and seed of a recommender or an arm."""
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -42,9 +47,11 @@ class Pipeline:
 
     run: Run
     arms: tuple[Arm, ...]
+    jobs: int = 1
+    """Number of processes that share trainings and predictions."""
 
     @classmethod
-    def of(cls, experiment: Experiment, shared: Path | None = None) -> "Pipeline":
+    def of(cls, experiment: Experiment, shared: Path | None = None, jobs: int = 1) -> "Pipeline":
         """Check the config of every stage before any stage runs.
 
         A mistake in a late stage's config is thus found before the early stages have done work.
@@ -52,14 +59,17 @@ class Pipeline:
         Args:
             experiment: What to run.
             shared: See `Run`.
+            jobs: Number of processes that share trainings and predictions.
 
         Raises:
             ValueError: A value is impossible; the message names the field and the remedy.
         """
+        if jobs < 1:
+            raise ValueError(f"jobs={jobs}: choose 1 or more")
         check(experiment)
         compared = comparison(experiment)
         evaluating.check_arms(experiment, compared.arms)
-        return cls(Run(experiment, compared.networks, shared), compared.arms)
+        return cls(Run(experiment, compared.networks, shared), compared.arms, jobs)
 
     def prepare(self) -> None:
         """Turn raw files into tables."""
@@ -95,7 +105,7 @@ class Pipeline:
         """Predict with every arm, and compute metrics."""
         with held(self.run.folder):
             preflight(self.run, self.arms)
-            evaluating.evaluate(self.run, self.arms)
+            self._evaluate()
 
     def report(self) -> Mapping[str, Any]:
         """Write the report and print its summary; returns the content of `results.json`."""
@@ -110,7 +120,7 @@ class Pipeline:
             preflight(self.run, self.arms)
             self._recommender()
             self._adapt()
-            evaluating.evaluate(self.run, self.arms)
+            self._evaluate()
             return self._report()
 
     def _prepare(self) -> None:
@@ -134,20 +144,69 @@ class Pipeline:
     def _recommender(self) -> None:
         networks = self.run.networks
         # Sources first, so that a fault of theirs costs no training.
-        for name, seed in sorted(
+        trainings = sorted(
             self.run.trainings, key=lambda training: networks[training[0]].source is None
-        ):
-            self.run.train_network(name, seed)
+        )
+        self._all("recommender", trainings)
 
     def _adapt(self) -> None:
         preflight(self.run, self.arms)
         experiment = self.run.experiment
         if any(arm.method.reads_language_model for arm in self.arms):
             self.run.make_stand_in()
-        for seed in range(experiment.seeds):
-            for arm in self.arms:
-                if seed in arm.method.seeds(experiment, arm.settings):
-                    self._train(arm, seed)
+        trainings = [
+            (arm.name, seed)
+            for seed in range(experiment.seeds)
+            for arm in self.arms
+            if seed in arm.method.seeds(experiment, arm.settings)
+        ]
+        self._all("adapt", trainings)
+
+    def _evaluate(self) -> None:
+        if self.jobs > 1:
+            parts = evaluating.planned_parts(self.run, self.arms)
+            self._share_out([("evaluate", part.arm.name, part.seed) for part in parts])
+        evaluating.evaluate(self.run, self.arms)
+
+    def _all(self, kind: str, named: Sequence[tuple[str, int]]) -> None:
+        """Do tasks of a kind, which do not depend on each other."""
+        tasks = [(kind, name, seed) for name, seed in named]
+        if self.jobs > 1:
+            self._share_out(tasks)
+        for task in tasks:
+            self.do(task)
+
+    def _share_out(self, tasks: Sequence[Task]) -> None:
+        left = [task for task in tasks if not self._is_done(task)]
+        if len(left) > 1:
+            start = partial(_worker, self.run.experiment, self.run.shared)
+            shared_out(start, left, self.jobs, left[0][0])
+
+    def do(self, task: Task) -> None:
+        """Train or predict, unless it is done; the folder's lock is held."""
+        kind, name, seed = task
+        if kind == "recommender":
+            self.run.train_network(name, seed)
+        elif kind == "adapt":
+            self._train(self._arm(name), seed)
+        else:
+            evaluating.predict(self.run, self._arm(name), seed)
+
+    def _is_done(self, task: Task) -> bool:
+        kind, name, seed = task
+        try:
+            if kind == "recommender":
+                self.run.network_record(name, seed)
+            elif kind == "adapt":
+                self._arm(name).method.inputs(self.run, self._arm(name), seed)
+            else:
+                evaluating.predicted(self.run, self._arm(name), seed)
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
 
     def _train(self, arm: Arm, seed: int) -> None:
         stage = arm.method.stage(self.run, arm, seed)
@@ -159,6 +218,11 @@ class Pipeline:
         results = report(self.run, self.arms)
         print((self.run.folder / SUMMARY).read_text(encoding="utf-8"))
         return results
+
+
+def _worker(experiment: Experiment, shared: Path | None) -> Callable[[Task], None]:
+    """What does a task in a process of its own."""
+    return Pipeline.of(experiment, shared).do
 
 
 def check(experiment: Experiment) -> None:

@@ -10,7 +10,8 @@ under `vary` some fields with the values to try. All combinations of these value
 `columns` names the metrics of the table, and `published` figures to hold it against
 (`published.py`). `rivals` names arms that every other adapter is compared with, `notes` says how to
 read the page, and `panels` is a setting by which the figure of curves is divided. `small` holds
-fields that replace the study's own under `--small`, which runs and reports as NAME-small.
+fields that replace the study's own under `--small`, which runs and reports as NAME-small. `jobs`
+is the number of processes that share trainings and predictions, unless `--jobs` says another.
 
 DIR/stages/    stages, which runs share where their settings agree
 DIR/cells/     one run for each combination of the varied values: its evaluation and report
@@ -85,6 +86,8 @@ class Study:
     """A setting of arms by which the figure of curves is divided."""
     notes: tuple[str, ...] = ()
     """How to read the page, in Markdown."""
+    jobs: int = 1
+    """Number of processes that share trainings and predictions."""
 
 
 def read_study(
@@ -108,6 +111,9 @@ def read_study(
     base = yaml_fields(yaml_file(EXPERIMENTS, own.pop("base"), "experiment"))
     vary, title = own.pop("vary", {}), own.get("name") or path.stem
     columns, published = own.pop("columns", []), own.pop("published", None)
+    jobs = own.pop("jobs", 1)
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise ValueError(f"{path}: jobs={jobs!r} must be 1 or more")
     rivals, panels, notes = own.pop("rivals", []), own.pop("panels", None), own.pop("notes", [])
     _check_words(path, rivals=rivals, notes=notes, panels=[] if panels is None else [panels])
     _check_vary(path, vary)
@@ -143,6 +149,7 @@ def read_study(
         rivals=tuple(rivals),
         panels=panels,
         notes=tuple(notes),
+        jobs=jobs,
     )
 
 
@@ -235,7 +242,8 @@ def run_study(study: Study) -> Mapping[str, Any]:
             language model, or another command writes into the study's folder. Nothing has been
             trained then.
     """
-    pipelines = [Pipeline.of(cell.experiment, study.out / "stages") for cell in study.cells]
+    stages = study.out / "stages"
+    pipelines = [Pipeline.of(cell.experiment, stages, study.jobs) for cell in study.cells]
     with held(study.out):
         tried: set[tuple[str, str]] = set()
         for pipeline in pipelines:

@@ -59,9 +59,7 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
     config = run.experiment.evaluate
     resampling = check_config(config)
     parts = planned_parts(run, arms)
-    rows = evaluated_rows(run.data, config)
-    masks = config.mask != "none"
-    masked = Masked.history(run.data, rows) if masks else Masked.nothing()
+    rows, masked = _rows(run)
     folder = run.folder / "evaluate"
     for part in parts:
         predict_part(part, run, rows, masked, config)
@@ -79,6 +77,32 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         write_json(place / MODULATIONS, _modulations(parts))
 
     return run_stage(_stage(run, arms, parts), folder, work)
+
+
+def predict(run: Run, arm: Arm, seed: int) -> Record:
+    """Predict what `evaluate` would predict with an arm and seed, unless it is done already."""
+    (part,) = (part for part in planned_parts(run, [arm]) if part.seed == seed)
+    rows, masked = _rows(run)
+    return predict_part(part, run, rows, masked, run.experiment.evaluate)
+
+
+def predicted(run: Run, arm: Arm, seed: int) -> Record:
+    """The record of `predict`.
+
+    Raises:
+        FileNotFoundError: Nothing has been predicted, or an earlier stage has not been run.
+        ValueError: That was done with other settings.
+    """
+    (part,) = (part for part in planned_parts(run, [arm]) if part.seed == seed)
+    return part_record(part)
+
+
+def _rows(run: Run) -> tuple[EvaluatedRows, Masked]:
+    """The rows to evaluate, and what their rankings leave out."""
+    config = run.experiment.evaluate
+    rows = evaluated_rows(run.data, config)
+    masks = config.mask != "none"
+    return rows, Masked.history(run.data, rows) if masks else Masked.nothing()
 
 
 def evaluated_record(run: Run, arms: Sequence[Arm]) -> Record:

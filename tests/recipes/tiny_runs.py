@@ -35,6 +35,7 @@ class Runs:
     """
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder / "run"
         self.experiment = folder / "tiny.yaml"
         self.experiment.write_text(TINY)
