@@ -11,10 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +46,8 @@ class PrepareBenchConfig(BenchConfig):
     rows: int = 25_000_000
     """Number of interactions at the larger size; the smaller size is a quarter of it."""
     rounds: int = 3
-    protocol: str = "chronological"
-    """Protocol of the dataset `lastfm`; all but `llara` also sort by time, and draw the order of
+    protocols: list[str] = field(default_factory=lambda: list(lastfm.LastFM.protocols))
+    """Protocols of the dataset `lastfm`; all but `llara` also sort by time, and draw the order of
     equal times."""
     shuffled: bool = False
     """Write the rows in random order; the official file is sorted by user and item."""
@@ -61,53 +60,72 @@ class PrepareBenchConfig(BenchConfig):
         if self.rows < 40_000:
             raise ValueError(f"rows={self.rows} is too few to measure: use 40,000 or more")
         known = lastfm.LastFM.protocols
-        if self.protocol not in known:
-            raise ValueError(f"protocol={self.protocol!r}: choose one of {', '.join(known)}")
-        if self.shuffled and self.protocol == "llara":
-            raise ValueError("shuffled=true: protocol=llara reads sorted rows alone; leave it out")
+        for protocol in self.protocols:
+            if protocol not in known:
+                raise ValueError(f"protocols: {protocol!r}: choose from {', '.join(known)}")
+        if self.shuffled and "llara" in self.protocols:
+            raise ValueError("shuffled=true: protocol llara reads sorted rows alone; leave it out")
 
 
 def run(config: PrepareBenchConfig) -> list[Figure]:
-    """Measure both sizes in turn, `rounds` times."""
+    """Measure both sizes under every protocol in turn, `rounds` times."""
     sizes = (config.rows // 4, config.rows)
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    memory: dict[int, list[float]] = {size: [] for size in sizes}
-    cpu: dict[int, list[float]] = {size: [] for size in sizes}
+    taken: dict[tuple[str, int], list[Mapping[str, float]]] = {
+        (protocol, size): [] for protocol in config.protocols for size in sizes
+    }
     with tempfile.TemporaryDirectory(dir=config.folder) as temporary:
         folders = {size: Path(temporary) / str(size) for size in sizes}
         for size, folder in folders.items():
             write_raw(folder, size, config.shuffled)
         for _ in range(config.rounds):
-            for size, folder in folders.items():
-                found = in_a_process_of_its_own(config, folder)
-                if found["interactions"] < 0.99 * size:  # rare items are left out
-                    raise ValueError(f"{found['interactions']} of {size} interactions came through")
-                seconds[size].append(found["seconds"])
-                memory[size].append(found["bytes"])
-                cpu[size].append(found["cpu_seconds"])
-    small, large = sizes
-    pairs = zip(seconds[large], seconds[small], strict=True)
-    name = f"{large:,} interactions"
-    times = {f"{size:,}": median(seconds[size]) for size in sizes}
+            for (protocol, size), found in taken.items():
+                found.append(in_a_process_of_its_own(config, folders[size], protocol))
+                if found[-1]["interactions"] < 0.99 * size:  # rare items are left out
+                    raise ValueError(f"{found[-1]['interactions']} of {size} came through")
     figures = [
-        _figure(f"prepare {name}", f"{SECONDS} s", [t / SECONDS for t in seconds[large]], 1.0),
-        _figure(
-            f"peak memory of {name}", f"{GIB} GiB", [b / 2**30 / GIB for b in memory[large]], 1.0
-        ),
-        _figure(
-            "time of an interaction",
-            f"of {small:,}",
-            [(a / large) / (b / small) for a, b in pairs],
-            1.2,
-        ),
+        figure
+        for protocol in config.protocols
+        for figure in _figures(protocol, sizes, [taken[protocol, size] for size in sizes])
     ]
-    figures = [replace(figure, seconds=times) for figure in figures]
     notes: dict[str, object] = {
-        "GiB": {f"{size:,}": median(memory[size]) / 2**30 for size in sizes},
-        "CPU seconds": {f"{size:,}": median(cpu[size]) for size in sizes},
+        f"{protocol}, {size:,} interactions": {
+            "GiB": median(one["bytes"] for one in found) / 2**30,
+            "CPU seconds": median(one["cpu_seconds"] for one in found),
+        }
+        for (protocol, size), found in taken.items()
     }
     publish("prepare", config, figures, notes)
     return figures
+
+
+def _figures(
+    protocol: str, sizes: tuple[int, int], taken: list[list[Mapping[str, float]]]
+) -> list[Figure]:
+    """Time, memory and linearity of a protocol, from the readings at both sizes."""
+    small, large = sizes
+    few, many = taken
+    seconds = {
+        f"{size:,}": median(one["seconds"] for one in found)
+        for size, found in zip(sizes, taken, strict=True)
+    }
+    pairs = zip(many, few, strict=True)
+    name = f"{large:,} interactions, {protocol}"
+    figures = [
+        _figure(f"prepare {name}", f"{SECONDS} s", [one["seconds"] / SECONDS for one in many], 1.0),
+        _figure(
+            f"peak memory of {name}",
+            f"{GIB} GiB",
+            [one["bytes"] / 2**30 / GIB for one in many],
+            1.0,
+        ),
+        _figure(
+            f"time of an interaction, {protocol}",
+            f"of {small:,}",
+            [(a["seconds"] / large) / (b["seconds"] / small) for a, b in pairs],
+            1.2,
+        ),
+    ]
+    return [replace(figure, seconds=seconds) for figure in figures]
 
 
 def _figure(what: str, against: str, ratios: list[float], target: float) -> Figure:
@@ -170,29 +188,31 @@ def _write(path: Path, columns: dict[str, object]) -> None:
     csv.write_csv(pa.table(columns), path, options)
 
 
-def in_a_process_of_its_own(config: PrepareBenchConfig, source: Path) -> dict[str, float]:
+def in_a_process_of_its_own(
+    config: PrepareBenchConfig, source: Path, protocol: str
+) -> dict[str, float]:
     """Prepare `source` in a new process; returns the result of `measured`."""
-    command = [sys.executable, "-m", __name__, str(source), json.dumps(asdict(config), default=str)]
+    command = [sys.executable, "-m", __name__, str(source), str(config.threads), protocol]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"prepare failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(source: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+def measured(source: Path, threads: int, protocol: str) -> dict[str, float]:
     """Prepare `source` in this process.
 
-    A second thread writes the tables part by part; it takes about a quarter of the CPU time.
+    Further threads draw candidates and write the tables; `threads` limits pyarrow's alone.
 
     Returns:
         `seconds`, `cpu_seconds`, peak `bytes` and the number of `interactions`.
     """
-    pa.set_cpu_count(int(settings["threads"]))
+    pa.set_cpu_count(threads)
     for name in lastfm.OFFICIAL_ROWS:
         with (source / name).open("rb") as stream:
             blocks = iter(lambda: stream.read(2**20), b"")
             lastfm.OFFICIAL_ROWS[name] = sum(block.count(b"\n") for block in blocks) - 1
-    chosen = PrepareConfig(dataset="lastfm", protocol=settings["protocol"], source=str(source))
+    chosen = PrepareConfig(dataset="lastfm", protocol=protocol, source=str(source))
     took: list[float] = []
 
     def work(folder: Path) -> None:
@@ -215,4 +235,4 @@ def measured(source: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(Path(sys.argv[1]), json.loads(sys.argv[2]))))
+    print(json.dumps(measured(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))

@@ -1,6 +1,5 @@
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,8 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """This project's sides run here: starting Python with torch takes longer than the work."""
     official, in_a_process = dict(lastfm.OFFICIAL_ROWS), recommender.in_a_process
 
-    def measured(config: PrepareBenchConfig, source: Path) -> dict[str, float]:
-        return prepare.measured(source, asdict(config))
+    def measured(config: PrepareBenchConfig, source: Path, protocol: str) -> dict[str, float]:
+        return prepare.measured(source, config.threads, protocol)
 
     def side(command: list[str], data: Path, settings: Path) -> dict:
         if command[1] == "-m":
@@ -163,25 +162,31 @@ def test_raw_files_hold_the_asked_count_of_different_pairs(tmp_path: Path, shuff
 def test_the_prepare_benchmark_measures_two_sizes(tmp_path: Path) -> None:
     out = tmp_path / "prepare.json"
     command = ["bench", "prepare", "--rows=160_000", "--threads=1", f"--folder={tmp_path}"]
-    assert main([*command, f"--out={out}"]) == 0
-    time, memory, linear = read(out)["figures"]
+    protocols = ["leave-one-out", "llara"]
+    assert main([*command, f"--protocols={json.dumps(protocols)}", f"--out={out}"]) == 0
+    figures, notes = read(out)["figures"], read(out)["notes"]
+    assert [figure["what"].split(", ")[-1] for figure in figures[::3]] == protocols
+    time, memory, linear = figures[:3]
     assert time["ratio"] == pytest.approx(time["seconds"]["160,000"] / 120)
     assert time["met"] and memory["met"]
-    assert memory["ratio"] * 6 == pytest.approx(read(out)["notes"]["GiB"]["160,000"])
+    gib = notes["leave-one-out, 160,000 interactions"]["GiB"]
+    assert memory["ratio"] * 6 == pytest.approx(gib)
     assert linear["ratio"] > 0 and linear["target"] == 1.2
     assert [path.name for path in tmp_path.iterdir()] == ["prepare.json"]
 
 
-def test_a_prepare_benchmark_of_too_few_rows_is_refused() -> None:
+def test_impossible_settings_of_the_prepare_benchmark_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rows=1000 is too few"):
         PrepareBenchConfig(rows=1000)
+    with pytest.raises(ValueError, match="protocols: 'own'"):
+        PrepareBenchConfig(protocols=["own"])
 
 
 @pytest.mark.slow
 def test_each_side_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", 40_000)
     config = PrepareBenchConfig(rows=40_000, threads=1)
-    found = prepare.in_a_process_of_its_own(config, tmp_path / "raw")
+    found = prepare.in_a_process_of_its_own(config, tmp_path / "raw", "chronological")
     assert found["interactions"] > 39_600 and found["seconds"] > 0 and found["bytes"] > 2**26
     data, settings = tmp_path / "data.json", tmp_path / "settings.json"
     chosen = {name: getattr(RecommenderConfig(epochs=2), name) for name in recommender.SHARED}
