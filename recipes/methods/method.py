@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from recipes.about import About
 from recipes.experiment import EvaluateConfig, Experiment
+from recipes.llm.duration import measurement_settings
 from recipes.records import Stage
 from recipes.run import Network, Run
 from recipes.scoring.predictions import Predictions, Scorer
@@ -172,6 +173,6 @@ def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     adapt = run.experiment.adapt
     key = [run.prepare_key, run.llm_key, adapt.logging_steps, arm.method.name]
     key += [dict(arm.settings), seed]
-    key += [adapt.validate_at, adapt.validate_rows] if adapt.validate_at else []
+    key += [measurement_settings(adapt)]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{trained_name(arm, seed)}", key)

@@ -22,6 +22,7 @@ def caveats(results: Results) -> list[str]:
     found += _ranked_among(evaluated)
     if evaluated["split"] == "val":
         found.append(_selected_on_these(results))
+    found += _chosen_step(results)
     found += _unequal_training(results)
     found += _weak_methods(results)
     if evaluated["num_users"] < FEW_USERS:
@@ -128,6 +129,25 @@ def _selected_on_these(results: Results) -> str:
         "So the figures flatter every arm that reads a recommender, and must not be set beside "
         "figures of the test split (`evaluate.split`)."
     )
+
+
+def _chosen_step(results: Results) -> list[str]:
+    """Which steps were chosen on validation, and whether that helped to choose for these rows."""
+    adapt, trainings = results["config"]["adapt"], results.get("trainings", {})
+    if adapt.get("keep", "last") == "last" or not trainings:
+        return []
+    listed = "; ".join(
+        f"{arms_of(results)[name]['title']} "
+        + ", ".join(f"{one['kept']:,} of {one['planned']:,}" for one in own)
+        for name, own in trainings.items()
+    )
+    same = results["evaluated"]["split"] == "val"
+    flatters = " **These rows are of the same split**, so its figures flatter." if same else ""
+    return [
+        f"Each adapter is that of the step with the highest HitRatio@1 on "
+        f"{adapt['validate_rows']:,} validation rows (or all, if there are fewer): {listed}."
+        f"{flatters}"
+    ]
 
 
 def _unequal_training(results: Results) -> list[str]:

@@ -11,7 +11,7 @@ from recipes.datasets import DATASETS
 from recipes.evaluation.evaluate import GATES, METRICS, MODULATIONS, evaluated_record
 from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import stand_in_description
-from recipes.llm.train_adapter import LOSS, PARAMETERS, VALIDATION
+from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
 from recipes.methods.method import Arm, arm_folder, trained_name
 from recipes.records import Record, read_record, required_record
 from recipes.report.caveats import caveats
@@ -47,6 +47,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "gates": read_json(evaluation / GATES),
         "modulations": read_json(evaluation / MODULATIONS),
         "curves": curves(run, arms),
+        "trainings": trainings(run, arms),
         "trainable_parameters": trainable_parameters(run, arms),
         "seeds": {
             "adapters": sorted(set(adapted.values())),
@@ -142,6 +143,16 @@ def curves(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, list[Any]]]:
             path = arm_folder(run, arm, seed) / name
             if path.exists() and (curve := read_json(path)):
                 found.setdefault(arm.name, {}).setdefault(kind, []).append(curve)
+    return found
+
+
+def trainings(run: Run, arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
+    """Steps of each adapter: arm -> for each seed, what `training.json` holds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm, seed in trained(run, arms):
+        path = arm_folder(run, arm, seed) / TRAINING
+        if path.exists():
+            found.setdefault(arm.name, []).append({"seed": seed, **read_json(path)})
     return found
 
 
