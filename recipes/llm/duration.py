@@ -8,7 +8,7 @@ from recipes.experiment import AdaptConfig, AdapterSettings
 
 
 def steps_of_epoch(settings: AdapterSettings, num_rows: int) -> int:
-    """Optimiser steps of one pass over `num_rows` train windows; the last may have fewer prompts."""
+    """Optimiser steps of one pass over `num_rows` train windows, the last with fewer prompts."""
     return math.ceil(num_rows / settings.batch_size)
 
 

@@ -40,7 +40,7 @@ adapt:
   stand_in:
     {hidden_size: 16, num_heads: 2, num_layers: 1, intermediate_size: 16, max_steps: 5,
      batch_size: 4}
-evaluate: {bootstrap_samples: 100, max_new_tokens: 4}
+evaluate: {rows: last, bootstrap_samples: 100, max_new_tokens: 4}
 """
 
 
