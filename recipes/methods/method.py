@@ -6,7 +6,7 @@ A method that trains nothing overrides only `scorer`, and `configure` if it has 
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ class Arm:
     """Identifies the arm in folder names and tables: `ilora`, `ilora,num_experts=8`."""
     method: "Method"
     given: Mapping[str, Any]
-    """The arm's own settings, as the user wrote them."""
+    """The arm's own settings, as the user wrote them, but for `tune`."""
     settings: Mapping[str, Any]
     """All settings that determine the arm's result, and no others."""
 
@@ -115,6 +115,10 @@ class Method:
         """The recommenders whose vectors the arm reads: names of arms or of recommenders."""
         return ()
 
+    def trials(self, arm: Arm) -> tuple[Arm, ...]:
+        """The arms to train before this one, which chooses among them."""
+        return ()
+
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage | None:
         """The arm's training in the stage `adapt`; None if it trains nothing there."""
         return None
@@ -161,6 +165,11 @@ class Method:
     ) -> Predictions:
         """Predictions for the rows, whose targets a method must not use: by default, scores."""
         return Predictions(self.scorer(run, arm, seed)(rows))
+
+
+def trained_alone(arms: Iterable[Arm]) -> list[Arm]:
+    """Arms with those that choose among trials replaced by these."""
+    return [one for arm in arms for one in arm.method.trials(arm) or (arm,)]
 
 
 def trained_name(arm: Arm, seed: int) -> str:

@@ -176,12 +176,12 @@ def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, s
         Setting -> its value as text -> the titles of the arms that have it, for every setting of
         `AdapterSettings` or source of vectors that is not the same in all of them.
     """
-    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender"]
+    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender", "num_trials"]
     found = {}
     for name in names:
         values: dict[str, list[str]] = {}
         for arm in arms:
-            value = arm["settings"].get(name)
+            value = arm["settings"].get(name, 1 if name == "num_trials" else None)
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             values.setdefault(text, []).append(arm["title"])
         if len(values) > 1:

@@ -13,6 +13,7 @@ from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import stand_in_description
 from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
 from recipes.methods.method import Arm, arm_folder, trained_name
+from recipes.methods.tuned import TUNING
 from recipes.records import Record, read_record, required_record
 from recipes.report.caveats import caveats
 from recipes.run import Run
@@ -47,7 +48,8 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "gates": read_json(evaluation / GATES),
         "modulations": read_json(evaluation / MODULATIONS),
         "curves": curves(run, arms),
-        "trainings": trainings(run, arms),
+        "trainings": of_each_seed(run, arms, TRAINING),
+        "tuning": of_each_seed(run, arms, TUNING),
         "trainable_parameters": trainable_parameters(run, arms),
         "seeds": {
             "adapters": sorted(set(adapted.values())),
@@ -91,11 +93,12 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
         own = seed == run.networks[name].config.seed
         label = f"recommender {name}" if own else f"recommender {name} seed {seed}"
         records[label] = run.network_record(name, seed)
-    for arm, seed in trained(run, arms):
-        stage = arm.method.stage(run, arm, seed)
-        assert stage is not None
-        folder = arm_folder(run, arm, seed)
-        records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
+    for chosen, seed in trained(run, arms):
+        for arm in (*chosen.method.trials(chosen), chosen):
+            stage = arm.method.stage(run, arm, seed)
+            assert stage is not None
+            folder = arm_folder(run, arm, seed)
+            records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
     return records | {"evaluate": evaluated_record(run, arms)}
 
 
@@ -146,11 +149,11 @@ def curves(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-def trainings(run: Run, arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
-    """Steps of each adapter: arm -> for each seed, what `training.json` holds."""
+def of_each_seed(run: Run, arms: Sequence[Arm], name: str) -> dict[str, list[dict[str, Any]]]:
+    """A JSON file of each training: arm -> for each seed `seed` and the file's fields."""
     found: dict[str, list[dict[str, Any]]] = {}
     for arm, seed in trained(run, arms):
-        path = arm_folder(run, arm, seed) / TRAINING
+        path = arm_folder(run, arm, seed) / name
         if path.exists():
             found.setdefault(arm.name, []).append({"seed": seed, **read_json(path)})
     return found
