@@ -170,7 +170,8 @@ one's own (`custom`).
 
 def arms_of(method: Method) -> str:
     """What `--arms` takes for a row; a mixture of experts is scaled as the paper's preset does."""
-    mixes = isinstance(method, ILoRA) and "gate_form" not in method.fixed_options
+    own = {"gate_form", "scaling_rank"}
+    mixes = isinstance(method, ILoRA) and not own & (method.derived | method.fixed_options.keys())
     return f"[{{method: {method.name}{', scaling_rank: total' if mixes else ''}}}]"
 
 

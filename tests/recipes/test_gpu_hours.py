@@ -28,7 +28,7 @@ def test_the_page_is_what_the_program_writes(program):
 
 
 def test_weights_are_those_of_llama_2_7b(program):
-    """6,738,415,616 parameters, less embeddings and head (131,072,000 each) and 266,240 of norms."""
+    """6,738,415,616 parameters less embeddings and head (131,072,000 each) and 266,240 of norms."""
     assert program.WEIGHTS == 6_738_415_616 - 2 * 131_072_000 - 266_240
     assert program.adapter_weights(16) == 39_976_960
 
