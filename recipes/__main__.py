@@ -13,6 +13,7 @@ from recipes.bench import BENCHMARKS
 from recipes.experiment import PrepareConfig
 from recipes.experiment_files import (
     EXPERIMENTS,
+    PRESETS,
     SHORT,
     STUDIES,
     parse_experiment,
@@ -42,11 +43,12 @@ commands
   bench        NAME: measure speed and memory ({benchmarks})
 
 EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes a dataset's
-name that is no experiment's, such as steam; it then writes the tables to data/NAME, or to --out.
+name that is no experiment's, such as steam-reviews; the tables are then in data/NAME, or --out.
 
 `run`, `study`, `recommender`, `adapt` and `evaluate` take --jobs N: as many processes share their
 trainings and predictions, each on its share of the cores. Small models end sooner so.
 
+`--preset NAME` takes the settings of paper or reference ({presets}).
 Your own data: `python -m recipes run recommenders --source FILE` (docs/your_data.md).
 `python -m recipes run EXPERIMENT --help` lists every field. Short forms: {short}.
 """
@@ -58,6 +60,7 @@ def usage() -> str:
         benchmarks=", ".join(BENCHMARKS),
         experiments=", ".join(shipped(EXPERIMENTS)),
         studies=", ".join(shipped(STUDIES)),
+        presets=", ".join(shipped(PRESETS)),
         short=", ".join(f"{short} = {long}" for short, long in SHORT.items()),
     )
 

@@ -10,6 +10,7 @@ from recipes.llm.stand_in import STAND_IN
 from recipes.methods import METHODS
 from recipes.methods.method import Arm, Method, folder_name, shown
 from recipes.methods.recommender_methods import NetworkMethod
+from recipes.methods.tuned import TUNE, Tuned
 from recipes.run import Network, seeded_name, title_form
 
 BASELINES = ("random", "popularity")
@@ -87,6 +88,8 @@ def _arm(experiment: Experiment, entry: dict[str, Any]) -> Arm:
     if not isinstance(entry.get("method"), str):
         raise ValueError(f"arm {entry} names no method: write {{method: ilora, ..}}")
     method = METHODS[entry.pop("method")]
+    if TUNE in entry:
+        method = Tuned(method, entry.pop(TUNE))
     name = entry.pop("name", None)
     settings = method.configure(experiment, entry)
     chosen = _default_name(method.name, entry) if name is None else _checked_name(method, name)

@@ -5,12 +5,13 @@ can be overridden on the command line (`--adapt.max_steps 100`). Fields are docu
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from recipes.ranges import Count, Decay, Dropout, Number, Range, Rate, Seed
 
 Precision = Literal["fp32", "bf16"]
+Mistake = Literal["curriculum-restarts", "curriculum-reversed", "text-only-test"]
 
 
 @dataclass(kw_only=True)
@@ -296,8 +297,11 @@ class AdapterSettings:
     train_windows: Count | None = None
     """Train on this many of the train windows, evenly spaced; None takes all."""
 
-    max_steps: Count = 600
-    """Number of optimiser steps."""
+    max_steps: Count | None = 600
+    """Number of optimiser steps; None where `epochs` says how long to train."""
+
+    epochs: Rate | None = None
+    """Passes over the train windows (paper: 5), in place of `max_steps`."""
 
     batch_size: Count = 32
     """Prompts in an optimiser step."""
@@ -307,6 +311,10 @@ class AdapterSettings:
 
     learning_rate: Rate = 1e-3
     """Peak learning rate of adapter and projector (5 % warm-up, then cosine decay)."""
+
+    learning_rate_floor: Annotated[float, Range(0, 1, open="high")] = 0.0
+    """Learning rate at the start of the warm-up and at the end of the decay, as a share of
+    `learning_rate` (paper: 0.01)."""
 
     weight_decay: Decay = 1e-5
     """Weight decay of projector and gate (reference: 1e-5); the adapter has none."""
@@ -321,6 +329,12 @@ class AdapterSettings:
     redraw_candidates: bool = True
     """Draw new candidates for the train windows in each epoch after the first, from the seed of
     the frozen ones (reference: at every access). False keeps the frozen ones."""
+
+    mistakes: list[Mistake] = field(default_factory=list)
+    """Mistakes of the reference implementation to repeat: `curriculum-restarts`: the curriculum
+    counts the steps of each epoch anew, so a batch is hybrid with probability 1 / epochs at most;
+    `curriculum-reversed`: it goes from hybrid to text-only batches; `text-only-test`: evaluation
+    leaves the slots of items unfilled."""
 
 
 @dataclass(kw_only=True)
@@ -363,10 +377,21 @@ class AdaptConfig(GatedSettings):
 
     validate_at: list[Count] = field(default_factory=list)
     """Optimiser steps after which HitRatio@1 on the validation split is measured, for the report's
-    curves. Nothing is chosen by it."""
+    curves. Nothing is chosen by it, unless `keep` is `best`."""
+
+    validate_every: Rate | None = None
+    """It is also measured each time that so many epochs are over; 0.5 is twice an epoch."""
 
     validate_rows: Annotated[int, Range(2)] = 1000
     """How many rows of validation are ranked each time, evenly spaced."""
+
+    keep: Literal["last", "best"] = "last"
+    """Which adapter a training leaves: that of its last step, or of the measured step with the
+    highest HitRatio@1 on validation, the first of equals. The last step is then measured too."""
+
+    patience: Count | None = None
+    """With `keep: best`, training stops after this many measurements in a row without a higher
+    HitRatio@1; None trains to the end."""
 
     report_to: list[str] = field(default_factory=list)
     """Experiment trackers of the Trainer, such as `tensorboard` or `wandb`."""
@@ -382,9 +407,12 @@ class EvaluateConfig:
     split: Literal["val", "test"] = "test"
     """The split to evaluate on."""
 
-    rows: Literal["last", "first", "all"] = "last"
+    rows: Literal["last", "first", "all"] | None = None
     """`last`: each user's last window of the split, as in the paper; `first`: the first; `all`:
-    every window, with intervals clustered by user."""
+    every window, with intervals clustered by user. None takes `last` under `prepare.protocol:
+    llara`, as the paper does, and `all` under the others. On LastFM, LLaRA's last rows run against
+    any learned prior (HitRatio@1 of popularity .049, of its reverse .173), while over all 2,495
+    windows co-occurrence has .467; so a comparison under `llara` should also be made with `all`."""
 
     candidates: Literal["sampled", "catalogue"] = "sampled"
     """What the target is ranked among: the row's frozen candidates, or all items."""
@@ -453,3 +481,9 @@ class Experiment:
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        """Settle which rows are evaluated, if the experiment does not say."""
+        if self.evaluate.rows is None:
+            rows = "last" if self.prepare.protocol == "llara" else "all"
+            self.evaluate = replace(self.evaluate, rows=rows)

@@ -1,6 +1,8 @@
 """Reads experiments and studies from YAML, by shipped name or by path.
 
-Every field can be overridden on the command line.
+Every field can be overridden on the command line. `--preset NAME` puts the fields of
+`presets/NAME.yaml` over an experiment's, and over these what the file's block `datasets` has for
+the experiment's dataset. The run is then named EXPERIMENT-NAME, as its folder is.
 """
 
 import tempfile
@@ -17,6 +19,8 @@ from recipes.experiment import Experiment
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 STUDIES = Path(__file__).parent / "studies"
+PRESETS = Path(__file__).parent / "presets"
+PRESET = "--preset"
 SHORT = {
     "--source": "--prepare.source",
     "--protocol": "--prepare.protocol",
@@ -61,7 +65,16 @@ def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:
 
 
 def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
-    """An experiment from the fields that a YAML file would hold, with command-line overrides."""
+    """An experiment from the fields that a YAML file would hold, with command-line overrides.
+
+    Raises:
+        ValueError: A preset is named, a field is unknown, or a value is impossible.
+    """
+    if _preset_of(overrides)[0] is not None:
+        raise ValueError(
+            f"{PRESET} replaces the arms of an experiment, and a study has its own: write the "
+            "preset's fields into the study's file"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "experiment.yaml"
         path.write_text(yaml.safe_dump(dict(fields), sort_keys=False), encoding="utf-8")
@@ -69,20 +82,78 @@ def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Expe
 
 
 def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
-    parser = parser_for(command)
-    parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
-    parser.add_class_arguments(Experiment)
-    spelled = _spelled_out(overrides)
+    preset, spelled = _preset_of(_spelled_out(overrides))
     for file in (path, *_config_files(spelled)):
         _refuse_no_sections(yaml_fields(file), Experiment)  # errors of the first name the file
-    parsed = vars(parser.instantiate(parser.parse_args(["--config", str(path), *spelled])))
-    parsed.pop("config")
-    experiment = Experiment(**parsed)
-    _refuse_missing(experiment)
+    experiment = _read(command, [path], spelled)
+    if preset is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            over = Path(folder) / "preset.yaml"
+            fields = _preset_fields(preset, experiment)
+            over.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+            experiment = _read(command, [path, over], spelled)
     flags = {argument.partition("=")[0] for argument in spelled}
     if "--adapt.methods" in flags and experiment.arms is not None:
         raise ValueError("--methods has no effect beside `arms`: give --arms, or leave it out")
     return experiment
+
+
+def _read(command: str, paths: Sequence[Path], arguments: Sequence[str]) -> Experiment:
+    """The experiment of some files, a later one over an earlier one, and of arguments over all."""
+    parser = parser_for(command)
+    parser.add_argument("--config", action="config", help="a further YAML, over the experiment's")
+    parser.add_argument(
+        PRESET,
+        help=f"settings of paper or reference: {', '.join(shipped(PRESETS))}, or a YAML file",
+    )
+    parser.add_class_arguments(Experiment)
+    files = [word for path in paths for word in ("--config", str(path))]
+    parsed = vars(parser.instantiate(parser.parse_args([*files, *arguments])))
+    for name in ("config", PRESET.removeprefix("--")):
+        parsed.pop(name)
+    experiment = Experiment(**parsed)
+    _refuse_missing(experiment)
+    return experiment
+
+
+def _preset_fields(name: str, experiment: Experiment) -> dict[str, Any]:
+    """The fields that a preset puts over an experiment's.
+
+    Raises:
+        ValueError: There is no such preset, or it has nothing for the experiment's dataset.
+    """
+    path = yaml_file(PRESETS, name, "preset")
+    fields, dataset = yaml_fields(path), experiment.prepare.dataset
+    own = fields.pop("datasets", {dataset: {}})
+    if not isinstance(own, Mapping) or not all(isinstance(one, Mapping) for one in own.values()):
+        raise ValueError(f"{path}: datasets={own!r} must hold a block of fields for each dataset")
+    if dataset not in own:
+        raise ValueError(
+            f"{PRESET} {name} has no settings for the dataset {dataset!r}; it has some for "
+            f"{', '.join(own)}"
+        )
+    named = {key: f"{getattr(experiment, key)}-{path.stem}" for key in ("name", "out")}
+    fields = merged({**named, **fields}, own[dataset])
+    _refuse_no_sections(fields, Experiment)
+    return fields
+
+
+def _preset_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The preset that arguments name, the last one, and the arguments without it.
+
+    Raises:
+        ValueError: A preset has no name.
+    """
+    rest, found, words = [], None, iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != PRESET:
+            rest.append(word)
+            continue
+        found = value if equals else next(words, "")
+        if not found or found.startswith("--"):
+            raise ValueError(f"{PRESET} has no name: choose one of {', '.join(shipped(PRESETS))}")
+    return found, rest
 
 
 def _refuse_no_sections(fields: Mapping[str, Any], section: type, prefix: str = "") -> None:

@@ -3,7 +3,7 @@
 import json
 
 from recipes.datasets import DATASETS
-from recipes.experiment_files import EXPERIMENTS, STUDIES, shipped
+from recipes.experiment_files import EXPERIMENTS, PRESETS, STUDIES, shipped
 from recipes.methods import METHODS
 from recipes.recommenders import RECOMMENDERS
 
@@ -15,6 +15,7 @@ def entries() -> dict[str, dict[str, str]]:
         "recommenders": {name: entry.summary for name, entry in RECOMMENDERS.items()},
         "methods": {name: entry.summary for name, entry in METHODS.items()},
         "experiments": shipped(EXPERIMENTS),
+        "presets": shipped(PRESETS),
         "studies": shipped(STUDIES),
     }
 

@@ -28,7 +28,7 @@ from recipes.jobs import shared_out
 from recipes.llm.smollm2 import SMOLLM2, check_smollm2
 from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
-from recipes.methods.method import Arm, arm_folder
+from recipes.methods.method import Arm, arm_folder, trained_alone
 from recipes.preflight import preflight
 from recipes.ranges import check_ranges
 from recipes.recommenders.train import check_fits
@@ -134,7 +134,7 @@ class Pipeline:
         for network in self.run.networks.values():
             if network.source is None:  # else nothing is trained
                 check_fits(network.config, data)
-        for arm in self.arms:
+        for arm in trained_alone(self.arms):
             if arm.settings.get("min_history", 0) > longest:
                 raise ValueError(
                     f"{arm.name}: min_history={arm.settings['min_history']} leaves no training "
@@ -209,6 +209,8 @@ class Pipeline:
         return next(arm for arm in self.arms if arm.name == name)
 
     def _train(self, arm: Arm, seed: int) -> None:
+        for trial in arm.method.trials(arm):
+            self._train(trial, seed)
         stage = arm.method.stage(self.run, arm, seed)
         if stage is not None:
             folder = arm_folder(self.run, arm, seed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from recipes.evaluation.parts import is_finished
 from recipes.llm.frozen_prefix import check_frozen_prefix
 from recipes.methods.adapter import AdapterMethod
-from recipes.methods.method import Arm
+from recipes.methods.method import Arm, trained_alone
 from recipes.run import Run
 from recipes.scoring.probe import check_language_model
 
@@ -47,7 +47,7 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
 def _first_layers(run: Run, arms: Sequence[Arm]) -> set[int]:
     """The layers that read kept states."""
     found = set()
-    for arm in arms:
+    for arm in trained_alone(arms):
         if isinstance(arm.method, AdapterMethod):
             found.add(arm.method.first_layer(run, arm))
     return found - {None}

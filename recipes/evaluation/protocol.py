@@ -38,7 +38,7 @@ class Protocol:
     @property
     def scope(self) -> str:
         """Rows and average where they are not the defaults, such as `, mean over users`."""
-        return ROWS[self.config.rows] + AVERAGES[self.config.average]
+        return ROWS[self.config.rows or "last"] + AVERAGES[self.config.average]
 
     @property
     def words(self) -> str:

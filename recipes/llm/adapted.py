@@ -40,6 +40,7 @@ class AdaptedModel(PromptedModel):
         prompt_history: How many of the newest history items a prompt shows, as in training.
         user_slot: Whether the prompt has a user slot, as in training.
         slots: Whether it has slots after titles.
+        hybrid_prompts: False leaves these slots unfilled (`text-only-test`).
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class AdaptedModel(PromptedModel):
         prompt_history: int,
         user_slot: bool,
         slots: bool = True,
+        hybrid_prompts: bool = True,
     ) -> None:
         super().__init__(hybrid.runner, store)
         self.hybrid = hybrid
         self._vectors = vectors
         self._layout = prompt_history, user_slot, slots
+        self._hybrid_prompts = hybrid_prompts
 
     def prompts(self, split: SplitName) -> EncodedPrompts:
         """Hybrid prompts."""
@@ -66,9 +69,10 @@ class AdaptedModel(PromptedModel):
         """Embeddings of the prompts' tokens with filled slots, and what routes the adapter."""
         batch = self.batch(split, rows)
         users = self._users(split, np.asarray(rows, dtype=np.int64))
-        embeds = self.hybrid.embed(batch["input_ids"], batch["slot_items"], users, hybrid=True)
+        hybrid, slots = self._hybrid_prompts, batch["slot_items"]
+        embeds = self.hybrid.embed(batch["input_ids"], slots, users, hybrid)
         routing = self.hybrid.routing(users, embeds, batch["attention_mask"])
-        filling = partial(self.hybrid.filling, batch["slot_items"], users)
+        filling = partial(self.hybrid.filling, slots, users, hybrid)
         return PromptInputs(embeds, batch["attention_mask"], routing.get("routing_embeds"), filling)
 
     @torch.no_grad()
@@ -156,4 +160,5 @@ def adapted_model(
             prompt_history=plan.settings.prompt_history,
             user_slot=plan.user_slot,
             slots=plan.settings.item_slots,
+            hybrid_prompts=plan.hybrid_at_test,
         )

@@ -43,3 +43,8 @@ class AdapterPlan:
     def has_slots(self) -> bool:
         """Whether prompts hold slots, so that a projector is trained."""
         return self.user_slot or self.settings.item_slots
+
+    @property
+    def hybrid_at_test(self) -> bool:
+        """Whether the slots of items are filled in evaluation."""
+        return "text-only-test" not in self.settings.mistakes

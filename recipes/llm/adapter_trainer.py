@@ -12,10 +12,12 @@ from transformers import Trainer, TrainingArguments
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.curriculum import hybrid_steps
 from recipes.llm.divergence import check_loss, check_weights
+from recipes.llm.duration import steps_of_epoch
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.kept_states import StatesCollator
 from recipes.llm.length_groups import LengthGroups
 from recipes.llm.training import Samples
+from recipes.llm.validation import Measurements, Validation
 from recipes.prompting.collator import TrainingCollator
 
 
@@ -27,6 +29,7 @@ class AdapterTrainer(Trainer):
         collator: Holds the samples and collates them into batches.
         plan: Sets learning rates, weight decay and curriculum.
         args: The Trainer's arguments; `args.seed` determines data order, dropout and curriculum.
+        measurements: When the model is measured on validation; None measures nothing.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class AdapterTrainer(Trainer):
         collator: TrainingCollator | StatesCollator,
         plan: AdapterPlan,
         args: TrainingArguments,
+        measurements: Measurements | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -46,8 +50,15 @@ class AdapterTrainer(Trainer):
         self.collator = collator
         self.plan = plan
         self.hybrid_steps = hybrid_steps(
-            args.max_steps, args.seed, curriculum=plan.settings.curriculum
+            args.max_steps,
+            args.seed,
+            curriculum=plan.settings.curriculum,
+            epoch=steps_of_epoch(plan.settings, len(collator.rows)),
+            mistakes=plan.settings.mistakes,
         )
+        self.validation = None if measurements is None else Validation(model, measurements)
+        if self.validation is not None:
+            self.add_callback(self.validation)
 
     def _get_train_sampler(self, train_dataset: Dataset[int] | None = None) -> LengthGroups:
         order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
@@ -98,12 +109,17 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The Trainer would save the frozen base model and pickle its arguments.
         if self.args.should_save:
-            self.hybrid_model.save_checkpoint(Path(output_dir or str(self.args.output_dir)))
+            folder = Path(output_dir or str(self.args.output_dir))
+            self.hybrid_model.save_checkpoint(folder)
+            if self.validation is not None:
+                self.validation.save(folder)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         self.hybrid_model.load_checkpoint(Path(resume_from_checkpoint))
+        if self.validation is not None:
+            self.validation.load(Path(resume_from_checkpoint))
 
 
 def parameter_groups(model: HybridModel, plan: AdapterPlan) -> list[dict[str, Any]]:

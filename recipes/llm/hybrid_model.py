@@ -109,12 +109,14 @@ class HybridModel(nn.Module):
         return fill_slots(states, slot_items, self.items, users, self.projector)
 
     @contextmanager
-    def filling(self, slot_items: Tensor, users: Tensor | None) -> Iterator[None]:
-        """The block in which the language model runs hybrid prompts, for what enters at its layers.
+    def filling(
+        self, slot_items: Tensor, users: Tensor | None, hybrid: bool = True
+    ) -> Iterator[None]:
+        """The block in which the language model runs prompts, for what enters at its layers.
 
         The arguments are those of `embed`.
         """
-        with self._prefixed(users), self._slots_filled(slot_items, users, hybrid=True):
+        with self._prefixed(users), self._slots_filled(slot_items, users, hybrid):
             yield
 
     def _prefixed(self, users: Tensor | None) -> AbstractContextManager[None]:

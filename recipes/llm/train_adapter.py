@@ -6,6 +6,8 @@ normaliser.safetensors    see `Normaliser`
 prefix.safetensors        see `UserPrefix`; only if the plan has one
 loss.json                 the loss curve: [{"step", "loss"}, ..]
 validation.json           [{"step", "validation"}, ..], if anything was measured (`Validation`)
+training.json             steps: planned, trained (fewer if patience ended), kept (whose adapter it
+                          is), and the kept one's HitRatio@1 on validation, if it was measured
 parameters.json           numbers of trained parameters: adapter, gate, projector, total
 """
 
@@ -23,14 +25,15 @@ from recipes.data.tables import Split
 from recipes.experiment import AdaptConfig, AdapterSettings
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.adapter_trainer import AdapterTrainer
+from recipes.llm.duration import training_steps
 from recipes.llm.frozen_prefix import decoder_layers, without_layers
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.kept_states import StatesCollator, kept_states
 from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
 from recipes.llm.starts import draw_again
-from recipes.llm.training import train_resumably, training_arguments
+from recipes.llm.training import never, train_resumably, training_arguments
 from recipes.llm.user_prefix import start_prefix
-from recipes.llm.validation import Measure, Validation, measured
+from recipes.llm.validation import MEASURED, Measurements, best_of, measured
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import EncodedPrompts
 from recipes.prompting.projector import new_projector
@@ -41,6 +44,7 @@ from recipes.recommenders.vectors import Vectors
 ADAPTER_FOLDER = "adapter"
 NORMALISER = "normaliser.safetensors"
 LOSS, PARAMETERS, VALIDATION = "loss.json", "parameters.json", "validation.json"
+TRAINING = "training.json"
 
 
 def train_adapter(
@@ -53,7 +57,7 @@ def train_adapter(
     folder: Path,
     checkpoints: Path,
     states: Path,
-    measure: Measure | None = None,
+    measurements: Measurements | None = None,
 ) -> None:
     """Train one adapter and write its folder.
 
@@ -67,7 +71,8 @@ def train_adapter(
         checkpoints: Folder of checkpoints, from which an interrupted training resumes; deleted at
             the end.
         states: Where the states of this language model's frozen prefix are kept.
-        measure: What is measured after the steps of `config.validate_at`; needed if there are any.
+        measurements: When the adapter is measured on validation, and whether a step is chosen by
+            it; None measures nothing and keeps the last step.
 
     Raises:
         ValueError: No window is long enough to train on, the training has diverged, or the disk has
@@ -103,7 +108,7 @@ def train_adapter(
             plan,
             training_arguments(
                 checkpoints,
-                max_steps=settings.max_steps,
+                max_steps=training_steps(settings, len(collator.rows)),
                 batch_size=settings.batch_size,
                 learning_rate=settings.learning_rate,
                 seed=plan.seed,
@@ -112,17 +117,31 @@ def train_adapter(
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
                 precision=config.precision,
                 report_to=config.report_to,
+                learning_rate_floor=settings.learning_rate_floor,
             ),
+            measurements,
         )
-        if config.validate_at:
-            assert measure is not None
-            trainer.add_callback(Validation(hybrid, config.validate_at, measure))
-        losses = train_resumably(trainer, plan.label)
-        if config.validate_at:
-            write_json(folder / VALIDATION, measured(trainer.state))
+        validation = trainer.validation
+        losses = train_resumably(
+            trainer, plan.label, never if validation is None else validation.is_over
+        )
         trainer.check_result()
+        if validation is not None:
+            validation.restore()
+            write_json(folder / VALIDATION, measured(trainer.state))
+        write_json(folder / TRAINING, trained_steps(trainer))
         _save(hybrid.cpu(), vectors, losses, folder)
     shutil.rmtree(checkpoints)
+
+
+def trained_steps(trainer: AdapterTrainer) -> dict[str, float]:
+    """The content of `training.json`."""
+    trained, validation = trainer.state.global_step, trainer.validation
+    found: dict[str, float] = {"planned": trainer.args.max_steps, "trained": trained}
+    if validation is None or not validation.plan.keeps_best:
+        return {**found, "kept": trained}
+    best = best_of(measured(trainer.state))
+    return {**found, "kept": best["step"], MEASURED: best[MEASURED]}
 
 
 def training_collator(

@@ -1,7 +1,7 @@
 """What adapter and stand-in training share: Trainer arguments, loss, progress bar, resuming."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from recipes.experiment import Precision
@@ -45,22 +51,27 @@ def training_arguments(
     gradient_accumulation_steps: int = 1,
     precision: Precision = "fp32",
     report_to: list[str] | None = None,
+    learning_rate_floor: float = 0.0,
 ) -> TrainingArguments:
     """Arguments of the Trainer.
 
-    The optimiser is AdamW, with linear warm-up and cosine decay of the learning rate. There is no
-    evaluation, and only the newest checkpoint is kept.
+    The optimiser is AdamW, with linear warm-up and cosine decay of the learning rate. Without a
+    floor the first step has the learning rate 0. With one, the first and the last step have that
+    share of the peak, and the last step of the warm-up has the peak. There is no evaluation, and
+    only the newest checkpoint is kept.
 
     `checkpoints` is the folder of checkpoints and `batch_size` the number of prompts in an
     optimiser step on one device. The other arguments are those of `AdaptConfig`.
     """
+    floor = {"warmup_lr_rate": learning_rate_floor, "min_lr_rate": learning_rate_floor}
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=max_steps,
         per_device_train_batch_size=batch_size // gradient_accumulation_steps,
         gradient_accumulation_steps=gradient_accumulation_steps,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="cosine_warmup_with_min_lr" if learning_rate_floor else "cosine",
+        lr_scheduler_kwargs=floor if learning_rate_floor else None,
         warmup_steps=WARM_UP,
         seed=seed,
         data_seed=seed,
@@ -159,8 +170,20 @@ class LossOnBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
-def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
+def never(state: TrainerState) -> bool:
+    """Says of no training that it has ended before its last step."""
+    return False
+
+
+def train_resumably(
+    trainer: Trainer, label: str, is_over: Callable[[TrainerState], bool] = never
+) -> list[dict[str, float]]:
     """Train, resuming from the last complete checkpoint if there is one.
+
+    Args:
+        trainer: The trainer.
+        label: Label of the progress bar.
+        is_over: Whether a training with this state has ended, though not with its last step.
 
     Returns:
         The loss curve, a list of `{"step": ..., "loss": ...}`. Each loss is the mean since the
@@ -175,7 +198,7 @@ def train_resumably(trainer: Trainer, label: str) -> list[dict[str, float]]:
     else:
         checkpoint, state = found
         print(f"[{label}] resuming from {checkpoint.name}", flush=True)
-        if state.global_step < trainer.args.max_steps:
+        if state.global_step < trainer.args.max_steps and not is_over(state):
             trainer.train(resume_from_checkpoint=str(checkpoint))
         else:  # Training was interrupted after its last step; the Trainer would take one more.
             trainer._load_from_checkpoint(str(checkpoint))

@@ -14,10 +14,12 @@ from recipes.experiment import AdapterSettings, EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.checkpoints import CHECKPOINTS
+from recipes.llm.duration import check_duration, measurement_settings, training_steps
 from recipes.llm.frozen_prefix import num_layers
 from recipes.llm.preflight import check_adapter, position_limit
 from recipes.llm.train_adapter import train_adapter, training_rows
 from recipes.llm.training import check_trackers
+from recipes.llm.validation import Measurements
 from recipes.methods.fitting import (
     check_answers,
     check_room,
@@ -27,7 +29,13 @@ from recipes.methods.fitting import (
 from recipes.methods.method import Arm, Method, arm_folder
 from recipes.methods.peft_options import check_options
 from recipes.methods.settings import checked, positive_int, refuse_unknown
-from recipes.methods.validating import check_validation, hit_ratio_on_validation
+from recipes.methods.validating import (
+    check_steps,
+    check_validation,
+    hit_ratio_on_validation,
+    measurement_steps,
+    measures,
+)
 from recipes.ranges import check_ranges
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Stage, required_record
@@ -37,6 +45,8 @@ from recipes.scoring.rows import EvaluatedRows
 
 SOURCE = "recommender"
 """Setting of every adapter arm: name of the recommender whose vectors it reads."""
+DURATION = ("max_steps", "epochs")
+"""Settings of which an arm that gives one does not take the other from the section `adapt`."""
 SHARED = ("precision", "chat_template", "logging_steps")
 """Settings that change the files which training writes, but that an arm cannot set by itself."""
 
@@ -80,10 +90,12 @@ class AdapterMethod(Method):
         refuse_unknown(f"method {self.name}", given, known)
         given = self.with_total_rank(experiment, given)
         shared = {name: value for name, value in vars(experiment.adapt).items() if name in own}
+        shared |= dict.fromkeys(DURATION) if given.keys() & set(DURATION) else {}
         shared |= self.fixed
         values = {name: value for name, value in given.items() if name in own}
         config = checked(self.Config, f"method {self.name}", shared, values, own)
         check_settings(config)
+        check_duration(f"method {self.name}", config)
         check_validation(f"method {self.name}", experiment.adapt, config)
         settings = {name: value for name, value in asdict(config).items() if name in own}
         if self.reads_vectors:
@@ -191,6 +203,7 @@ class AdapterMethod(Method):
         store, split = run.outlined_prompts, run.experiment.evaluate.split
         layout = settings.prompt_history, self.user_slot, settings.item_slots
         rows = training_rows(run.data.split("train"), settings)
+        check_steps(arm.name, run.experiment.adapt, training_steps(settings, len(rows)))
         answer = int(store.answers.lengths.max())
         trained = longest_prompt(run, store.prompts("train", *layout).input_ids, rows, answer)
         longest = {"train split": trained}
@@ -212,7 +225,8 @@ class AdapterMethod(Method):
         if not settings.redraw_candidates or limit is None or prompt + room + after <= limit:
             return
         rows = training_rows(run.data.split("train"), settings)
-        for epoch in range(1, math.ceil(settings.max_steps * settings.batch_size / len(rows))):
+        steps = training_steps(settings, len(rows))
+        for epoch in range(1, math.ceil(steps * settings.batch_size / len(rows))):
             yield epoch, rows
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
@@ -231,9 +245,7 @@ class AdapterMethod(Method):
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
         """The arm's training; its inputs are prompts, vectors and the language model."""
         adapt = run.experiment.adapt
-        shared = {name: getattr(adapt, name) for name in SHARED}
-        if adapt.validate_at:
-            shared |= {"validate_at": adapt.validate_at, "validate_rows": adapt.validate_rows}
+        shared = {name: getattr(adapt, name) for name in SHARED} | measurement_settings(adapt)
         settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
@@ -246,7 +258,6 @@ class AdapterMethod(Method):
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
         """Train the adapter and the projector."""
         plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
-        validates = bool(run.experiment.adapt.validate_at)
         train_adapter(
             plan,
             run.experiment.adapt,
@@ -256,7 +267,22 @@ class AdapterMethod(Method):
             folder=folder,
             checkpoints=folder / CHECKPOINTS,
             states=run.state_folder,
-            measure=hit_ratio_on_validation(run, plan, vectors) if validates else None,
+            measurements=self._measurements(run, plan, vectors),
+        )
+
+    def _measurements(
+        self, run: Run, plan: AdapterPlan, vectors: Vectors | None
+    ) -> Measurements | None:
+        """When the adapter is measured on validation, and what is made of it; None: never."""
+        config, settings = run.experiment.adapt, plan.settings
+        if not measures(config):
+            return None
+        rows = training_rows(run.data.split("train"), settings)
+        return Measurements(
+            steps=measurement_steps(config, settings, len(rows)),
+            measure=hit_ratio_on_validation(run, plan, vectors),
+            keeps_best=config.keep == "best",
+            patience=config.patience,
         )
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
@@ -343,4 +369,10 @@ def check_settings(settings: AdapterSettings) -> None:
             f"adapt.batch_size={settings.batch_size} counts the prompts of an optimiser step: make "
             "it a multiple of adapt.gradient_accumulation_steps="
             f"{settings.gradient_accumulation_steps}"
+        )
+    counted = [one for one in settings.mistakes if one.startswith("curriculum")]
+    if counted and not settings.curriculum:
+        raise ValueError(
+            f"adapt.mistakes names {counted[0]!r}, but adapt.curriculum=false makes every batch "
+            "hybrid: leave it out, or set adapt.curriculum true"
         )

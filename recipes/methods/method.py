@@ -6,13 +6,14 @@ A method that trains nothing overrides only `scorer`, and `configure` if it has 
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from recipes.about import About
 from recipes.experiment import EvaluateConfig, Experiment
+from recipes.llm.duration import measurement_settings
 from recipes.records import Stage
 from recipes.run import Network, Run
 from recipes.scoring.predictions import Predictions, Scorer
@@ -27,7 +28,7 @@ class Arm:
     """Identifies the arm in folder names and tables: `ilora`, `ilora,num_experts=8`."""
     method: "Method"
     given: Mapping[str, Any]
-    """The arm's own settings, as the user wrote them."""
+    """The arm's own settings, as the user wrote them, but for `tune`."""
     settings: Mapping[str, Any]
     """All settings that determine the arm's result, and no others."""
 
@@ -114,6 +115,10 @@ class Method:
         """The recommenders whose vectors the arm reads: names of arms or of recommenders."""
         return ()
 
+    def trials(self, arm: Arm) -> tuple[Arm, ...]:
+        """The arms to train before this one, which chooses among them."""
+        return ()
+
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage | None:
         """The arm's training in the stage `adapt`; None if it trains nothing there."""
         return None
@@ -162,6 +167,11 @@ class Method:
         return Predictions(self.scorer(run, arm, seed)(rows))
 
 
+def trained_alone(arms: Iterable[Arm]) -> list[Arm]:
+    """Arms with those that choose among trials replaced by these."""
+    return [one for arm in arms for one in arm.method.trials(arm) or (arm,)]
+
+
 def trained_name(arm: Arm, seed: int) -> str:
     """The name of a trained arm, of its folder and its predictions: `ilora-seed0`."""
     return f"{arm.name}-seed{seed}"
@@ -172,6 +182,6 @@ def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     adapt = run.experiment.adapt
     key = [run.prepare_key, run.llm_key, adapt.logging_steps, arm.method.name]
     key += [dict(arm.settings), seed]
-    key += [adapt.validate_at, adapt.validate_rows] if adapt.validate_at else []
+    key += [measurement_settings(adapt)]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{trained_name(arm, seed)}", key)

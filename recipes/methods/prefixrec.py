@@ -48,7 +48,8 @@ class PrefixRec(AdapterMethod):
     }
     fixed: ClassVar[Mapping[str, Any]] = {"item_slots": False}
     unread = frozenset(
-        {"rank", "lora_alpha", "lora_dropout", "target_modules", "curriculum", "weight_decay"}
+        {"rank", "lora_alpha", "lora_dropout", "target_modules"}
+        | {"curriculum", "mistakes", "weight_decay"}
     )
     reads_vectors = False
 

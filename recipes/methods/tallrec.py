@@ -25,5 +25,5 @@ class TALLRec(LoRA):
         colour="#CC79A7",
     )
     fixed: ClassVar[Mapping[str, Any]] = {"item_slots": False}
-    unread = frozenset({"curriculum", "weight_decay"})
+    unread = frozenset({"curriculum", "mistakes", "weight_decay"})
     reads_vectors = False

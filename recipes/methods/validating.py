@@ -1,16 +1,22 @@
-"""How well an adapter ranks validation rows while it is trained (`adapt.validate_at`)."""
+"""How well an adapter ranks validation rows while it is trained, and when that is measured."""
 
 import numpy as np
 
 from recipes.experiment import AdaptConfig, AdapterSettings, EvaluateConfig
 from recipes.llm.adapted import AdaptedModel
 from recipes.llm.adapter_plan import AdapterPlan
+from recipes.llm.duration import measured_steps, steps_of_epoch, training_steps
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.validation import Measure
 from recipes.recommenders.vectors import Vectors
 from recipes.run import Run
 from recipes.scoring.rank import score_candidates
 from recipes.scoring.rows import EvaluatedRows, evaluated_rows
+
+
+def measures(config: AdaptConfig) -> bool:
+    """Whether adapters are measured while they are trained."""
+    return bool(config.validate_at) or config.validate_every is not None
 
 
 def check_validation(owner: str, config: AdaptConfig, settings: AdapterSettings) -> None:
@@ -24,18 +30,56 @@ def check_validation(owner: str, config: AdaptConfig, settings: AdapterSettings)
     Raises:
         ValueError: The message names the setting and the remedy.
     """
-    steps = config.validate_at
-    late = [step for step in steps if step > settings.max_steps]
+    if config.patience is not None and config.keep == "last":
+        raise ValueError(
+            f"adapt.patience={config.patience} ends a training some measurements after the best, "
+            "but adapt.keep='last' leaves the last: set adapt.keep best"
+        )
+    if config.keep == "best" and not measures(config):
+        raise ValueError(
+            "adapt.keep='best' chooses among measured steps: name some in adapt.validate_at, or "
+            "set adapt.validate_every 1"
+        )
+    if settings.max_steps is not None:
+        check_steps(owner, config, settings.max_steps)
+    if measures(config) and settings.frozen_prefix:
+        raise ValueError(
+            f"{owner}: adapt.validate_at={config.validate_at} and adapt.validate_every="
+            f"{config.validate_every} read whole prompts, and adapt.frozen_prefix trains without "
+            "the layers below: leave one out"
+        )
+
+
+def check_steps(owner: str, config: AdaptConfig, total: int) -> None:
+    """Refuse steps of `adapt.validate_at` after the end of a training.
+
+    Args:
+        owner: Names the arm's method in messages, such as `method lora`.
+        config: The section `adapt`.
+        total: Optimiser steps of the training.
+
+    Raises:
+        ValueError: The message names the step and the remedy.
+    """
+    late = [step for step in config.validate_at if step > total]
     if late:
         raise ValueError(
-            f"{owner}: adapt.validate_at names step {late[0]}, but the training ends at "
-            f"adapt.max_steps={settings.max_steps}: leave it out"
+            f"{owner}: adapt.validate_at names step {late[0]}, but the training ends at step "
+            f"{total} (adapt.max_steps, adapt.epochs): leave it out"
         )
-    if steps and settings.frozen_prefix:
-        raise ValueError(
-            f"{owner}: adapt.validate_at={steps} reads whole prompts, and adapt.frozen_prefix "
-            "trains without the layers below: leave one out"
-        )
+
+
+def measurement_steps(
+    config: AdaptConfig, settings: AdapterSettings, num_rows: int
+) -> tuple[int, ...]:
+    """The optimiser steps after which an adapter that trains on `num_rows` windows is measured."""
+    return measured_steps(
+        config.validate_at,
+        config.validate_every,
+        total=training_steps(settings, num_rows),
+        epoch=steps_of_epoch(settings, num_rows),
+        last=config.keep == "best",
+    )
 
 
 def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None) -> Measure:
@@ -51,6 +95,7 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
             prompt_history=settings.prompt_history,
             user_slot=plan.user_slot,
             slots=settings.item_slots,
+            hybrid_prompts=plan.hybrid_at_test,
         )
         scores = score_candidates(
             adapted,

@@ -96,8 +96,10 @@ def sizes_section(results: Results) -> str:
         return ""
     head = ["arm", "LoRA's A and B", "gate", "trunk", "projector", "total", "seconds a training"]
     adapt = results["cells"][0]["config"]["adapt"]
+    steps, epochs = adapt["max_steps"], adapt.get("epochs")
+    length = f"{steps:,} steps of" if steps is not None else f"{epochs:g} epochs in steps of"
     return (
-        f"## Trained parameters\n\nEvery adapter was trained for {adapt['max_steps']:,} steps of "
+        f"## Trained parameters\n\nEvery adapter was trained for {length} "
         f"{adapt['batch_size']} prompts, unless the arm says otherwise, at the learning rate "
         f"{adapt['learning_rate']:g} (gates: {adapt['gate_learning_rate_scale']:g} times that). "
         "Seconds are those on the machine of this study, measurements of validation included.\n\n"

@@ -22,6 +22,7 @@ def caveats(results: Results) -> list[str]:
     found += _ranked_among(evaluated)
     if evaluated["split"] == "val":
         found.append(_selected_on_these(results))
+    found += _chosen_step(results)
     found += _unequal_training(results)
     found += _weak_methods(results)
     if evaluated["num_users"] < FEW_USERS:
@@ -130,6 +131,25 @@ def _selected_on_these(results: Results) -> str:
     )
 
 
+def _chosen_step(results: Results) -> list[str]:
+    """Which steps were chosen on validation, and whether that helped to choose for these rows."""
+    adapt, trainings = results["config"]["adapt"], results.get("trainings", {})
+    if adapt.get("keep", "last") == "last" or not trainings:
+        return []
+    listed = "; ".join(
+        f"{arms_of(results)[name]['title']} "
+        + ", ".join(f"{one['kept']:,} of {one['planned']:,}" for one in own)
+        for name, own in trainings.items()
+    )
+    same = results["evaluated"]["split"] == "val"
+    flatters = " **These rows are of the same split**, so its figures flatter." if same else ""
+    return [
+        f"Each adapter is that of the step with the highest HitRatio@1 on "
+        f"{adapt['validate_rows']:,} validation rows (or all, if there are fewer): {listed}."
+        f"{flatters}"
+    ]
+
+
 def _unequal_training(results: Results) -> list[str]:
     """The warning about adapters that were not trained alike."""
     adapters = {name: arm for name, arm in arms_of(results).items() if arm["is_adapter"]}
@@ -156,12 +176,12 @@ def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, s
         Setting -> its value as text -> the titles of the arms that have it, for every setting of
         `AdapterSettings` or source of vectors that is not the same in all of them.
     """
-    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender"]
+    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender", "num_trials"]
     found = {}
     for name in names:
         values: dict[str, list[str]] = {}
         for arm in arms:
-            value = arm["settings"].get(name)
+            value = arm["settings"].get(name, 1 if name == "num_trials" else None)
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             values.setdefault(text, []).append(arm["title"])
         if len(values) > 1:

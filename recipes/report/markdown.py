@@ -14,6 +14,7 @@ from recipes.report.naming import (
     resampled,
     several_seeds,
 )
+from recipes.report.tuning import tuning_section
 from recipes.report.verdict import differences, headlines, verdict
 
 Results = Mapping[str, Any]
@@ -48,6 +49,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _generated(results),
         _ranked(results),
         _differences(results),
+        _tuning(results),
         _plots(results, plots),
         _parameters(results),
         _reproduce(results),
@@ -226,6 +228,11 @@ def _differences(results: Results) -> str:
         f"{sentences}\n\n{markdown_table(head, rows)}\n\n"
         "All other pairs and metrics are in `results.json`, under `comparisons`."
     )
+
+
+def _tuning(results: Results) -> str:
+    rows = results["config"]["adapt"]["validate_rows"]
+    return tuning_section(results.get("tuning", {}), arms_of(results), rows)
 
 
 def _plots(results: Results, plots: Sequence[str]) -> str:

@@ -11,8 +11,9 @@ from recipes.datasets import DATASETS
 from recipes.evaluation.evaluate import GATES, METRICS, MODULATIONS, evaluated_record
 from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import stand_in_description
-from recipes.llm.train_adapter import LOSS, PARAMETERS, VALIDATION
+from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
 from recipes.methods.method import Arm, arm_folder, trained_name
+from recipes.methods.tuned import TUNING
 from recipes.records import Record, read_record, required_record
 from recipes.report.caveats import caveats
 from recipes.run import Run
@@ -47,6 +48,8 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "gates": read_json(evaluation / GATES),
         "modulations": read_json(evaluation / MODULATIONS),
         "curves": curves(run, arms),
+        "trainings": of_each_seed(run, arms, TRAINING),
+        "tuning": of_each_seed(run, arms, TUNING),
         "trainable_parameters": trainable_parameters(run, arms),
         "seeds": {
             "adapters": sorted(set(adapted.values())),
@@ -90,11 +93,12 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
         own = seed == run.networks[name].config.seed
         label = f"recommender {name}" if own else f"recommender {name} seed {seed}"
         records[label] = run.network_record(name, seed)
-    for arm, seed in trained(run, arms):
-        stage = arm.method.stage(run, arm, seed)
-        assert stage is not None
-        folder = arm_folder(run, arm, seed)
-        records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
+    for chosen, seed in trained(run, arms):
+        for arm in (*chosen.method.trials(chosen), chosen):
+            stage = arm.method.stage(run, arm, seed)
+            assert stage is not None
+            folder = arm_folder(run, arm, seed)
+            records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
     return records | {"evaluate": evaluated_record(run, arms)}
 
 
@@ -142,6 +146,16 @@ def curves(run: Run, arms: Sequence[Arm]) -> dict[str, dict[str, list[Any]]]:
             path = arm_folder(run, arm, seed) / name
             if path.exists() and (curve := read_json(path)):
                 found.setdefault(arm.name, {}).setdefault(kind, []).append(curve)
+    return found
+
+
+def of_each_seed(run: Run, arms: Sequence[Arm], name: str) -> dict[str, list[dict[str, Any]]]:
+    """A JSON file of each training: arm -> for each seed `seed` and the file's fields."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm, seed in trained(run, arms):
+        path = arm_folder(run, arm, seed) / name
+        if path.exists():
+            found.setdefault(arm.name, []).append({"seed": seed, **read_json(path)})
     return found
 
 

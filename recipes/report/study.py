@@ -23,6 +23,7 @@ from recipes.report.naming import (
 )
 from recipes.report.plots import clean, whiskers, wrapped
 from recipes.report.published import published_section
+from recipes.report.tuning import tuning_section
 from recipes.report.verdict import headlines, verdict
 
 Results = Mapping[str, Any]
@@ -83,7 +84,7 @@ def study_results(
                 "varied": dict(values),
                 **{key: results[key] for key in ("llm", "dataset", "evaluated", "caveats")},
                 **{key: results[key] for key in ("metrics", "comparisons", "config", "versions")},
-                **{key: results[key] for key in ("curves", "modulations", "seconds")},
+                **{key: results[key] for key in ("curves", "modulations", "seconds", "tuning")},
                 "gates": {name: _without_users(one) for name, one in results["gates"].items()},
             }
             for values, results in zip(varied, found, strict=True)
@@ -137,12 +138,18 @@ def study_page(results: Results, figure: str, curves: str) -> str:
         rivals_section(results) if results.get("rivals") else "",
         f"![{_figure_title(results)}]({figure})",
         f"![Curves over training]({curves})" if has_curves(results) else "",
+        *(_tuning(results, cell) for cell in results["cells"]),
         sizes_section(results) if results.get("rivals") else "",
         gates_section(results) if results.get("rivals") else "",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
         f"## How to reproduce\n\n{_reproduction(results)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _tuning(results: Results, cell: Mapping[str, Any]) -> str:
+    rows = cell["config"]["adapt"].get("validate_rows", 0)
+    return tuning_section(cell.get("tuning", {}), arms_of(results), rows)
 
 
 def _reproduction(results: Results) -> str:

@@ -111,7 +111,7 @@ def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
 
 def _selected(split: Split, config: EvaluateConfig) -> Ints:
     chosen = split.history_lengths >= config.min_history
-    if config.rows == "last":
+    if config.rows in ("last", None):  # None: outside of an experiment, which settles it
         chosen &= split.is_last
     rows = np.flatnonzero(chosen).astype(np.int64)
     if config.rows == "first":

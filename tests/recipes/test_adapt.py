@@ -185,6 +185,7 @@ def test_a_finished_adapter_is_safetensors_and_json_without_checkpoints(run):
             "parameters.json",
             "projector.safetensors",
             "record.json",
+            "training.json",
         }
     curve = json.loads((adapter_folder(run, "ilora", 0) / "loss.json").read_text())
     assert [entry["step"] for entry in curve] == [1, 2, 3, 4, 5, 6]

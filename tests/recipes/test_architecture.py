@@ -70,7 +70,7 @@ def test_a_dataset_and_a_method_of_a_test_run_to_a_report_once_they_are_listed(
         out=str(tmp_path),
         prepare=PrepareConfig(dataset="pairs", protocol="chronological", num_candidates=5),
         adapt=AdaptConfig(methods=["item-five"]),
-        evaluate=EvaluateConfig(ks=[1, 3], bootstrap_samples=100),
+        evaluate=EvaluateConfig(rows="last", ks=[1, 3], bootstrap_samples=100),
     )
     results = Pipeline.of(experiment).run_all()
     assert [arm["name"] for arm in results["arms"]] == ["random", "item-five", "popularity"]

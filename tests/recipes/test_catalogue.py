@@ -217,7 +217,9 @@ def ring(folder, num_candidates=20, **changes):
             dataset="ring", protocol="chronological", num_candidates=num_candidates
         ),
         adapt=AdaptConfig(methods=["popularity", "markov"]),
-        evaluate=replace(ALL, ks=[1, 10], bootstrap_samples=100, **changes),
+        evaluate=replace(
+            ALL, **{"rows": "last", "ks": [1, 10], "bootstrap_samples": 100, **changes}
+        ),
     )
     return Pipeline.of(experiment).run_all()
 

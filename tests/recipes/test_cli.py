@@ -30,7 +30,7 @@ adapt:
   save_steps: 4
   logging_steps: 2
   stand_in: {hidden_size: 16, intermediate_size: 16, num_layers: 1, num_heads: 2, max_steps: 4}
-evaluate: {bootstrap_samples: 100, max_new_tokens: 4}
+evaluate: {rows: last, bootstrap_samples: 100, max_new_tokens: 4}
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

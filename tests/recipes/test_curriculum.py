@@ -21,3 +21,21 @@ def test_the_seed_alone_decides():
 
 def test_without_a_curriculum_every_step_is_hybrid():
     assert hybrid_steps(50, 3, curriculum=False).all()
+
+
+def shares(**changes) -> np.ndarray:
+    """How often each of ten steps, in two epochs of five, is hybrid."""
+    found = [hybrid_steps(10, seed, curriculum=True, epoch=5, **changes) for seed in range(4000)]
+    return np.mean(found, axis=0)
+
+
+def test_the_references_counter_restarts_in_every_epoch():
+    wanted = np.tile(np.arange(1, 6) / 10, 2)
+    np.testing.assert_allclose(shares(mistakes=["curriculum-restarts"]), wanted, atol=0.03)
+
+
+def test_the_first_upload_goes_from_hybrid_to_text_only():
+    wanted = 1 - np.arange(1, 11) / 10
+    np.testing.assert_allclose(shares(mistakes=["curriculum-reversed"]), wanted, atol=0.03)
+    both = shares(mistakes=["curriculum-reversed", "curriculum-restarts"])
+    np.testing.assert_allclose(both, np.tile(1 - np.arange(1, 6) / 10, 2), atol=0.03)

@@ -32,7 +32,7 @@ from recipes.scoring.rows import evaluated_rows
 from recipes.stages import run_stage
 
 METHODS = ["lora", "ilora"]
-CONFIG = EvaluateConfig(ks=[1, 5], bootstrap_samples=200)
+CONFIG = EvaluateConfig(rows="last", ks=[1, 5], bootstrap_samples=200)
 
 
 class FakeAdapted:

@@ -37,15 +37,18 @@ adapt:
   lora_dropout: 0.3
   save_steps: 2
   logging_steps: 1
+  validate_at: [1, 3, 6]
+  keep: best
+  patience: 3
   stand_in:
     {hidden_size: 16, num_heads: 2, num_layers: 1, intermediate_size: 16, max_steps: 5,
      batch_size: 4}
-evaluate: {bootstrap_samples: 100, max_new_tokens: 4}
+evaluate: {rows: last, bootstrap_samples: 100, max_new_tokens: 4}
 """
 
 
 def test_kills_at_random_moments_change_no_result(tmp_path: Path) -> None:
-    """With dropout and accumulation, over three epochs of sixteen windows.
+    """With dropout, accumulation and a choice of the step, over three epochs of sixteen windows.
 
     `python tests/recipes/kills.py` does it on any experiment.
     """

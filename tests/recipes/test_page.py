@@ -27,7 +27,7 @@ def finished(folder, **evaluate) -> Pipeline:
             out=str(folder),
             prepare=PrepareConfig(dataset="ring", protocol="chronological", candidate_draws=2),
             adapt=AdaptConfig(methods=["markov", "co-occurrence"]),
-            evaluate=EvaluateConfig(bootstrap_samples=100, **evaluate),
+            evaluate=EvaluateConfig(**{"rows": "last", "bootstrap_samples": 100, **evaluate}),
         )
     )
     made.run_all()

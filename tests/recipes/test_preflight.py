@@ -62,7 +62,7 @@ def experiment(out: Path, llm: object = "stand-in", **changes) -> Experiment:
         target_modules=TARGETS,
         stand_in=STAND_IN,
     )
-    evaluate = EvaluateConfig(ks=[1, 5], bootstrap_samples=100)
+    evaluate = EvaluateConfig(rows="last", ks=[1, 5], bootstrap_samples=100)
     fields = {name[6:]: changes.pop(name) for name in list(changes) if name.startswith("adapt_")}
     tested = {n[9:]: changes.pop(n) for n in list(changes) if n.startswith("evaluate_")}
     return Experiment(

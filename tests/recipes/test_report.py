@@ -150,7 +150,7 @@ def experiment_in(folder, **changes):
         "out": str(folder),
         "seeds": 2,
         "prepare": PrepareConfig(protocol="chronological"),
-        "evaluate": EvaluateConfig(ks=[1, 5], bootstrap_samples=200),
+        "evaluate": EvaluateConfig(rows="last", ks=[1, 5], bootstrap_samples=200),
     }
     return Experiment(**{**fields, **changes})
 
@@ -162,7 +162,7 @@ def finished(folder, rates=HIT_RATES, **changes):
 
 
 def test_a_single_cut_off_has_a_table_of_its_own(tmp_path):
-    evaluate = EvaluateConfig(ks=[1], bootstrap_samples=200)
+    evaluate = EvaluateConfig(rows="last", ks=[1], bootstrap_samples=200)
     finished(tmp_path, evaluate=evaluate).report()
     page = (tmp_path / "report.md").read_text()
     assert "| HitRatio@1 |" in page and "NDCG@" not in page

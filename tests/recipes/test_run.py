@@ -56,7 +56,7 @@ def experiment(folder: Path, **changes) -> Experiment:
             ),
             "recommender": RecommenderConfig(hidden_size=8, max_epochs=1),
             "adapt": ADAPT,
-            "evaluate": EvaluateConfig(bootstrap_samples=100, max_new_tokens=2),
+            "evaluate": EvaluateConfig(rows="last", bootstrap_samples=100, max_new_tokens=2),
             **changes,
         }
     )

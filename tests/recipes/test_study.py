@@ -35,7 +35,7 @@ adapt:
   save_steps: 2
   logging_steps: 2
   stand_in: {hidden_size: 16, intermediate_size: 16, num_layers: 1, num_heads: 2, max_steps: 2}
-evaluate: {bootstrap_samples: 100, max_new_tokens: 2}
+evaluate: {rows: last, bootstrap_samples: 100, max_new_tokens: 2}
 """
 ARMS = [{"method": "lora"}, {"method": "ilora", "num_experts": 2, "name": "two"}]
 VARY = {"prepare.num_candidates": [12, 20]}

@@ -61,7 +61,7 @@ def made(folder: Path, arms: list[dict[str, Any]], **adapt: Any) -> Pipeline:
             ),
             recommender=RecommenderConfig(hidden_size=8, max_epochs=1),
             adapt=AdaptConfig(**{**ADAPT, **adapt}),
-            evaluate=EvaluateConfig(ks=[1], bootstrap_samples=100, max_new_tokens=2),
+            evaluate=EvaluateConfig(rows="last", ks=[1], bootstrap_samples=100, max_new_tokens=2),
         )
     )
 

@@ -228,7 +228,7 @@ def experiment(out, **stand_in) -> Experiment:
             protocol="chronological", num_candidates=5, synthetic=SyntheticConfig(num_users=40)
         ),
         recommender=RecommenderConfig(hidden_size=8, num_layers=1, max_epochs=1),
-        evaluate=EvaluateConfig(ks=[1]),
+        evaluate=EvaluateConfig(rows="last", ks=[1]),
         adapt=AdaptConfig(
             methods=["lora"],
             prompt_history=1,

@@ -23,7 +23,7 @@ adapt:
   stand_in:
     {hidden_size: 16, num_heads: 2, num_layers: 1, intermediate_size: 16, max_steps: 2,
      batch_size: 4}
-evaluate: {bootstrap_samples: 100, max_new_tokens: 8}
+evaluate: {rows: last, bootstrap_samples: 100, max_new_tokens: 8}
 """
 
 

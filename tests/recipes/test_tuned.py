@@ -1,0 +1,112 @@
+"""A tuned arm is the best of its trials on validation, and a report says what was tried."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.artifacts import read_json, read_table
+from recipes.experiment import AdaptConfig, Experiment
+from recipes.methods import tuned
+from recipes.pipeline import Pipeline
+from recipes.report.tuning import tuning_section
+from recipes.study import read_study
+
+from .tiny_runs import Runs, redone
+
+ARMS = "[{method: lora, tune: {learning_rate: [0.001, 0.1], rank: [2, 4]}}, {method: ilora}]"
+FIGURES = {(0.001, 2): 0.2, (0.001, 4): 0.4, (0.1, 2): 0.4, (0.1, 4): 0.1}
+
+
+def scripted(run: Any, plan: Any, vectors: Any) -> Any:
+    return lambda model: FIGURES[plan.settings.learning_rate, plan.settings.rank]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("tuned"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuned, "hit_ratio_on_validation", scripted)
+        assert runs("run", "--arms", ARMS) == 0
+    return runs
+
+
+def test_the_first_of_the_best_trials_predicts(done):
+    chosen = read_json(done.folder / "adapt" / "lora-tuned-seed0" / "tuning.json")
+    tried = [
+        (one["settings"]["learning_rate"], one["settings"]["rank"]) for one in chosen["trials"]
+    ]
+    assert tried == list(FIGURES) and chosen["chosen"] == 1
+    assert [one["validation"] for one in chosen["trials"]] == list(FIGURES.values())
+    trained = {path.parent.name for path in done.folder.glob("adapt/*/record.json")}
+    trials = {f"lora-tuned,learning_rate={rate},rank={rank}-seed0" for rate, rank in FIGURES}
+    assert trained == {"stand-in", "ilora-seed0", "lora-tuned-seed0"} | trials
+    results = done.results
+    (arm,) = [arm for arm in results["arms"] if arm["name"] == "lora-tuned"]
+    assert arm["title"] == "LoRA, best of 4" and arm["settings"]["num_trials"] == 4
+    assert arm["settings"]["rank"] == [2, 4]
+    # The figures are those of the chosen trial as an arm of its own.
+    single = "[{method: lora, learning_rate: 0.001, rank: 4, name: single}, {method: ilora}]"
+    other = done.folder.parent / "single"
+    assert done("run", "--arms", single, out=other) == 0
+    tables = [read_table(folder / "predictions.parquet") for folder in (done.folder, other)]
+    one, two = (
+        table[table["method"] == name].drop(columns="method").reset_index(drop=True)
+        for table, name in zip(tables, ("lora-tuned", "single"), strict=True)
+    )
+    assert one.equals(two)
+
+
+def test_the_report_prints_every_trial_and_that_the_other_arm_had_fewer(done):
+    page = (done.folder / "report.md").read_text(encoding="utf-8")
+    assert "| LoRA, best of 4 | learning_rate 0.001, rank 4 | **0.400** |" in page
+    assert "| LoRA, best of 4 | learning_rate 0.1, rank 2 | 0.400 |" in page
+    assert "`num_trials` 4 (LoRA, best of 4), 1 (iLoRA)" in page
+    assert "`learning_rate` 0.001, 0.1 (LoRA, best of 4), 0.001 (iLoRA)" in page
+
+
+def test_what_is_done_is_not_done_again_and_a_lost_trial_is(done, capsys):
+    capsys.readouterr()
+    assert done("run", "--arms", ARMS) == 0
+    assert redone(capsys.readouterr().out) == []
+    name = "lora-tuned,learning_rate=0.1,rank=2"
+    (Path(done.folder) / "adapt" / f"{name}-seed0" / "adapter" / "adapter_config.json").unlink()
+    assert done("run", "--arms", ARMS) == 0
+    assert redone(capsys.readouterr().out) == [f"adapt {name} seed 0"]
+
+
+def refused(arm: dict[str, Any]) -> str:
+    with pytest.raises(ValueError, match=r"method |adapt\.") as found:
+        Pipeline.of(Experiment(arms=[arm], adapt=AdaptConfig()))
+    return str(found.value)
+
+
+def test_a_grid_that_is_none_is_refused():
+    lora = {"method": "lora"}
+    assert "tune={} must name settings and the values to try" in refused({**lora, "tune": {}})
+    assert "tune.rank=8 must be a list" in refused({**lora, "tune": {"rank": 8}})
+    assert "has the same settings twice" in refused({**lora, "tune": {"rank": [8, 8]}})
+    assert "has no setting 'ranks'" in refused({**lora, "tune": {"ranks": [8]}})
+    assert "not divisible by adapt.num_experts=4" in refused(
+        {"method": "ilora", "tune": {"rank": [8, 6]}}
+    )
+    assert "is for adapters of a language model" in refused(
+        {"method": "sasrec", "tune": {"dropout": [0.1]}}
+    )
+
+
+def test_seeds_choose_for_themselves():
+    trials = [[{"settings": {"rank": rank}, "validation": rank / 10} for rank in (2, 4)]] * 2
+    tuning = [{"seed": seed, "trials": trials[seed], "chosen": 1 - seed} for seed in (0, 1)]
+    text = tuning_section({"lora-tuned": tuning}, {"lora-tuned": {"title": "LoRA"}}, 1000)
+    assert "| arm | trial | seed 0 | seed 1 |" in text and "on 1,000 validation rows" in text
+    assert "| LoRA | rank 2 | 0.200 | **0.200** |\n| LoRA | rank 4 | **0.400** | 0.400 |" in text
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_the_shipped_study_gives_every_arm_as_many_trials(small):
+    study = read_study("tuned", None, [], small=small)
+    arms = Pipeline.of(study.cells[0].experiment).arms
+    trials = {arm.name: arm.settings["num_trials"] for arm in arms if arm.method.is_adapter}
+    names = ("lora-tuned", "lora-user-slot-tuned", "ilora-tuned", "scale-tuned")
+    assert trials == dict.fromkeys(names, 6)
