@@ -40,7 +40,7 @@ from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
 from recipes.stages import run_stage
 
 METRICS, GATES, MODULATIONS = "metrics.json", "gates.json", "modulations.json"
-VERSION = 3
+VERSION = 4
 """Version of this stage, see `Record`."""
 
 
@@ -74,6 +74,7 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         random = random_order(rows.user_ids, ranked_counts(rows, masked, config))
         summary = summarise(table, arms, protocol, random, resampling)
         evaluated = {**described(rows, protocol, random), "ambiguous_rows": _ambiguous_rows(table)}
+        evaluated["lost_rows"] = _lost_rows(table)
         write_json(place / METRICS, {"evaluated": evaluated, **summary})
         write_json(place / GATES, _gates(parts, rows))
         write_json(place / MODULATIONS, _modulations(parts))
@@ -182,6 +183,12 @@ def _ambiguous_rows(table: pd.DataFrame) -> int:
     return int(table.loc[table["ambiguous"].fillna(False), "row"].nunique())
 
 
+def _lost_rows(table: pd.DataFrame) -> Mapping[str, int]:
+    """Of each arm that lost any, the number of rows with a NaN among their scores, of all seeds."""
+    counts = table.loc[table["lost"]].groupby("method", sort=False).size()
+    return {str(name): int(count) for name, count in counts.items()}
+
+
 def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
     """Summary of the gate of each gated arm, for its first seed."""
     found: dict[str, Any] = {}
@@ -189,7 +196,10 @@ def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
         path = part.folder / GATE_WEIGHTS
         if part.arm.name not in found and path.exists():
             weights = read_tensors(path)["weights"].double().numpy()
-            found[part.arm.name] = gate_summary(weights, rows.user_ids, rows.rows, seed=part.seed)
+            kept = np.isfinite(weights).all(axis=1)
+            if kept.any():
+                ids = rows.user_ids[kept], rows.rows[kept]
+                found[part.arm.name] = gate_summary(weights[kept], *ids, seed=part.seed)
     return found
 
 

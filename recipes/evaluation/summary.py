@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recipes.evaluation.answers import INVALID
 from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
@@ -47,6 +48,8 @@ def summarise(
         `metrics`, with one entry for each arm and metric, and `comparisons`, with one entry for
         each pair of arms and each metric that both have. Where an arm has several seeds,
         `given_trainings` is the interval over users alone: it speaks of these trained models.
+        `invalid`: of each arm that writes, the number of answers, of all seeds and draws, and how
+        many of them are invalid, by kind.
     """
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
     having = [arm for arm in arms if arm.name in tables]
@@ -66,15 +69,22 @@ def summarise(
             for position, later in enumerate(own)
             for earlier in own[:position]
         ]
+    kinds = [_invalid_entry(arm, tables[arm.name]) for arm in writing]
     silent = [arm.name for arm in having if writing and arm not in writing]
     drawn = [arm.name for arm in arms if arm.method.is_random_order]
     metrics += _exact_entries(protocol, random, drawn, silent)
-    return {"metrics": metrics, "comparisons": comparisons}
+    return {"metrics": metrics, "comparisons": comparisons, "invalid": kinds}
 
 
 def _mute(table: pd.DataFrame) -> bool:
     """Whether an arm generates no answers."""
     return bool(table["predicted_item"].isna().to_numpy().all())
+
+
+def _invalid_entry(arm: Arm, table: pd.DataFrame) -> Entry:
+    counts = table["invalid"].value_counts()
+    kinds = {kind: int(counts.get(kind, 0)) for kind in INVALID}
+    return {"method": arm.name, "answers": len(table), "kinds": kinds}
 
 
 def _metric_entry(metric: Metric, arm: Arm, found: Outcomes, resampling: Resampling) -> Entry:

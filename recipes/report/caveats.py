@@ -39,10 +39,24 @@ def caveats(results: Results) -> list[str]:
             "title**, as the language model's tokenizer writes it: there no generated answer can "
             "be right, and the two tie or nearly tie in the ranking."
         )
+    found += _lost_rows(results)
     found += _other_versions(results)
     found += _one_seed(results)
     found.append(_intervals(results))
     return found
+
+
+def _lost_rows(results: Results) -> list[str]:
+    """The warning about rows whose scores are not finite."""
+    lost = results["evaluated"].get("lost_rows") or {}
+    if not lost:
+        return []
+    arms = arms_of(results)
+    listed = ", ".join(f"{count} of {arms[name]['title']}" for name, count in lost.items())
+    return [
+        f"**Rows without finite scores** count as misses: {listed}, over all seeds. They are "
+        "marked `lost` in `predictions.parquet`."
+    ]
 
 
 def _stand_in(results: Results) -> str:

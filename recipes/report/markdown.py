@@ -135,16 +135,38 @@ def _generated(results: Results) -> str:
     return (
         f"## Generated answers ({_sample(results)})\n\n"
         f"The model writes an answer greedily{_constrained(results)}. It is **valid** when, apart "
-        "from case and white space, it is exactly one candidate's title, as the model's tokenizer "
-        "writes it. *Of total* counts an invalid answer as a miss; *of valid* leaves it out, which "
-        "flatters a model that often fails to answer. "
+        "from case, white space and the composition of accents, it is exactly one candidate's "
+        "title, as the model's tokenizer writes it; if it is none, punctuation at the end and "
+        "compatibility forms are left aside on both sides. *Of total* counts an invalid answer as "
+        "a miss; *of valid* leaves it out, which flatters a model that often fails to answer. "
         "Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
+        f"{_invalid(results)}"
         "<details><summary>The same answers under the reference's rule</summary>\n\n"
         "The published code calls an answer valid when exactly one candidate title is a substring "
         "of it. This voids a perfect answer whose title contains another candidate's, and accepts "
         "a title inside a longer text.\n\n"
         f"{_table(results, methods, SUBSTRING_COLUMNS)}\n\n</details>"
+    )
+
+
+def _invalid(results: Results) -> str:
+    """What invalid answers are."""
+    entries = results["invalid"]
+    rows = [
+        [
+            arms_of(results)[entry["method"]]["title"],
+            f"{entry['answers']:,}",
+            *(f"{count:,}" for count in entry["kinds"].values()),
+        ]
+        for entry in entries
+    ]
+    head = ["method", "answers", *entries[0]["kinds"]]
+    return (
+        "Invalid answers, of all seeds and draws. *Cut short*: the limit of tokens, within which "
+        "every title fits, came before the answer's end. *Ambiguous*: the title of several "
+        "candidates. *Not finite*: the scores of the row are not, so it counts as a miss "
+        f"everywhere.\n\n{markdown_table(head, rows)}\n\n"
     )
 
 

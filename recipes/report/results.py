@@ -43,6 +43,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "evaluated": summary["evaluated"],
         "metrics": summary["metrics"],
         "comparisons": summary["comparisons"],
+        "invalid": summary["invalid"],
         "ceilings": _ceilings(run),
         "gates": read_json(evaluation / GATES),
         "modulations": read_json(evaluation / MODULATIONS),

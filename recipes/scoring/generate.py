@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -11,10 +12,19 @@ from transformers import GenerationConfig
 
 from recipes.data.splits import SplitName
 from recipes.llm.prompted import PromptedModel
-from recipes.prompting.written import written_texts
+from recipes.prompting.written import Written, written_answers
 from recipes.scoring.arrays import Ints
 from recipes.scoring.batching import batches_by_length
 from recipes.scoring.trie import next_tokens, trie
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answers to n prompts."""
+
+    texts: list[str]
+    cut_short: list[bool]
+    """Whether the limit of tokens ended the answer, see `Written`."""
 
 
 @torch.inference_mode()
@@ -28,7 +38,7 @@ def generate_answers(
     max_new_tokens: int,
     title: str = "generate",
     allowed: Sequence[Sequence[Sequence[int]]] | None = None,
-) -> list[str]:
+) -> Generated:
     """The first line that the model generates greedily after each row's prompt, in order of `rows`.
 
     Args:
@@ -50,7 +60,7 @@ def generate_answers(
         eos_token_id=end,
         pad_token_id=pad,
     )
-    answers = [""] * len(rows)
+    answers = [Written("")] * len(rows)
     for batch in batches_by_length(lengths, batch_size, title):
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
@@ -63,10 +73,10 @@ def generate_answers(
                 prefix_allowed_tokens_fn=_constraint(allowed, batch, pad),
                 **routing,
             )
-        texts = written_texts(tokenizer, tokens.tolist(), end)
-        for position, text in zip(batch, texts, strict=True):
-            answers[position] = text
-    return answers
+        written = written_answers(tokenizer, tokens.tolist(), end)
+        for position, answer in zip(batch, written, strict=True):
+            answers[position] = answer
+    return Generated([one.text for one in answers], [one.cut_short for one in answers])
 
 
 def _constraint(
@@ -76,7 +86,8 @@ def _constraint(
     if allowed is None:
         return None
     roots = [trie(allowed[position]) for position in batch]
-    # A row that has ended is padded until the last row of the batch has.
+    # A row that has ended is padded until the last row of the batch has. So is one that scores of
+    # NaN have led away from all answers.
     return lambda row, written: next_tokens(roots[row], written.tolist()) or [pad]
 
 

@@ -26,9 +26,12 @@ class Predictions:
     """Predictions for n rows."""
 
     scores: Floats
-    """float64 [n, c], in the order of each row's candidates; higher is better."""
+    """float64 [n, c], in the order of each row's candidates; higher is better. A row that the model
+    gave no finite scores is NaN."""
     texts: Sequence[str] | None = None
     """n generated answers; None for a method that only scores."""
+    cut_short: Sequence[bool] | None = None
+    """Whether the limit of tokens ended each answer; None stands for none of them."""
     gates: Tensor | None = None
     """float32 [n, K], expert weights; None for a method without a gate."""
     modulations: Sequence[Mapping[str, Any]] = ()
@@ -49,7 +52,7 @@ def llm_predictions(
         config: Batch size, and settings of generation and ranking.
 
     Raises:
-        ValueError: A score is not finite, or nothing is left of a title once it is tokenised.
+        ValueError: No row has finite scores, or nothing is left of a title once it is tokenised.
     """
     titles = written_titles(adapted.tokenizer, adapted.answer_ids, adapted.answer_end)
     wanted = rows.rows.tolist()
@@ -64,17 +67,19 @@ def llm_predictions(
         length_normalised=config.length_normalised,
         title=f"rank {label}",
     )
-    if not np.isfinite(scores).all():
+    lost = ~np.isfinite(scores).all(axis=1)
+    if lost.all():
         raise ValueError(
-            f"{label}: a candidate's score is not finite, so its adapter has diverged: lower "
+            f"{label}: no row's scores are finite, so its adapter has diverged: lower "
             "adapt.learning_rate and train it again"
         )
+    scores[lost] = np.nan
     allowed = (
         [[adapted.answer_ids[item] for item in items] for items in rows.candidates]
         if config.decoding == "candidates"
         else None
     )
-    texts = generate_answers(
+    answers = generate_answers(
         adapted,
         rows.split,
         wanted,
@@ -86,7 +91,7 @@ def llm_predictions(
     )
     gates = gate_weights(adapted, rows, config.batch_size)
     modulations = modulation_summary(adapted, rows, config.batch_size)
-    return Predictions(scores, texts, gates, modulations, titles)
+    return Predictions(scores, answers.texts, answers.cut_short, gates, modulations, titles)
 
 
 @torch.inference_mode()

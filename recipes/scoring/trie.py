@@ -17,14 +17,8 @@ def trie(answers: Iterable[Sequence[int]]) -> Node:
 
 
 def next_tokens(root: Node, written: Iterable[int]) -> list[int]:
-    """The tokens that may follow `written`; empty once an answer is complete.
-
-    Raises:
-        KeyError: `written` is the beginning of no answer.
-    """
+    """The tokens that may follow `written`; empty after an answer, and after what begins none."""
     node = root
     for token in written:
-        if not node:
-            return []
-        node = node[token]
+        node = node.get(token, {})
     return list(node)

@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from peft_ilora import ILoRAConfig
-from recipes.evaluation.answers import parse_answer, parse_answer_by_substring
+from recipes.evaluation.answers import invalid_kind, parse_answer, parse_answer_by_substring
 from recipes.llm.prompted import PromptInputs
-from recipes.prompting.written import first_line
+from recipes.prompting.written import Written, first_line
 from recipes.scoring.batching import batches_by_length
 from recipes.scoring.generate import generate_answers
 from recipes.scoring.trie import next_tokens, trie
@@ -98,7 +98,7 @@ def test_batched_generation_equals_greedy_decoding_by_hand(routed, batch_size):
     lengths = np.array([len(PROMPTS[row]) for row in rows])
     found = generate_answers(
         adapted, "test", rows, lengths, batch_size=batch_size, max_new_tokens=6
-    )
+    ).texts
     assert found == [greedy_by_hand(adapted, row, 6) for row in rows]
     assert len(set(found)) > 1
 
@@ -119,7 +119,7 @@ def test_constrained_answers_are_the_greedy_walk_through_each_rows_own_answers(r
         batch_size=batch_size,
         max_new_tokens=4,
         allowed=ANSWERS,
-    )
+    ).texts
     for row, answers, text in zip(rows, ANSWERS, found, strict=True):
         inputs = adapted.prompt_inputs("test", [row])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
@@ -141,8 +141,7 @@ def test_a_trie_holds_every_answer_that_begins_another() -> None:
     assert sorted(next_tokens(root, [])) == [4, 9]
     assert sorted(next_tokens(root, [4])) == [1, 5]
     assert next_tokens(root, [4, 1]) == next_tokens(root, [4, 1, 0, 0]) == []
-    with pytest.raises(KeyError):
-        next_tokens(root, [5])
+    assert next_tokens(root, [5]) == next_tokens(root, [4, 9, 1]) == []
 
 
 LEAKS = {
@@ -185,7 +184,7 @@ def test_a_checkpoints_generation_config_never_steers_an_evaluation(leak, routed
         setattr(own, name, value)
     if leak == "a watermark":
         own.watermarking_config = WatermarkingConfig(**LEAKS[leak]["watermarking_config"])
-    found = generate_answers(adapted, "test", rows, lengths, **settings)
+    found = generate_answers(adapted, "test", rows, lengths, **settings).texts
     assert found == [greedy_by_hand(adapted, row, 6) for row in rows]
     assert adapted.model.generation_config is own
 
@@ -193,12 +192,14 @@ def test_a_checkpoints_generation_config_never_steers_an_evaluation(leak, routed
 def test_generation_stops_at_the_end_of_sequence():
     adapted = FakeAdapted(routed=False)
     lengths = np.array([len(PROMPTS[0])])
-    before = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)[0]
+    before = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)
+    before = before.texts[0]
     second = VOCABULARY.index(before.split()[1])
     head = adapted.model.lm_head.weight.data
     head[[1, second]] = head[[second, 1]].clone()  # what was the second token now ends the answer
     found = generate_answers(adapted, "test", [0], lengths, batch_size=1, max_new_tokens=6)
-    assert found == [before.split()[0]]
+    assert found.texts == [before.split()[0]]
+    assert found.cut_short == [False]
 
 
 def test_batches_start_with_the_longest_prompts_and_cover_each_row_once():
@@ -217,6 +218,12 @@ TITLES = ["Blue", "Blue Train", "Giant  Steps", "Ágætis"]
         (" giant\tsteps ", 2),
         ("ÁGÆTIS", 3),
         ("Blue Trai", None),
+        ("Blue Train.", 1),
+        ("Blue Train .!", 1),
+        (".Blue Train", None),
+        ("A\u0301gætis", 3),  # decomposed
+        ("\uff22lue", 0),  # full width
+        ("...", None),
         ("Blue Train, Blue", None),
         ("the answer is Blue", None),
         ("", None),
@@ -229,6 +236,30 @@ def test_an_answer_is_valid_when_it_is_exactly_one_title(text, index):
 def test_an_answer_that_two_candidates_share_is_ambiguous():
     assert parse_answer("blue", ["Blue", "blue ", "Red"]) is None
     assert parse_answer("red", ["Blue", "blue ", "Red"]) == 2
+
+
+def test_an_exact_answer_is_never_confused_with_a_title_of_other_punctuation():
+    titles = ["Help!", "Help", "Help?", "!!!", "..."]
+    assert [parse_answer(title, titles) for title in titles] == [0, 1, 2, 3, 4]
+    assert parse_answer("Help.", titles) is None  # which of the three is not known
+    assert parse_answer("\uff2eeo", ["\uff2eeo", "Neo"]) == 0
+    assert parse_answer("Neo", ["\uff2eeo", "Neo"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Written("blue"), None),
+        (Written("blue", cut_short=True), None),
+        (Written(""), "empty"),
+        (Written("", cut_short=True), "empty"),
+        (Written("red"), "ambiguous"),
+        (Written("Blue Tra", cut_short=True), "cut short"),
+        (Written("Blue Tra"), "not a candidate"),
+    ],
+)
+def test_an_invalid_answer_is_of_one_kind(answer, kind):
+    assert invalid_kind(answer, ["Blue", "Red", "RED", "Blue Train"]) == kind
 
 
 def test_an_empty_answer_names_no_candidate_unless_its_title_is_empty():

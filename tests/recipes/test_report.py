@@ -64,6 +64,7 @@ def predictions(arms, seeds, rates):
                         "target": 5,
                         "predicted_item": items,
                         "substring_item": items,
+                        "invalid": pd.Series(np.where(answer < 0, "not a candidate", None)),
                         "better": np.where(hit, 0, 3),
                         "tied": 1,
                     }
