@@ -17,7 +17,7 @@ from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
 
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
-MODULATION = "modulation.json"
+MODULATION, ORDER = "modulation.json", "order.json"
 SUMMARY_FIELDS = ("ks", "average", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
 VERSION = 3
@@ -97,6 +97,9 @@ def predict_part(
                 write_tensors(place / GATE_WEIGHTS, {"weights": found.gates})
             if found.modulations:
                 write_json(place / MODULATION, found.modulations)
+            if (order := found.order) is not None:
+                listed = {name: values.tolist() for name, values in vars(order).items()}
+                write_json(place / ORDER, listed)
         write_table(place / PREDICTIONS, table)
 
     return run_stage(part.stage, part.folder, work)

@@ -54,9 +54,10 @@ def summarise(
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
     having = [arm for arm in arms if arm.name in tables]
     writing = [arm for arm in having if not _mute(tables[arm.name])]
+    beaming = [arm for arm in writing if _has_beams(tables[arm.name])]
     metrics, comparisons = [], []
     for metric in metrics_for(protocol):
-        own = having if metric.reads == "ranks" else writing
+        own = {"ranks": having, "text": writing, "beams": beaming}[metric.reads]
         found = {arm.name: outcomes_of(metric, tables[arm.name]) for arm in own}
         metrics += [_metric_entry(metric, arm, found[arm.name], resampling) for arm in own]
         comparisons += [
@@ -74,6 +75,10 @@ def summarise(
     drawn = [arm.name for arm in arms if arm.method.is_random_order]
     metrics += _exact_entries(protocol, random, drawn, silent)
     return {"metrics": metrics, "comparisons": comparisons, "invalid": kinds}
+
+
+def _has_beams(table: pd.DataFrame) -> bool:
+    return "beam_place" in table and bool(table["beam_place"].notna().to_numpy().all())
 
 
 def _mute(table: pd.DataFrame) -> bool:

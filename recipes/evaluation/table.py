@@ -6,7 +6,8 @@ items are ranked. The columns about generated text are null for methods that onl
 rows are those whose target has the title of another candidate, as the language model writes it, so
 that no answer is right there. `invalid` says why an answer is (`answers.py`), and is null for a
 valid one. `lost` rows have a NaN among their scores: their target counts as the last candidate, and
-their answer as invalid.
+their answer as invalid. `beam_items` are what the beams name, -1 for an invalid one, and
+`beam_place` is the place of the target among them, from 0, or -1; both are null without beams.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ def predictions_table(
             "substring_item": pd.array([None] * count, dtype="Int64"),
             "invalid": pd.array([None] * count, dtype="str"),
             "ambiguous": pd.array([None] * count, dtype="boolean"),
+            "beam_place": pd.array([None] * count, dtype="Int64"),
             "lost": np.zeros(count, dtype=bool) if places.lost is None else places.lost,
             "better": places.better,
             "tied": places.tied,
@@ -69,7 +71,28 @@ def predictions_table(
     table["scores"] = list(np.asarray(found.scores, dtype=np.float64))
     if found.texts is not None:
         _add_answers(table, found.texts, found, rows, found.titles or titles)
+    if found.beams is not None:
+        _add_beams(table, found.beams, rows, found.titles or titles)
     return table
+
+
+def _add_beams(
+    table: pd.DataFrame,
+    beams: Sequence[Sequence[str]],
+    rows: EvaluatedRows,
+    titles: Sequence[str],
+) -> None:
+    """Fill the columns about beams."""
+    named, places = [], []
+    triples = zip(beams, rows.candidates, rows.targets, table["lost"], strict=True)
+    for texts, candidates, target, lost in triples:
+        choices = [titles[item] for item in candidates]
+        indices = [parse_answer(text, choices) for text in texts]
+        items = [NO_ITEM if one is None else int(candidates[one]) for one in indices]
+        named.append(items)
+        places.append(items.index(target) if target in items and not lost else NO_ITEM)
+    table["beam_items"] = named
+    table["beam_place"] = pd.array(places, dtype="Int64")
 
 
 def _add_answers(

@@ -40,6 +40,7 @@ class AdaptedModel(PromptedModel):
         prompt_history: How many of the newest history items a prompt shows, as in training.
         user_slot: Whether the prompt has a user slot, as in training.
         slots: Whether it has slots after titles.
+        listed: Whether it lists candidates.
     """
 
     def __init__(
@@ -51,11 +52,17 @@ class AdaptedModel(PromptedModel):
         prompt_history: int,
         user_slot: bool,
         slots: bool = True,
+        listed: bool = True,
     ) -> None:
         super().__init__(hybrid.runner, store)
         self.hybrid = hybrid
         self._vectors = vectors
-        self._layout = prompt_history, user_slot, slots
+        self._layout = prompt_history, user_slot, slots, listed
+
+    @property
+    def lists_candidates(self) -> bool:
+        """Whether a prompt lists its row's candidates."""
+        return self._layout[-1]
 
     def prompts(self, split: SplitName) -> EncodedPrompts:
         """Hybrid prompts."""
@@ -156,4 +163,5 @@ def adapted_model(
             prompt_history=plan.settings.prompt_history,
             user_slot=plan.user_slot,
             slots=plan.settings.item_slots,
+            listed=plan.settings.list_candidates,
         )

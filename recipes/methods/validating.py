@@ -51,6 +51,7 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
             prompt_history=settings.prompt_history,
             user_slot=plan.user_slot,
             slots=settings.item_slots,
+            listed=settings.list_candidates,
         )
         scores = score_candidates(
             adapted,

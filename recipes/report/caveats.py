@@ -33,6 +33,12 @@ def caveats(results: Results) -> list[str]:
         found.append(
             f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
         )
+    if short := evaluated.get("short_users"):
+        found.append(
+            f"**{short} users of the split are not evaluated**, since their histories are shorter "
+            f"than {evaluated['min_history']} (`evaluate.min_history`): with "
+            "`evaluate.min_history: 1` they are, and stand in slices of their own."
+        )
     if ambiguous := evaluated.get("ambiguous_rows"):
         found.append(
             f"In {ambiguous} of {evaluated['num_rows']} rows another candidate has **the target's "

@@ -44,6 +44,8 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "metrics": summary["metrics"],
         "comparisons": summary["comparisons"],
         "invalid": summary["invalid"],
+        "slices": summary["slices"],
+        "order": summary["order"],
         "ceilings": _ceilings(run),
         "gates": read_json(evaluation / GATES),
         "modulations": read_json(evaluation / MODULATIONS),

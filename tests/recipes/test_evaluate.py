@@ -50,6 +50,8 @@ class FakeAdapted:
     def prompt_lengths(self, split, rows):
         return np.ones(len(rows), dtype=np.int64)
 
+    lists_candidates = False
+
     def modulations(self, split, rows):
         return {}
 
@@ -61,7 +63,8 @@ class FakeAdapted:
 def fake_answers(adapted, split, rows, lengths, **_):
     targets = adapted.data.split(split).targets
     texts = [adapted.data.titles[targets[row]] if adapted.knows(row) else "?" for row in rows]
-    return Generated(texts, [row % 4 == 1 for row in rows])
+    beams = [["?", text] if text != "?" else ["?"] for text in texts]
+    return Generated(texts, [row % 4 == 1 for row in rows], beams)
 
 
 def fake_scores(adapted, split, rows, lengths, candidates, **_):
