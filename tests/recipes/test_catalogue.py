@@ -301,7 +301,8 @@ OPEN = {"method": "ilora", "list_candidates": False}
     ],
 )
 def test_a_language_model_ranks_the_catalogue_by_beams_or_not_at_all(arms, changes, message):
-    evaluate = replace(ALL, ks=[1, 10], decoding="candidates", **{"num_beams": 10, **changes})
+    fields = {"ks": [1, 10], "decoding": "candidates", "num_beams": 10, **changes}
+    evaluate = replace(ALL, **fields)
     experiment = Experiment(arms=arms, evaluate=evaluate)
     found = comparison(experiment).arms
     refused = nullcontext() if message is None else pytest.raises(ValueError, match=message)
