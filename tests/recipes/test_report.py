@@ -148,12 +148,13 @@ def finish_stages(made, rates, steps=30):
     def evaluate(folder):
         summary = summarise(table, made.arms, protocol, random, Resampling(samples=200))
         evaluated = described(rows, protocol, random)
+        order = [one for one in ORDER if one["method"] in {arm.name for arm in made.arms}]
         slices = slice_entries(
             table, made.arms, protocol, rows, [HALVES], random, Resampling(samples=200)
         )
         write_json(
             folder / "metrics.json",
-            {"evaluated": evaluated, "slices": slices, **summary, "order": ORDER},
+            {"evaluated": evaluated, "slices": slices, **summary, "order": order},
         )
         write_json(folder / "gates.json", gates)
         write_json(folder / "modulations.json", {})
