@@ -89,7 +89,7 @@ def places_or_last(
 ) -> Places:
     """`places_of`, where a row that holds a NaN is lost, and its target the last candidate."""
     values, index = np.array(scores), np.asarray(target_index, dtype=np.int64)
-    lost = np.isnan(values).any(axis=1)
+    lost = np.asarray(np.isnan(values).any(axis=1), dtype=np.bool_)
     values[lost] = 0
     values[lost, index[lost]] = -1
     found = places_of(values, index, left_out)

@@ -87,8 +87,7 @@ def _mute(table: pd.DataFrame) -> bool:
 
 
 def _invalid_entry(arm: Arm, table: pd.DataFrame) -> Entry:
-    counts = table["invalid"].value_counts()
-    kinds = {kind: int(counts.get(kind, 0)) for kind in INVALID}
+    kinds = {kind: int((table["invalid"] == kind).sum()) for kind in INVALID}
     return {"method": arm.name, "answers": len(table), "kinds": kinds}
 
 

@@ -86,7 +86,7 @@ def _add_beams(
     named, places = [], []
     triples = zip(beams, rows.candidates, rows.targets, table["lost"], strict=True)
     for texts, candidates, target, lost in triples:
-        choices = [titles[item] for item in candidates]
+        choices = [titles[int(item)] for item in candidates]
         indices = [parse_answer(text, choices) for text in texts]
         items = [NO_ITEM if one is None else int(candidates[one]) for one in indices]
         named.append(items)
@@ -128,7 +128,7 @@ def _kinds(
     cut = found.cut_short or [False] * len(texts)
     answers = map(Written, texts, cut)
     kinds = [
-        invalid_kind(answer, [titles[item] for item in candidates])
+        invalid_kind(answer, [titles[int(item)] for item in candidates])
         for answer, candidates in zip(answers, rows.candidates, strict=True)
     ]
     return ["not finite" if one else kind for one, kind in zip(lost, kinds, strict=True)]
