@@ -12,7 +12,15 @@ from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.slices import slice_entries, slicings, train_counts
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import random_order
-from recipes.experiment import EvaluateConfig, Experiment
+from recipes.experiment import (
+    AdaptConfig,
+    EvaluateConfig,
+    Experiment,
+    PrepareConfig,
+    RecommenderConfig,
+    StandInConfig,
+)
+from recipes.pipeline import Pipeline
 from recipes.scoring.rows import evaluated_rows, left_out
 
 ARMS = comparison(Experiment(arms=[{"method": "popularity"}, {"method": "lora"}])).arms
@@ -140,3 +148,37 @@ def test_a_slices_figures_are_those_of_its_rows_alone(draws):
                     assert generated["value"] == pytest.approx(right)
     exact = [entry for entry in found if entry["method"] == "random"]
     assert exact and all(entry["value"] == pytest.approx(0.1) for entry in exact)
+
+
+def test_users_of_one_or_two_items_are_evaluated_down_to_the_language_models_rows(tmp_path):
+    """In the ring every user has windows with 0, 1, 2, .. items of history."""
+    stand_in = StandInConfig(
+        hidden_size=16, num_heads=2, num_layers=1, intermediate_size=16, max_steps=2, batch_size=4
+    )
+    experiment = Experiment(
+        out=str(tmp_path),
+        prepare=PrepareConfig(dataset="ring", protocol="chronological", num_candidates=5),
+        recommender=RecommenderConfig(hidden_size=8, num_layers=1, max_epochs=1, min_history=1),
+        arms=[{"method": "sasrec"}, {"method": "ilora"}],
+        adapt=AdaptConfig(max_steps=2, batch_size=4, rank=4, min_history=1, stand_in=stand_in),
+        evaluate=EvaluateConfig(
+            rows="first", min_history=1, ks=[1], bootstrap_samples=100, order_rows=8, num_beams=2
+        ),
+    )
+    results = Pipeline.of(experiment).run_all()
+    split = PreparedData.load(tmp_path / "prepare").split("test")
+    users = len(np.unique(split.user_ids))
+    own = [entry for entry in results["slices"] if entry["by"] == "history"]
+    assert {(entry["slice"], entry.get("num_rows", users)) for entry in own} == {("1", users)}
+    assert {entry["method"] for entry in own} >= {"random", "popularity", "sasrec", "ilora"}
+    assert results["evaluated"]["short_users"] == 0
+    (order,) = results["order"]
+    assert (order["method"], order["num_rows"], order["num_users"]) == ("ilora", 8, 8)
+    keys = {entry["key"] for entry in results["metrics"] if entry["method"] == "ilora"}
+    assert "hit_ratio@1/beams" in keys and "hit_ratio@1/generation/total" in keys
+    page = (tmp_path / "report.md").read_text()
+    for heading in ("## Slices", "## Sensitivity to the order of candidates", "The beams as a"):
+        assert heading in page
+    assert "by 2 beams, the likeliest of which counts" in page
+    kinds = {entry["method"]: entry for entry in results["invalid"]}
+    assert kinds["ilora"]["answers"] == users and sum(kinds["ilora"]["kinds"].values()) <= users
