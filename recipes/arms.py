@@ -63,7 +63,13 @@ def comparison(experiment: Experiment) -> Comparison:
 
 
 def _knows_the_catalogue(experiment: Experiment, arms: Sequence[Arm]) -> bool:
-    """Whether an arm's language model is a stand-in that knows the train users' choices."""
+    """Whether an arm's language model is a stand-in that knows the train users' choices.
+
+    Without an adapter it ranks only the candidates that its prompts list, so not where there are
+    others.
+    """
+    if experiment.evaluate.candidates == "catalogue" or experiment.prepare.candidate_draws > 1:
+        return False
     reads = any(arm.method.reads_language_model for arm in arms)
     return reads and experiment.adapt.llm == STAND_IN and title_form(experiment) == "token"
 

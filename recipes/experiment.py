@@ -294,6 +294,10 @@ class AdapterSettings:
     item_slots: bool = True
     """Whether each title in the prompt is followed by a slot for its item's vector."""
 
+    list_candidates: bool = True
+    """Whether the prompt lists the row's candidates. Only without them can an arm answer from the
+    whole catalogue (`evaluate.candidates: catalogue`)."""
+
     train_windows: Count | None = None
     """Train on this many of the train windows, evenly spaced; None takes all."""
 
@@ -436,8 +440,19 @@ class EvaluateConfig:
     """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
 
     decoding: Literal["free", "candidates"] = "free"
-    """What a language model may write, greedily: `free`: anything; `candidates`: only tokens that
-    lead to the title of one of the row's candidates, so that every answer is valid."""
+    """What a language model may write: `free`: anything; `candidates`: only tokens that lead to the
+    title of one of the row's candidates, which may be all items, so that every answer is valid."""
+
+    num_beams: Count = 1
+    """Beams of a language model's generation; 1 is greedy. With several, HitRatio@K and NDCG@K of
+    the beams are reported, and where all items are ranked, the beams are the ranking."""
+
+    order_rows: Number = 50
+    """On how many rows, evenly spaced, it is tried whether a language model's first choice changes
+    when the prompt lists the candidates in another order; 0: on none."""
+
+    order_permutations: Count = 1
+    """In how many other orders each of these rows is ranked."""
 
     max_new_tokens: Count | None = None
     """Maximum number of generated tokens (reference: 64); None takes as many as the longest title

@@ -7,7 +7,7 @@ from recipes.llm.frozen_prefix import check_frozen_prefix
 from recipes.methods.adapter import AdapterMethod
 from recipes.methods.method import Arm, trained_alone
 from recipes.run import Run
-from recipes.scoring.probe import check_language_model
+from recipes.scoring.probe import check_beams, check_language_model
 
 
 def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
@@ -39,6 +39,8 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
         return
     if unfinished and not run.has_stand_in:
         check_language_model(run.llm.base, run.llm_path)
+        if run.experiment.evaluate.num_beams > 1:
+            check_beams(run.llm.base, run.llm_path)
         for first in sorted(_first_layers(run, unfinished)):
             check_frozen_prefix(run.llm.base, first, run.llm_path)
     run.is_checked = True

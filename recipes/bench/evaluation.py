@@ -36,7 +36,7 @@ from recipes.prompting.store import PromptStore
 from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.vectors import Vectors
 from recipes.scoring.arrays import Ints
-from recipes.scoring.generate import generate_answers
+from recipes.scoring.generate import Decoding, generate_answers
 from recipes.scoring.rank import answer_log_probs, right_padded, routing_keyword, token_log_probs
 
 Answers = Sequence[Sequence[Sequence[int]]]
@@ -139,13 +139,15 @@ def _generation(config: EvaluationConfig, adapted: AdaptedModel, data: PreparedD
     lengths = adapted.prompt_lengths("test", rows)
 
     def side(keys: Ints) -> Callable[[], list[str]]:
-        return lambda: generate_answers(
-            adapted,
-            "test",
-            rows,
-            keys,
-            batch_size=config.batch,
-            max_new_tokens=config.max_new_tokens,
+        return lambda: (
+            generate_answers(
+                adapted,
+                "test",
+                rows,
+                keys,
+                batch_size=config.batch,
+                decoding=Decoding(max_new_tokens=config.max_new_tokens),
+            ).texts
         )
 
     # The sort is stable, so with equal keys the rows keep their order.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recipes.evaluation.metrics import Places, places_of
+from recipes.evaluation.metrics import Places, places_or_last
 from recipes.experiment import EvaluateConfig
 from recipes.scoring.arrays import Ints
 from recipes.scoring.masking import Masked
@@ -24,8 +24,8 @@ def catalogue_places(
         masked: The pairs of row and item to which `config.mask` applies.
         config: `mask` leaves these items out (`history`) or scores them 0 (`zero`).
 
-    Raises:
-        ValueError: A score is NaN.
+    Returns:
+        The places; a row with a NaN is lost.
     """
     found, step = [], max(1, SCORES // rows.num_candidates)
     for start in range(0, len(rows), step):
@@ -37,9 +37,9 @@ def catalogue_places(
         elif config.mask == "history":
             left_out = np.zeros(scores.shape, dtype=bool)
             left_out[here.rows, here.items] = True
-        found.append(places_of(scores, chunk.target_index, left_out))
-    better, tied = zip(*((one.better, one.tied) for one in found), strict=True)
-    return Places(np.concatenate(better), np.concatenate(tied))
+        found.append(places_or_last(scores, chunk.target_index, left_out))
+    parts = zip(*((one.better, one.tied, one.lost) for one in found), strict=True)
+    return Places(*map(np.concatenate, parts))
 
 
 def ranked_counts(rows: EvaluatedRows, masked: Masked, config: EvaluateConfig) -> Ints:

@@ -21,6 +21,7 @@ from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import (
     GATE_WEIGHTS,
     MODULATION,
+    ORDER,
     PREDICTIONS,
     Part,
     part_record,
@@ -28,7 +29,8 @@ from recipes.evaluation.parts import (
     predict_part,
 )
 from recipes.evaluation.protocol import Protocol
-from recipes.evaluation.statistics import Resampling
+from recipes.evaluation.slices import slice_entries, slicings
+from recipes.evaluation.statistics import Resampling, ratio_interval
 from recipes.evaluation.summary import random_order, random_value, summarise
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods.method import Arm
@@ -36,11 +38,11 @@ from recipes.ranges import check_ranges
 from recipes.records import Record, Stage, required_record
 from recipes.run import Run
 from recipes.scoring.masking import Masked
-from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows
+from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows, left_out
 from recipes.stages import run_stage
 
 METRICS, GATES, MODULATIONS = "metrics.json", "gates.json", "modulations.json"
-VERSION = 3
+VERSION = 4
 """Version of this stage, see `Record`."""
 
 
@@ -72,7 +74,13 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         random = random_order(rows.user_ids, ranked_counts(rows, masked, config))
         summary = summarise(table, arms, protocol, random, resampling)
         evaluated = {**described(rows, protocol, random), "ambiguous_rows": _ambiguous_rows(table)}
-        write_json(place / METRICS, {"evaluated": evaluated, **summary})
+        evaluated["lost_rows"] = _lost_rows(table)
+        evaluated |= left_out(run.data, config)
+        divisions = slicings(run.data, rows)
+        slices = slice_entries(table, arms, protocol, rows, divisions, random, resampling)
+        order = _order(parts, config, resampling)
+        found = {"evaluated": evaluated, **summary, "slices": slices, "order": order}
+        write_json(place / METRICS, found)
         write_json(place / GATES, _gates(parts, rows))
         write_json(place / MODULATIONS, _modulations(parts))
 
@@ -136,6 +144,10 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
         ValueError: A value is impossible; the message names the field and the remedy.
     """
     check_ranges(config, "evaluate.")
+    if config.order_rows == 1:
+        raise ValueError(
+            "evaluate.order_rows=1 gives no interval: try at least 2 rows, or 0 for none"
+        )
     if len(set(config.ks)) < len(config.ks):
         raise ValueError(f"evaluate.ks={config.ks} names a cut-off twice: leave one out")
     if config.candidates == "sampled":
@@ -146,6 +158,11 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
             )
         if num_candidates is not None:
             check_cutoffs(config.ks, num_candidates)
+            if config.decoding == "candidates" and config.num_beams > num_candidates:
+                raise ValueError(
+                    f"evaluate.num_beams={config.num_beams}, but only {num_candidates} candidates "
+                    "may be written (evaluate.decoding='candidates'): choose fewer beams"
+                )
     return Resampling(
         samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
     )
@@ -155,21 +172,41 @@ def check_arms(experiment: Experiment, arms: Sequence[Arm]) -> None:
     """Refuse arms that rank nothing but the candidates of their prompts, where there are others.
 
     Raises:
-        ValueError: All items are ranked, or several draws; the message names the arm and the field.
+        ValueError: All items are ranked, or several draws; or all items are, and a language model's
+            beams do not show as many as `evaluate.ks` asks for. The message names arm and field.
     """
-    whole = experiment.evaluate.candidates == "catalogue"
-    draws = experiment.prepare.candidate_draws
+    config, draws = experiment.evaluate, experiment.prepare.candidate_draws
+    whole = config.candidates == "catalogue"
     if not whole and draws == 1:
         return
     field, remedy = "evaluate.candidates='catalogue'", "evaluate.candidates `sampled`"
     if not whole:
         field, remedy = f"prepare.candidate_draws={draws}", "prepare.candidate_draws 1"
     for arm in arms:
-        if arm.method.reads_candidates:
+        if arm.method.ranks_listed(arm.settings):
+            unlisted = "list_candidates" in arm.settings
+            cure = "train it with adapt.list_candidates false, " if unlisted else ""
             raise ValueError(
-                f"{field}: the arm {arm.name!r} ranks only the candidates of its prompts: leave it "
-                f"out, or choose {remedy}"
+                f"{field}: the arm {arm.name!r} ranks only the candidates of its prompts: {cure}"
+                f"leave it out, or choose {remedy}"
             )
+        if whole and arm.method.reads_language_model:
+            _check_beams(arm, config)
+
+
+def _check_beams(arm: Arm, config: EvaluateConfig) -> None:
+    """Refuse to rank all items by a language model that writes what is none, or too few of them."""
+    if config.decoding != "candidates":
+        raise ValueError(
+            f"evaluate.candidates='catalogue': the arm {arm.name!r} ranks by the titles that it "
+            "writes, and evaluate.decoding='free' lets it write what is none: set it `candidates`"
+        )
+    if max(config.ks) > config.num_beams:
+        raise ValueError(
+            f"evaluate.ks holds {max(config.ks)}, but evaluate.num_beams={config.num_beams} beams "
+            f"of the arm {arm.name!r} show no more items: raise evaluate.num_beams to "
+            f"{max(config.ks)}, or leave the cut-off out"
+        )
 
 
 def described(rows: EvaluatedRows, protocol: Protocol, random: pd.DataFrame) -> Mapping[str, Any]:
@@ -206,6 +243,36 @@ def _ambiguous_rows(table: pd.DataFrame) -> int:
     return int(table.loc[table["ambiguous"].fillna(False), "row"].nunique())
 
 
+def _lost_rows(table: pd.DataFrame) -> Mapping[str, int]:
+    """Of each arm that lost any, the number of rows with a NaN among their scores, of all seeds."""
+    counts = table.loc[table["lost"]].groupby("method", sort=False).size()
+    return {str(name): int(count) for name, count in counts.items()}
+
+
+def _order(
+    parts: Sequence[Part], config: EvaluateConfig, resampling: Resampling
+) -> list[dict[str, Any]]:
+    """What the order of listed candidates changed, one entry for each arm on which it was tried."""
+    changes: dict[str, dict[int, pd.DataFrame]] = {}
+    for part in parts:
+        path = part.folder / ORDER
+        if path.exists():
+            table = pd.DataFrame(read_json(path)).set_index(["rows", "user_ids"])
+            changes.setdefault(part.arm.name, {})[part.seed] = table
+    found = []
+    for name, seeds in changes.items():
+        # A row that one seed has no finite scores of is left out of all.
+        table = pd.concat(seeds, axis=1, join="inner").sort_index()
+        shares, users = table.to_numpy().T, table.index.get_level_values("user_ids").to_numpy()
+        if len(np.unique(users)) < 2:
+            continue
+        estimate = ratio_interval(shares, np.ones_like(shares), users, resampling)
+        assert estimate is not None
+        entry = {"method": name, "seeds": list(seeds), "orders": config.order_permutations}
+        found.append({**entry, **asdict(estimate)})
+    return found
+
+
 def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
     """Summary of the gate of each gated arm, for its first seed."""
     found: dict[str, Any] = {}
@@ -213,7 +280,10 @@ def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:
         path = part.folder / GATE_WEIGHTS
         if part.arm.name not in found and path.exists():
             weights = read_tensors(path)["weights"].double().numpy()
-            found[part.arm.name] = gate_summary(weights, rows.user_ids, rows.rows, seed=part.seed)
+            kept = np.isfinite(weights).all(axis=1)
+            if kept.any():
+                ids = rows.user_ids[kept], rows.rows[kept]
+                found[part.arm.name] = gate_summary(weights[kept], *ids, seed=part.seed)
     return found
 
 

@@ -27,6 +27,8 @@ class Places:
     """int64 [n], number of other candidates that score strictly higher."""
     tied: Ints
     """int64 [n], number of candidates that score the same, the target included: 1 or more."""
+    lost: npt.NDArray[np.bool_] | None = None
+    """bool [n], rows without a place, since a score is NaN; their target counts as the last."""
 
     def __post_init__(self) -> None:
         if self.better.shape != self.tied.shape or self.better.ndim != 1:
@@ -80,6 +82,18 @@ def places_of(
         tied &= counts
         np.put_along_axis(tied, index[:, None], True, axis=1)
     return Places(better.sum(axis=1, dtype=np.int64), tied.sum(axis=1, dtype=np.int64))
+
+
+def places_or_last(
+    scores: npt.ArrayLike, target_index: npt.ArrayLike, left_out: npt.ArrayLike | None = None
+) -> Places:
+    """`places_of`, where a row that holds a NaN is lost, and its target the last candidate."""
+    values, index = np.array(scores), np.asarray(target_index, dtype=np.int64)
+    lost = np.asarray(np.isnan(values).any(axis=1), dtype=np.bool_)
+    values[lost] = 0
+    values[lost, index[lost]] = -1
+    found = places_of(values, index, left_out)
+    return Places(found.better, found.tied, lost)
 
 
 def hits(places: Places, k: int) -> Floats:

@@ -22,8 +22,8 @@ class Metric:
     key: str
     label: str
     """Name in tables; `{source}` stands for the score by which the method ranks."""
-    reads: Literal["text", "ranks"]
-    """Whether the metric is computed from generated answers or from places."""
+    reads: Literal["text", "ranks", "beams"]
+    """Whether the metric is computed from generated answers, from places or from beams."""
     outcome: Outcome
     """Predictions of one arm and seed -> each row's (numerator, denominator), float64 [n] each."""
 
@@ -37,6 +37,8 @@ def metrics_for(protocol: Protocol) -> list[Metric]:
             _rank_metric(f"ndcg@{k}", f"NDCG@{k} {words}", partial(gains, k=k)),
         ]
     found.append(_rank_metric("mrr", f"MRR {words}", reciprocal_ranks))
+    if not protocol.whole_catalogue:
+        found += _beam_metrics(protocol)
     if protocol.config.average == "users":
         found = [replace(one, outcome=_by_user(one.outcome)) for one in found]
     return found
@@ -66,6 +68,32 @@ def _rank_metric(key: str, label: str, outcome: Callable[[Places], Floats]) -> M
         return found, np.ones_like(found)
 
     return Metric(f"{key}/ranking", label, "ranks", ranked)
+
+
+def _beam_metrics(protocol: Protocol) -> list[Metric]:
+    """Hit ratio and NDCG of beams, up to their number; none where decoding is greedy."""
+    beams, found = protocol.config.num_beams, []
+    for k in protocol.config.ks if beams > 1 else ():
+        if k <= beams:
+            words = f"({beams} beams, {protocol.words})"
+            found += [
+                Metric(f"hit_ratio@{k}/beams", f"HitRatio@{k} {words}", "beams", _beam_outcome(k)),
+                Metric(
+                    f"ndcg@{k}/beams", f"NDCG@{k} {words}", "beams", _beam_outcome(k, gain=True)
+                ),
+            ]
+    return found
+
+
+def _beam_outcome(k: int, gain: bool = False) -> Outcome:
+    def counted(table: pd.DataFrame) -> tuple[Floats, Floats]:
+        place = table["beam_place"].to_numpy(dtype=np.int64)
+        found = ((place >= 0) & (place < k)).astype(np.float64)
+        if gain:
+            found /= np.log2(2 + np.maximum(place, 0))
+        return found, np.ones_like(found)
+
+    return counted
 
 
 def _text_outcome(column: str, kind: Literal["total", "valid", "validity"]) -> Outcome:

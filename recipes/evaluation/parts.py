@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recipes.artifacts import write_json, write_table, write_tensors
 from recipes.evaluation.catalogue import catalogue_places
-from recipes.evaluation.metrics import places_of
+from recipes.evaluation.metrics import Places, places_or_last
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm, trained_name
@@ -17,10 +17,10 @@ from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
 
 PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
-MODULATION = "modulation.json"
+MODULATION, ORDER = "modulation.json", "order.json"
 SUMMARY_FIELDS = ("ks", "average", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
-VERSION = 2
+VERSION = 3
 """Version of this stage, see `Record`."""
 
 
@@ -86,18 +86,32 @@ def predict_part(
     def work(place: Path) -> None:
         if rows.whole_catalogue:
             places = catalogue_places(arm.method.scorer(run, arm, seed), rows, masked, config)
+            _refuse_all_lost(part, places)
             table = predictions_table(arm.name, seed, rows, places, titles)
         else:
             found = arm.method.predict(run, arm, seed, rows, config)
-            places = places_of(found.scores, rows.target_index)
+            places = places_or_last(found.scores, rows.target_index)
+            _refuse_all_lost(part, places)
             table = predictions_table(arm.name, seed, rows, places, titles, found)
             if found.gates is not None:
                 write_tensors(place / GATE_WEIGHTS, {"weights": found.gates})
             if found.modulations:
                 write_json(place / MODULATION, found.modulations)
+            if (order := found.order) is not None:
+                listed = {name: values.tolist() for name, values in vars(order).items()}
+                write_json(place / ORDER, listed)
         write_table(place / PREDICTIONS, table)
 
     return run_stage(part.stage, part.folder, work)
+
+
+def _refuse_all_lost(part: Part, places: Places) -> None:
+    """Refuse a part in which no row has a place: a few lost rows are misses, all are a fault."""
+    if places.lost is not None and places.lost.all():
+        raise ValueError(
+            f"{part.name}: the scores of every row hold a NaN: check the vectors or the model "
+            "that they come from, and train it again"
+        )
 
 
 def part_record(part: Part) -> Record:

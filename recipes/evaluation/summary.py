@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recipes.evaluation.answers import INVALID
 from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
@@ -47,13 +48,16 @@ def summarise(
         `metrics`, with one entry for each arm and metric, and `comparisons`, with one entry for
         each pair of arms and each metric that both have. Where an arm has several seeds,
         `given_trainings` is the interval over users alone: it speaks of these trained models.
+        `invalid`: of each arm that writes, the number of answers, of all seeds and draws, and how
+        many of them are invalid, by kind.
     """
     tables = {str(name): table for name, table in predictions.groupby("method", sort=False)}
     having = [arm for arm in arms if arm.name in tables]
     writing = [arm for arm in having if not _mute(tables[arm.name])]
+    beaming = [arm for arm in writing if _has_beams(tables[arm.name])]
     metrics, comparisons = [], []
     for metric in metrics_for(protocol):
-        own = having if metric.reads == "ranks" else writing
+        own = {"ranks": having, "text": writing, "beams": beaming}[metric.reads]
         found = {arm.name: outcomes_of(metric, tables[arm.name]) for arm in own}
         metrics += [_metric_entry(metric, arm, found[arm.name], resampling) for arm in own]
         comparisons += [
@@ -66,15 +70,25 @@ def summarise(
             for position, later in enumerate(own)
             for earlier in own[:position]
         ]
+    kinds = [_invalid_entry(arm, tables[arm.name]) for arm in writing]
     silent = [arm.name for arm in having if writing and arm not in writing]
     drawn = [arm.name for arm in arms if arm.method.is_random_order]
     metrics += _exact_entries(protocol, random, drawn, silent)
-    return {"metrics": metrics, "comparisons": comparisons}
+    return {"metrics": metrics, "comparisons": comparisons, "invalid": kinds}
+
+
+def _has_beams(table: pd.DataFrame) -> bool:
+    return "beam_place" in table and bool(table["beam_place"].notna().to_numpy().all())
 
 
 def _mute(table: pd.DataFrame) -> bool:
     """Whether an arm generates no answers."""
     return bool(table["predicted_item"].isna().to_numpy().all())
+
+
+def _invalid_entry(arm: Arm, table: pd.DataFrame) -> Entry:
+    kinds = {kind: int((table["invalid"] == kind).sum()) for kind in INVALID}
+    return {"method": arm.name, "answers": len(table), "kinds": kinds}
 
 
 def _metric_entry(metric: Metric, arm: Arm, found: Outcomes, resampling: Resampling) -> Entry:

@@ -41,6 +41,7 @@ class AdaptedModel(PromptedModel):
         user_slot: Whether the prompt has a user slot, as in training.
         slots: Whether it has slots after titles.
         hybrid_prompts: False leaves these slots unfilled (`text-only-test`).
+        listed: Whether it lists candidates.
     """
 
     def __init__(
@@ -53,12 +54,18 @@ class AdaptedModel(PromptedModel):
         user_slot: bool,
         slots: bool = True,
         hybrid_prompts: bool = True,
+        listed: bool = True,
     ) -> None:
         super().__init__(hybrid.runner, store)
         self.hybrid = hybrid
         self._vectors = vectors
-        self._layout = prompt_history, user_slot, slots
+        self._layout = prompt_history, user_slot, slots, listed
         self._hybrid_prompts = hybrid_prompts
+
+    @property
+    def lists_candidates(self) -> bool:
+        """Whether a prompt lists its row's candidates."""
+        return self._layout[-1]
 
     def prompts(self, split: SplitName) -> EncodedPrompts:
         """Hybrid prompts."""
@@ -161,4 +168,5 @@ def adapted_model(
             user_slot=plan.user_slot,
             slots=plan.settings.item_slots,
             hybrid_prompts=plan.hybrid_at_test,
+            listed=plan.settings.list_candidates,
         )

@@ -1,8 +1,8 @@
 """A language model that answers the prompts of a run, with an adapter or without one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,24 @@ class PromptedModel(ABC):
         self.model: Any = model
         self.tokenizer = store.tokenizer
         self.store = store
+
+    @property
+    def lists_candidates(self) -> bool:
+        """Whether a prompt lists its row's candidates."""
+        return True
+
+    @contextmanager
+    def listing(self, split: SplitName, rows: np.ndarray, candidates: np.ndarray) -> Iterator[None]:
+        """The block in which the prompts of some rows list other candidates.
+
+        The arguments are those of `PromptStore.listing`.
+        """
+        before = self.store
+        self.store = before.listing(split, rows, candidates)
+        try:
+            yield
+        finally:
+            self.store = before
 
     @property
     def answer_ids(self) -> list[list[int]]:

@@ -154,7 +154,12 @@ def training_collator(
     """
     split, settings = store.data.split("train"), plan.settings
     rows = training_rows(split, settings)
-    layout = settings.prompt_history, plan.user_slot, settings.item_slots
+    layout = (
+        settings.prompt_history,
+        plan.user_slot,
+        settings.item_slots,
+        settings.list_candidates,
+    )
 
     def later(epoch: int) -> EncodedPrompts:
         return store.redrawn(epoch, *layout)

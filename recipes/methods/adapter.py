@@ -40,7 +40,9 @@ from recipes.ranges import check_ranges
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Stage, required_record
 from recipes.run import Run
-from recipes.scoring.predictions import Predictions, llm_predictions
+from recipes.scoring.arrays import Floats
+from recipes.scoring.masking import Masked
+from recipes.scoring.predictions import Predictions, Scorer, beam_scores, llm_predictions
 from recipes.scoring.rows import EvaluatedRows
 
 SOURCE = "recommender"
@@ -201,7 +203,12 @@ class AdapterMethod(Method):
         check_adapter(outline, self.placed_config(run, arm, width), arm.name)
         check_answers(run)
         store, split = run.outlined_prompts, run.experiment.evaluate.split
-        layout = settings.prompt_history, self.user_slot, settings.item_slots
+        layout = (
+            settings.prompt_history,
+            self.user_slot,
+            settings.item_slots,
+            settings.list_candidates,
+        )
         rows = training_rows(run.data.split("train"), settings)
         check_steps(arm.name, run.experiment.adapt, training_steps(settings, len(rows)))
         answer = int(store.answers.lengths.max())
@@ -222,7 +229,8 @@ class AdapterMethod(Method):
         """
         limit, titles = position_limit(run.outline.model), run.outlined_prompts.answers.lengths
         room = int(titles.max() - titles.min()) * run.experiment.prepare.num_candidates
-        if not settings.redraw_candidates or limit is None or prompt + room + after <= limit:
+        redrawn = settings.redraw_candidates and settings.list_candidates
+        if not redrawn or limit is None or prompt + room + after <= limit:
             return
         rows = training_rows(run.data.split("train"), settings)
         steps = training_steps(settings, len(rows))
@@ -249,7 +257,7 @@ class AdapterMethod(Method):
         settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")
-        inputs = {name: files[name] for name in names}
+        inputs = {name: files[name] for name in names if name in files}
         if self.reads_vectors:
             inputs |= {SOURCE: run.network_record(arm.settings[SOURCE]).content}
         inputs |= {"language model": run.llm_content}
@@ -299,6 +307,22 @@ class AdapterMethod(Method):
         folder = arm_folder(run, arm, seed)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)
+
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+        """The titles that the adapted model writes by beams, of all items (`beam_scores`).
+
+        Beams write none of the user's earlier items where `evaluate.mask` leaves them out.
+        """
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
+        folder, config = arm_folder(run, arm, seed), run.experiment.evaluate
+
+        def scores(rows: EvaluatedRows) -> Floats:
+            masks = config.mask == "history"
+            masked = Masked.history(run.data, rows) if masks else Masked.nothing()
+            with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
+                return beam_scores(adapted, plan.label, rows, masked, config)
+
+        return scores
 
 
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:

@@ -82,7 +82,7 @@ class Method:
     reads_language_model: ClassVar[bool] = False
     """Whether a language model answers, with an adapter or without one."""
     reads_candidates: ClassVar[bool] = False
-    """Whether the method's input holds a row's candidates, so that it ranks no others."""
+    """Whether the method's input holds a row's candidates, unless `list_candidates` is false."""
     version: int = 1
     """Raised when the same settings begin to give other results."""
 
@@ -102,6 +102,10 @@ class Method:
         if given:
             raise ValueError(f"method {self.name} has no setting {next(iter(given))!r}")
         return {}
+
+    def ranks_listed(self, settings: Mapping[str, Any]) -> bool:
+        """Whether an arm's input holds a row's candidates, so that it ranks no others."""
+        return self.reads_candidates and bool(settings.get("list_candidates", True))
 
     def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
         """The training seeds of an arm."""

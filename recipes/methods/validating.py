@@ -96,6 +96,7 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
             user_slot=plan.user_slot,
             slots=settings.item_slots,
             hybrid_prompts=plan.hybrid_at_test,
+            listed=settings.list_candidates,
         )
         scores = score_candidates(
             adapted,

@@ -22,6 +22,8 @@ ChatTemplate = Literal["auto", "none"]
 
 INSTRUCTION = "Answer with one title from the list, exactly as it is written, and nothing else."
 """The system turn, where a template has one."""
+OPEN_INSTRUCTION = "Answer with one title, exactly as it is written, and nothing else."
+"""The same for prompts that list no candidates."""
 TODAY = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
 """Put before a template, so that one that writes today's date gives the same prompts every day."""
 _SYSTEM, _PROMPT, _ANSWER = "\ue005", "\ue006", "\ue007"
@@ -47,6 +49,8 @@ def frame_of(
     tokenizer: PreTrainedTokenizerBase,
     chat_template: ChatTemplate = "none",
     cache: Path | None = None,
+    *,
+    listed: bool = True,
 ) -> Frame:
     """The frame of a tokenizer's prompts.
 
@@ -54,18 +58,19 @@ def frame_of(
         tokenizer: The language model's tokenizer.
         chat_template: `auto` takes the tokenizer's chat template, if it has one.
         cache: See `tokenised`.
+        listed: Whether the prompts list candidates, of which the system turn speaks.
 
     Raises:
         ValueError: The tokenizer has no eos token, or its chat template cannot be used.
     """
     if chat_template == "auto" and tokenizer.chat_template:
-        return _chat(tokenizer, cache)
+        return _chat(tokenizer, INSTRUCTION if listed else OPEN_INSTRUCTION, cache)
     bos, eos = find_id(tokenizer, "bos"), required_id(tokenizer, "eos")
     opening = [] if bos is None else [bos]
     return Frame(opening, [], eos, None, _placeholder(tokenizer, cache))
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
+def _chat(tokenizer: PreTrainedTokenizerBase, instruction: str, cache: Path | None) -> Frame:
     """The turns of a chat: an instruction if there is a system turn, the prompt, the answer."""
     prompt = {"role": "user", "content": _PROMPT}
     chat = [{"role": "system", "content": _SYSTEM}, prompt]
@@ -82,7 +87,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> Frame:
     ids: list[int] = []
     if _SYSTEM in opening:
         before, opening = opening.split(_SYSTEM)
-        ids = [*_markup(tokenizer, before), *tokenised(tokenizer, [INSTRUCTION], cache)[0]]
+        ids = [*_markup(tokenizer, before), *tokenised(tokenizer, [instruction], cache)[0]]
     lead = "" if closing != closing.rstrip() else None
     return Frame(
         [*ids, *_markup(tokenizer, opening)],

@@ -56,14 +56,12 @@ def hybrid_prompt(
 
     Args:
         history: Titles, oldest first; may be empty.
-        candidates: Titles to choose from, in the frozen order.
+        candidates: Titles to choose from, in the frozen order. Without any, the prompt says nothing
+            of a choice, and every title is an answer.
         user_slot: Put one `USER_SLOT` before the cue, as the method `lora-user-slot` does.
     """
-    return (
-        f"{OPTIONS}{_listed(candidates)}\n"
-        f"{HISTORY}{_listed(history)}\n"
-        f"{USER_SLOT if user_slot else ''}{CUE}"
-    )
+    options = f"{OPTIONS}{_listed(candidates)}\n" if candidates else ""
+    return f"{options}{HISTORY}{_listed(history)}\n{USER_SLOT if user_slot else ''}{CUE}"
 
 
 def slot_order(

@@ -1,5 +1,7 @@
 """The prompts and answers of a run as token ids, each encoded only once."""
 
+import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +38,7 @@ class PromptStore:
         self.data = data
         self._cache = cache
         self._chat_template: ChatTemplate = chat_template
-        self._prompts: dict[tuple[SplitName, int, bool, bool], EncodedPrompts] = {}
+        self._prompts: dict[tuple[SplitName, int, bool, bool, bool], EncodedPrompts] = {}
         self._redrawn: tuple[tuple[int, int, bool, bool], EncodedPrompts] | None = None
 
     @cached_property
@@ -44,8 +46,37 @@ class PromptStore:
         """What stands around prompts and answers."""
         return frame_of(self.tokenizer, self._chat_template, self._cache)
 
+    @cached_property
+    def open_frame(self) -> Frame:
+        """The frame of prompts that list no candidates."""
+        return frame_of(self.tokenizer, self._chat_template, self._cache, listed=False)
+
+    def listing(
+        self, name: SplitName, rows: NDArray[np.integer], candidates: NDArray[np.integer]
+    ) -> "PromptStore":
+        """The same store, but that the prompts of some rows list other candidates.
+
+        Args:
+            name: Name of the split.
+            rows: Integers [m], row numbers of the split.
+            candidates: Integers [m, c], item ids.
+        """
+        split = self.data.split(name)
+        changed = split.candidates.copy()
+        changed[rows] = candidates
+        other = replace(split, candidates=changed)
+        found = copy.copy(self)  # with the answers, if they are encoded already
+        found.data = replace(self.data, splits={**self.data.splits, name: other})
+        found._cache, found._prompts, found._redrawn = None, {}, None
+        return found
+
     def prompts(
-        self, name: SplitName, prompt_history: int, user_slot: bool, slots: bool = True
+        self,
+        name: SplitName,
+        prompt_history: int,
+        user_slot: bool,
+        slots: bool = True,
+        listed: bool = True,
     ) -> EncodedPrompts:
         """The prompts of all rows of a split.
 
@@ -54,21 +85,30 @@ class PromptStore:
             prompt_history: How many of the newest history items a prompt shows.
             user_slot: See `hybrid_prompt`.
             slots: See `encode_prompts`.
+            listed: Whether the prompts list the row's candidates.
         """
-        key = (name, prompt_history, user_slot, slots)
+        key = (name, prompt_history, user_slot, slots, listed)
         if key not in self._prompts:
             candidates = self.data.split(name).candidates
+            candidates = candidates if listed else candidates[:, :0]
             found = self._encoded(name, candidates, prompt_history, user_slot, slots)
             self._prompts[key] = found
         return self._prompts[key]
 
     def redrawn(
-        self, epoch: int, prompt_history: int, user_slot: bool, slots: bool = True
+        self,
+        epoch: int,
+        prompt_history: int,
+        user_slot: bool,
+        slots: bool = True,
+        listed: bool = True,
     ) -> EncodedPrompts:
         """The prompts of the train rows in an epoch, from 1, with candidates drawn for it.
 
-        The last epoch's are kept.
+        The last epoch's are kept. Prompts that list no candidates are the same in every epoch.
         """
+        if not listed:
+            return self.prompts("train", prompt_history, user_slot, slots, listed)
         key = (epoch, prompt_history, user_slot, slots)
         if self._redrawn is None or self._redrawn[0] != key:
             assert self.data.folder is not None
@@ -92,7 +132,7 @@ class PromptStore:
             candidates,
             user_slot=user_slot,
             slots=slots,
-            frame=self.frame,
+            frame=self.frame if candidates.shape[1] else self.open_frame,
             cache=self._cache,
         )
 

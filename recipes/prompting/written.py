@@ -6,10 +6,21 @@ this form, which generated tokens go through as well.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from recipes.prompting.special_tokens import find_id
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer as a language model wrote it."""
+
+    text: str
+    """The first line, stripped and without special tokens."""
+    cut_short: bool = False
+    """Whether the limit of tokens ended it: neither the answer's end nor a line's end follows."""
 
 
 def first_line(text: str) -> str:
@@ -17,10 +28,10 @@ def first_line(text: str) -> str:
     return text.strip().partition("\n")[0].strip()
 
 
-def written_texts(
+def written_answers(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]], end: int | None = None
-) -> list[str]:
-    """The first line of each row of token ids, up to its end and without special tokens.
+) -> list[Written]:
+    """What each row of token ids says, up to its end.
 
     Args:
         tokenizer: The language model's tokenizer.
@@ -29,7 +40,18 @@ def written_texts(
     """
     end = find_id(tokenizer, "eos") if end is None else end
     rows = [row[: row.index(end)] if end in row else row for row in map(list, tokens)]
-    return [first_line(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [
+        Written(first_line(text), end not in row and "\n" not in text.lstrip())
+        for text, row in zip(decoded, tokens, strict=True)
+    ]
+
+
+def written_texts(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]], end: int | None = None
+) -> list[str]:
+    """The first line of each row of token ids; the arguments are those of `written_answers`."""
+    return [written.text for written in written_answers(tokenizer, tokens, end)]
 
 
 def written_titles(
@@ -42,7 +64,7 @@ def written_titles(
     Args:
         tokenizer: The language model's tokenizer.
         answer_ids: Token ids of each title, by item id; its end may follow.
-        end: See `written_texts`.
+        end: See `written_answers`.
 
     Raises:
         ValueError: Nothing is left of a title, so that no answer could name it.

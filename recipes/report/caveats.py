@@ -34,16 +34,36 @@ def caveats(results: Results) -> list[str]:
         found.append(
             f"Only the first {evaluated['max_users']} users were evaluated (`evaluate.max_users`)."
         )
+    if short := evaluated.get("short_users"):
+        found.append(
+            f"**{short} users of the split are not evaluated**, since their histories are shorter "
+            f"than {evaluated['min_history']} (`evaluate.min_history`): with "
+            "`evaluate.min_history: 1` they are, and stand in slices of their own."
+        )
     if ambiguous := evaluated.get("ambiguous_rows"):
         found.append(
             f"In {ambiguous} of {evaluated['num_rows']} rows another candidate has **the target's "
             "title**, as the language model's tokenizer writes it: there no generated answer can "
             "be right, and the two tie or nearly tie in the ranking."
         )
+    found += _lost_rows(results)
     found += _other_versions(results)
     found += _one_seed(results)
     found.append(_intervals(results))
     return found
+
+
+def _lost_rows(results: Results) -> list[str]:
+    """The warning about rows whose scores are not finite."""
+    lost = results["evaluated"].get("lost_rows") or {}
+    if not lost:
+        return []
+    arms = arms_of(results)
+    listed = ", ".join(f"{count} of {arms[name]['title']}" for name, count in lost.items())
+    return [
+        f"**Rows without finite scores** count as misses: {listed}, over all seeds. They are "
+        "marked `lost` in `predictions.parquet`."
+    ]
 
 
 def _stand_in(results: Results) -> str:

@@ -64,7 +64,7 @@ def _arm(part: Part, shown: np.ndarray) -> dict[str, Any]:
         "name": part.arm.name,
         "title": part.arm.title,
         "seed": part.seed,
-        "scores": [np.round(scores, DIGITS).tolist() for scores in table["scores"]],
+        "scores": [np.round(np.nan_to_num(scores), DIGITS).tolist() for scores in table["scores"]],
     }
     if table["output"].notna().all():
         found["answers"] = table["output"].tolist()

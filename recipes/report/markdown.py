@@ -9,6 +9,7 @@ from recipes.report.naming import (
     GENERATED,
     NOTHING,
     arms_of,
+    headline_key,
     interval,
     per_seed,
     resampled,
@@ -48,8 +49,10 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _methods(results),
         _generated(results),
         _ranked(results),
+        _order(results),
         _differences(results),
         _tuning(results),
+        _slices(results),
         _plots(results, plots),
         _parameters(results),
         _reproduce(results),
@@ -136,17 +139,76 @@ def _generated(results: Results) -> str:
         return ""
     return (
         f"## Generated answers ({_sample(results)})\n\n"
-        f"The model writes an answer greedily{_constrained(results)}. It is **valid** when, apart "
-        "from case and white space, it is exactly one candidate's title, as the model's tokenizer "
-        "writes it. *Of total* counts an invalid answer as a miss; *of valid* leaves it out, which "
-        "flatters a model that often fails to answer. "
-        "Compare *of total*.\n\n"
+        f"The model writes an answer {_decoding(results)}{_constrained(results)}. It is **valid** "
+        "when, apart from case, white space and the composition of accents, it is exactly one "
+        "candidate's title, as the model's tokenizer writes it; if it is none, punctuation at the "
+        "end and compatibility forms are left aside on both sides. *Of total* counts an invalid "
+        "answer as a miss; *of valid* leaves it out, which flatters a model that often fails to "
+        "answer. Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
+        f"{_invalid(results)}{_beams(results, methods)}"
         "<details><summary>The same answers under the reference's rule</summary>\n\n"
         "The published code calls an answer valid when exactly one candidate title is a substring "
         "of it. This voids a perfect answer whose title contains another candidate's, and accepts "
         "a title inside a longer text.\n\n"
         f"{_table(results, methods, SUBSTRING_COLUMNS)}\n\n</details>"
+    )
+
+
+def _decoding(results: Results) -> str:
+    beams = results["config"]["evaluate"]["num_beams"]
+    return "greedily" if beams == 1 else f"by {beams} beams, the likeliest of which counts"
+
+
+def _beams(results: Results, methods: Sequence[str]) -> str:
+    """The tables of what stands among the beams; empty where decoding is greedy."""
+    columns = {
+        entry["key"]: entry["label"].partition(" ")[0]
+        for entry in results["metrics"]
+        if entry["key"].endswith("/beams") and not entry["key"].startswith("ndcg@1/")
+    }
+    if not columns:
+        return ""
+    return (
+        "The beams as a ranking: an invalid one takes its place and is a miss.\n\n"
+        f"{_table(results, methods, columns)}\n\n"
+    )
+
+
+def _order(results: Results) -> str:
+    """The section on the order in which prompts list candidates; empty where it was not tried."""
+    entries = results["order"]
+    if not entries:
+        return ""
+    first = entries[0]
+    rows = [[arms_of(results)[entry["method"]]["title"], interval(entry)] for entry in entries]
+    orders = "another order" if first["orders"] == 1 else f"{first['orders']} other orders"
+    return (
+        "## Sensitivity to the order of candidates\n\n"
+        f"{first['num_rows']:,} rows of {first['num_users']:,} users, evenly spaced, were ranked "
+        f"again with the candidates of the prompt in {orders}. The figure is the share in which "
+        "another candidate came first. It is 0 by construction for arms that read no list.\n\n"
+        + markdown_table(["method", "first choice changes"], rows)
+    )
+
+
+def _invalid(results: Results) -> str:
+    """What invalid answers are."""
+    entries = results["invalid"]
+    rows = [
+        [
+            arms_of(results)[entry["method"]]["title"],
+            f"{entry['answers']:,}",
+            *(f"{count:,}" for count in entry["kinds"].values()),
+        ]
+        for entry in entries
+    ]
+    head = ["method", "answers", *entries[0]["kinds"]]
+    return (
+        "Invalid answers, of all seeds and draws. *Cut short*: the limit of tokens, within which "
+        "every title fits, came before the answer's end. *Ambiguous*: the title of several "
+        "candidates. *Not finite*: the scores of the row are not, so it counts as a miss "
+        f"everywhere.\n\n{markdown_table(head, rows)}\n\n"
     )
 
 
@@ -179,7 +241,13 @@ def _scores(results: Results) -> str:
     """What candidates are ranked by."""
     evaluate = results["config"]["evaluate"]
     if evaluate["candidates"] == "catalogue":
-        return "Every method scores all items."
+        writes = any(arm["settings"].get("list_candidates") is False for arm in results["arms"])
+        return "Every method scores all items." + (
+            f" A language model's prompt lists none; it writes titles by {evaluate['num_beams']} "
+            "beams, which come first in their order, and all other items tie behind them."
+            if writes
+            else ""
+        )
     if results["llm"] is None:
         return "Every method scores all candidates of a row."
     mean = "mean" if evaluate["length_normalised"] else "sum"
@@ -233,6 +301,49 @@ def _differences(results: Results) -> str:
 def _tuning(results: Results) -> str:
     rows = results["config"]["adapt"]["validate_rows"]
     return tuning_section(results.get("tuning", {}), arms_of(results), rows)
+
+
+SLICES = {
+    "history": "By the length of the history, as the recommender reads it",
+    "frequency": "By how often the target occurs in train; a cold item never does",
+}
+
+
+def _slices(results: Results) -> str:
+    """The section of figures by slice of the rows."""
+    headline = f"HitRatio@{results['evaluated']['headline']}, ranked"
+    keys = {headline_key(results): headline, GENERATED: "HitRatio@1, generated, of total"}
+    tables = []
+    for by, what in SLICES.items():
+        for key, label in keys.items():
+            own = [e for e in results["slices"] if (e["by"], e["key"]) == (by, key)]
+            if own:
+                tables.append(f"**{what}** ({label})\n\n{_slice_table(results, own)}")
+    return "## Slices\n\nThe same figures of parts of the rows.\n\n" + "\n\n".join(tables)
+
+
+def _slice_table(results: Results, entries: Sequence[Mapping[str, Any]]) -> str:
+    """One row an arm, one column a slice, whose head tells its size."""
+    sizes = {
+        entry[
+            "slice"
+        ]: f"{entry['slice']} (n = {entry['num_rows']:,}, {entry['num_users']:,} users)"
+        for entry in entries
+        if "num_rows" in entry
+    }
+    cells = {(entry["method"], entry["slice"]): entry for entry in entries}
+    methods = list(dict.fromkeys(entry["method"] for entry in entries))
+    rows = [
+        [arms_of(results)[name]["title"], *(_slice_cell(cells[name, one]) for one in sizes)]
+        for name in methods
+    ]
+    return markdown_table(["method", *sizes.values()], rows)
+
+
+def _slice_cell(entry: Mapping[str, Any]) -> str:
+    if entry["low"] is None:
+        return f"{entry['value']:.3f} (no interval)"
+    return interval(entry)
 
 
 def _plots(results: Results, plots: Sequence[str]) -> str:

@@ -12,10 +12,13 @@ from recipes.experiment import EvaluateConfig
 from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_titles
 from recipes.scoring.arrays import Floats
-from recipes.scoring.generate import generate_answers
+from recipes.scoring.generate import Decoding, generate_answers, generated_tokens
+from recipes.scoring.masking import Masked
 from recipes.scoring.modulation import modulation_summary
+from recipes.scoring.order import OrderChanges, order_changes
 from recipes.scoring.rank import score_candidates
 from recipes.scoring.rows import EvaluatedRows
+from recipes.scoring.trie import Node, trie, without
 
 Scorer = Callable[[EvaluatedRows], Floats]
 """Scores of the candidates of some rows, float64 or float32 [n, c], in an array of their own."""
@@ -26,15 +29,22 @@ class Predictions:
     """Predictions for n rows."""
 
     scores: Floats
-    """float64 [n, c], in the order of each row's candidates; higher is better."""
+    """float64 [n, c], in the order of each row's candidates; higher is better. A row that the model
+    gave no finite scores is NaN."""
     texts: Sequence[str] | None = None
     """n generated answers; None for a method that only scores."""
+    cut_short: Sequence[bool] | None = None
+    """Whether the limit of tokens ended each answer; None stands for none of them."""
     gates: Tensor | None = None
     """float32 [n, K], expert weights; None for a method without a gate."""
     modulations: Sequence[Mapping[str, Any]] = ()
     """Figures of a gate without experts, see `modulation_summary`."""
     titles: Sequence[str] | None = None
     """Each item's title as the language model writes it, with which `texts` are compared."""
+    beams: Sequence[Sequence[str]] | None = None
+    """The answers of each row's beams, the likeliest first; None without beams."""
+    order: OrderChanges | None = None
+    """What the order of the listed candidates changed; None if it was not tried."""
 
 
 def llm_predictions(
@@ -49,7 +59,7 @@ def llm_predictions(
         config: Batch size, and settings of generation and ranking.
 
     Raises:
-        ValueError: A score is not finite, or nothing is left of a title once it is tokenised.
+        ValueError: No row has finite scores, or nothing is left of a title once it is tokenised.
     """
     titles = written_titles(adapted.tokenizer, adapted.answer_ids, adapted.answer_end)
     wanted = rows.rows.tolist()
@@ -64,29 +74,97 @@ def llm_predictions(
         length_normalised=config.length_normalised,
         title=f"rank {label}",
     )
-    if not np.isfinite(scores).all():
+    lost = ~np.isfinite(scores).all(axis=1)
+    if lost.all():
         raise ValueError(
-            f"{label}: a candidate's score is not finite, so its adapter has diverged: lower "
+            f"{label}: no row's scores are finite, so its adapter has diverged: lower "
             "adapt.learning_rate and train it again"
         )
+    scores[lost] = np.nan
     allowed = (
         [[adapted.answer_ids[item] for item in items] for items in rows.candidates]
         if config.decoding == "candidates"
         else None
     )
-    texts = generate_answers(
+    answers = generate_answers(
         adapted,
         rows.split,
         wanted,
         lengths,
         batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens or max(map(len, adapted.answer_ids)),
+        decoding=decoding_of(adapted, config),
         title=f"generate {label}",
         allowed=allowed,
     )
     gates = gate_weights(adapted, rows, config.batch_size)
     modulations = modulation_summary(adapted, rows, config.batch_size)
-    return Predictions(scores, texts, gates, modulations, titles)
+    return Predictions(
+        scores,
+        answers.texts,
+        answers.cut_short,
+        gates,
+        modulations,
+        titles,
+        beams=answers.beams if config.num_beams > 1 else None,
+        order=order_changes(adapted, label, rows, scores, config),
+    )
+
+
+def decoding_of(adapted: PromptedModel, config: EvaluateConfig) -> Decoding:
+    """How answers are generated; the limit of tokens is what the longest title takes."""
+    return Decoding(
+        max_new_tokens=config.max_new_tokens or max(map(len, adapted.answer_ids)),
+        num_beams=config.num_beams,
+        length_normalised=config.length_normalised,
+    )
+
+
+def beam_scores(
+    adapted: PromptedModel,
+    label: str,
+    rows: EvaluatedRows,
+    masked: Masked,
+    config: EvaluateConfig,
+) -> Floats:
+    """Scores of all items by a language model whose prompts list none: float64 [n, items].
+
+    The model writes titles by beams. The item of the likeliest beam scores `num_beams`, that of the
+    next one less, and all others 0, in no order. Items of equal tokens score alike.
+
+    Args:
+        adapted: Model, tokenizer and prompts.
+        label: Label of the progress bar.
+        rows: The n rows, whose candidates are all items.
+        masked: What no beam may write: pairs of a row and an item. An item stays if another one
+            that is not masked has the same tokens.
+        config: Settings of generation.
+    """
+    items: dict[tuple[int, ...], list[int]] = {}
+    for item, ids in enumerate(adapted.answer_ids):
+        items.setdefault(tuple(ids), []).append(item)
+    whole = trie(adapted.answer_ids)
+
+    def allowed(position: int) -> Node:
+        hidden = set(masked.of(position, position + 1).items.tolist())
+        answers = {tuple(adapted.answer_ids[item]) for item in hidden}
+        return without(whole, [ids for ids in answers if hidden.issuperset(items[ids])])
+
+    lengths = adapted.prompt_lengths(rows.split, rows.rows.tolist())
+    beams = generated_tokens(
+        adapted,
+        rows.split,
+        rows.rows.tolist(),
+        lengths,
+        batch_size=config.batch_size,
+        decoding=decoding_of(adapted, config),
+        title=f"generate {label}",
+        roots=allowed,
+    )
+    scores = np.zeros((len(rows), len(adapted.answer_ids)))
+    for row, answers in enumerate(beams):
+        for place, ids in enumerate(answers):
+            scores[row, items.get(tuple(ids), [])] = config.num_beams - place
+    return scores
 
 
 @torch.inference_mode()

@@ -21,6 +21,8 @@ ANSWERS = [[3, 4, 1], [5, 1]], [[1], [6, 7, 8, 1]]
 """Two answers to each prompt; numbers of tokens in `_tokens`."""
 TOLERANCE = {torch.float32: 1e-3}
 """Largest relative error; that of other dtypes is `COARSE`."""
+BEAMS, STEPS = 2, 3
+"""Beams and new tokens of the trial by beams."""
 COARSE = 0.3
 
 
@@ -44,8 +46,32 @@ def check_language_model(model: PreTrainedModel, name: str) -> None:
         raise ValueError(_message(model, name, found))
 
 
-def _message(model: PreTrainedModel, name: str, found: str) -> str:
-    return f"adapt.llm={name!r}: {type(model).__name__} {found}: choose another adapt.llm"
+@torch.no_grad()
+def check_beams(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model that `generate` cannot run by beams, as where no cache can be reordered.
+
+    Args:
+        model: The frozen model, without an adapter.
+        name: As the user wrote it, for messages.
+
+    Raises:
+        ValueError: What goes wrong, and the advice to decode greedily.
+    """
+    remedy = "set evaluate.num_beams 1, or choose another adapt.llm"
+    try:
+        fault = _beam_fault(model, TOLERANCE.get(model.dtype, COARSE))
+    except Exception as error:  # a family may stumble over anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        fault = f"cannot generate by beams ({said})"
+        raise ValueError(_message(model, name, fault, remedy)) from error
+    if fault is not None:
+        raise ValueError(_message(model, name, fault, remedy))
+
+
+def _message(
+    model: PreTrainedModel, name: str, found: str, remedy: str = "choose another adapt.llm"
+) -> str:
+    return f"adapt.llm={name!r}: {type(model).__name__} {found}: {remedy}"
 
 
 def _fault(model: PreTrainedModel) -> str | None:
@@ -94,6 +120,47 @@ def _generation_fault(
                 return "generates other tokens than the likeliest ones"
             sequence.append(token)
     return None
+
+
+def _beam_fault(model: PreTrainedModel, tolerance: float) -> str | None:
+    """Whether beams are not those of a search through whole sequences."""
+    prompts = [_tokens(model, length, seed) for seed, length in enumerate(LENGTHS)]
+    inputs = _padded(model, prompts)
+    settings = GenerationConfig(
+        max_new_tokens=STEPS,
+        do_sample=False,
+        pad_token_id=0,
+        num_beams=BEAMS,
+        num_return_sequences=BEAMS,
+        length_penalty=0.0,
+    )
+    with only_defaults(model, settings):
+        tokens = model.generate(  # type: ignore[operator]
+            inputs_embeds=inputs.inputs_embeds,
+            attention_mask=inputs.attention_mask,
+            generation_config=settings,
+        )
+    for prompt, found in zip(prompts, tokens.view(len(prompts), BEAMS, -1).tolist(), strict=True):
+        for beam, wanted in zip(found, _searched(model, prompt), strict=True):
+            score = float(_log_prob(model, prompt, beam))
+            if abs(score - wanted) > tolerance * max(1.0, abs(wanted)):
+                return "generates other beams than the likeliest ones"
+    return None
+
+
+def _searched(model: PreTrainedModel, prompt: list[int]) -> list[float]:
+    """Log-probabilities of the beams after a prompt, best first, from whole sequences."""
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    for _ in range(STEPS):
+        longer = []
+        for score, written in beams:
+            best = _logits(model, prompt + written)[-1].log_softmax(dim=-1).topk(BEAMS)
+            longer += [
+                (score + value, [*written, token])
+                for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        beams = sorted(longer, reverse=True)[:BEAMS]
+    return [score for score, _ in beams]
 
 
 def _tokens(model: PreTrainedModel, length: int, seed: int) -> list[int]:

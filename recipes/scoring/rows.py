@@ -109,6 +109,17 @@ def evaluated_rows(data: PreparedData, config: EvaluateConfig) -> EvaluatedRows:
     )
 
 
+def left_out(data: PreparedData, config: EvaluateConfig) -> dict[str, int]:
+    """What `min_history` leaves out: `short_rows`, and `short_users`, who have no others."""
+    split = data.split(config.split)
+    every = replace(config, min_history=0, max_users=None)
+    rows = _selected(split, every)
+    kept = _selected(split, replace(every, min_history=config.min_history))
+    users = np.setdiff1d(split.user_ids[rows], split.user_ids[kept])
+    short = split.history_lengths[rows] < config.min_history
+    return {"short_rows": int(short.sum()), "short_users": len(users)}
+
+
 def _selected(split: Split, config: EvaluateConfig) -> Ints:
     chosen = split.history_lengths >= config.min_history
     if config.rows in ("last", None):  # None: outside of an experiment, which settles it

@@ -1,5 +1,6 @@
 """Rankings of all items: places, masks and labels, by hand and from the command line."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,14 @@ from recipes.evaluation.catalogue import catalogue_places, ranked_counts
 from recipes.evaluation.evaluate import check_arms, check_config
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.summary import random_order, random_value
-from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
+from recipes.experiment import (
+    AdaptConfig,
+    EvaluateConfig,
+    Experiment,
+    PrepareConfig,
+    RecommenderConfig,
+    StandInConfig,
+)
 from recipes.methods.method import Arm
 from recipes.methods.recommender_methods import CounterMethod
 from recipes.pipeline import Pipeline
@@ -276,3 +284,61 @@ def test_another_mask_ranks_again_and_another_average_does_not(tmp_path, monkeyp
     assert any("score 0" in caveat for caveat in zero["caveats"])
     monkeypatch.setattr(CounterMethod, "scorer", None)
     assert ring(tmp_path, mask="zero", average="users")
+
+
+# ------------------------------------------------------------------ language models
+
+
+OPEN = {"method": "ilora", "list_candidates": False}
+
+
+@pytest.mark.parametrize(
+    ("arms", "changes", "message"),
+    [
+        ([{"method": "ilora"}], {}, "'ilora' ranks only .*adapt.list_candidates false"),
+        ([{"method": "zero-shot"}], {}, "'zero-shot' ranks only .*prompts: leave it out"),
+        ([OPEN], {"decoding": "free"}, "evaluate.decoding='free' lets it write what is none"),
+        ([OPEN], {"num_beams": 9}, "ks holds 10, but evaluate.num_beams=9.*raise"),
+        ([OPEN], {"num_beams": 10}, None),
+    ],
+)
+def test_a_language_model_ranks_the_catalogue_by_beams_or_not_at_all(arms, changes, message):
+    fields = {"ks": [1, 10], "decoding": "candidates", "num_beams": 10, **changes}
+    evaluate = replace(ALL, **fields)
+    experiment = Experiment(arms=arms, evaluate=evaluate)
+    found = comparison(experiment).arms
+    refused = nullcontext() if message is None else pytest.raises(ValueError, match=message)
+    with refused:
+        check_arms(experiment, found)
+
+
+@pytest.mark.parametrize("mask", ["none", "history"])
+def test_a_run_ranks_all_items_by_the_beams_of_a_model_that_saw_no_candidates(tmp_path, mask):
+    stand_in = StandInConfig(
+        hidden_size=16, num_heads=2, num_layers=1, intermediate_size=16, max_steps=2, batch_size=4
+    )
+    experiment = Experiment(
+        out=str(tmp_path),
+        prepare=PrepareConfig(dataset="ring", protocol="chronological"),
+        recommender=RecommenderConfig(hidden_size=8, num_layers=1, max_epochs=1),
+        arms=[OPEN],
+        adapt=AdaptConfig(max_steps=2, batch_size=4, rank=4, stand_in=stand_in),
+        evaluate=replace(
+            ALL, ks=[1, 3], mask=mask, decoding="candidates", num_beams=3, bootstrap_samples=100
+        ),
+    )
+    pipeline = Pipeline.of(experiment)
+    results = pipeline.run_all()
+    name = next(arm.name for arm in pipeline.arms if arm.method.name == "ilora")
+    table = read_table(tmp_path / "predictions.parquet")
+    own = table[table["method"] == name]
+    listed, tied = own[own["tied"] == 1], own[own["tied"] > 1]
+    assert set(listed["better"]) <= {0, 1, 2} and set(tied["better"]) <= {3}
+    hidden = 0 if mask == "none" else 1
+    assert (tied["tied"] + 3 <= ITEMS_OF_RING - hidden).all() and len(tied)
+    value(results, name, "hit_ratio@3/ranking")
+    page = (tmp_path / "report.md").read_text()
+    assert "it writes titles by 3 beams" in page and "Sensitivity to the order" not in page
+
+
+ITEMS_OF_RING = 40

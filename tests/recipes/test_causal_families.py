@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from recipes.llm.prompted import PromptInputs
-from recipes.scoring.probe import check_language_model
+from recipes.scoring.probe import check_beams, check_language_model
 from recipes.scoring.rank import answer_log_probs, repeatable_cache
 
 from .language_models import SMALL, tiny_model
@@ -37,6 +37,21 @@ EXPERTS = {
     "shared_expert_intermediate_size": 16,
 }
 RECURRENT = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "time_step_rank": 2}
+HEADS = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+STATES = {"mamba_d_state": 4, **HEADS}
+MAMBA2 = {"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 4}
+JAMBA = {
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 2,
+    "use_mamba_kernels": False,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+}
+FEW_EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 CACHED: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "qwen2": SIZES,
@@ -69,8 +84,18 @@ UNCACHED: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {**SIZES, **LINEAR},
     "olmo_hybrid": {**SIZES, **LINEAR},
     "lfm2": {**SIZES, "layer_types": ["conv", "full_attention"]},
+    "mamba2": {"hidden_size": 16, "num_hidden_layers": 2, **MAMBA2},
+    "jamba": SIZES | JAMBA,
+    "granitemoehybrid": {
+        **SIZES,
+        **STATES,
+        **FEW_EXPERTS,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 16,
+    },
 }
 """Recurrent and hybrid families, whose candidates are run with their prompts."""
+NO_EMBEDS = "cannot be used (ValueError: You passed `inputs_embeds`"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bert": (SIZES, "lets earlier tokens see later ones"),
     "roberta": (SIZES, "lets earlier tokens see later ones"),
@@ -83,7 +108,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"d_model": 16, "decoder_layers": 1, "decoder_ffn_dim": 16, "decoder_attention_heads": 2},
         "gives a prompt other scores when it is padded on the left",
     ),
-    "openai-gpt": (NAMED, "cannot be used (ValueError: You passed `inputs_embeds`"),
+    "recurrent_gemma": (
+        {
+            **SIZES,
+            "lru_width": 16,
+            "attention_window_size": 5,
+            "block_types": ["recurrent", "attention"],
+            "num_key_value_heads": 1,
+        },
+        "gives a prompt other scores when it is padded on the left",
+    ),
+    "bamba": ({**SIZES, **STATES, "attn_layer_indices": [1]}, NO_EMBEDS),
+    "falcon_h1": ({**SIZES, **STATES, "mamba_d_ssm": 32}, NO_EMBEDS),
+    "openai-gpt": (NAMED, NO_EMBEDS),
     "moshi": (SIZES | WINDOW, "ranks wrongly in batches"),
 }
 
@@ -117,6 +154,7 @@ def naive(model: PreTrainedModel) -> torch.Tensor:
 def test_a_family_is_ranked_as_whole_sequences_are(family):
     model = make(family, (CACHED | UNCACHED)[family])
     check_language_model(model, family)
+    check_beams(model, family)
     with torch.no_grad():
         prompt = model(input_ids=torch.tensor(PROMPTS[:1]), use_cache=True)
     assert (repeatable_cache(prompt) is not None) == (family in CACHED)
@@ -134,6 +172,14 @@ def test_a_family_that_would_be_measured_wrongly_is_refused(family):
     with pytest.raises(ValueError, match="choose another adapt.llm") as refused:
         check_language_model(make(family, sizes), family)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_family_whose_beams_go_wrong_is_refused_where_there_are_beams():
+    linear = {"layer_types": ["linear_attention", "full_attention"], "block_size": 4}
+    model = make("minimax", {**SIZES, **FEW_EXPERTS, **linear})
+    check_language_model(model, "minimax")
+    with pytest.raises(ValueError, match=r"other beams than .* set evaluate.num_beams 1"):
+        check_beams(model, "minimax")
 
 
 def test_an_encoder_that_is_a_decoder_is_taken():

@@ -28,6 +28,7 @@ from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.recommenders.popularity import Popularity
 from recipes.scoring import predictions
+from recipes.scoring.generate import Generated
 from recipes.scoring.rows import evaluated_rows
 from recipes.stages import run_stage
 
@@ -49,6 +50,8 @@ class FakeAdapted:
     def prompt_lengths(self, split, rows):
         return np.ones(len(rows), dtype=np.int64)
 
+    lists_candidates = False
+
     def modulations(self, split, rows):
         return {}
 
@@ -59,7 +62,9 @@ class FakeAdapted:
 
 def fake_answers(adapted, split, rows, lengths, **_):
     targets = adapted.data.split(split).targets
-    return [adapted.data.titles[targets[row]] if adapted.knows(row) else "?" for row in rows]
+    texts = [adapted.data.titles[targets[row]] if adapted.knows(row) else "?" for row in rows]
+    beams = [["?", text] if text != "?" else ["?"] for text in texts]
+    return Generated(texts, [row % 4 == 1 for row in rows], beams)
 
 
 def fake_scores(adapted, split, rows, lengths, candidates, **_):
@@ -161,6 +166,56 @@ def test_metrics_are_those_of_the_answers_and_scores(run):
     assert entry_of(metrics, "random", "hit_ratio@5/ranking")["value"] == 0.25
     assert entry_of(metrics, "sasrec", "valid_ratio/generation")["value"] == 1.0
     assert entry_of(metrics, "sasrec", "hit_ratio@1/ranking")["seeds"] == [7, 8]
+
+
+def test_invalid_answers_are_counted_by_kind(run):
+    folder, data, _ = run
+    evaluate(folder, seeds=2)
+    found = {e["method"]: e for e in read_json(folder / "evaluate" / "metrics.json")["invalid"]}
+    rows = np.flatnonzero(data.split("test").is_last)
+    assert list(found) == METHODS
+    for method, every in (("lora", 4), ("ilora", 2)):
+        cut, other = (int(2 * np.sum(kind)) for kind in (rows % 4 == 1, rows % 4 == 3))
+        other += int(2 * np.sum(rows % 4 == 2)) if every == 4 else 0
+        assert found[method]["answers"] == 16
+        assert found[method]["kinds"] == {
+            "empty": 0,
+            "cut short": cut,
+            "ambiguous": 0,
+            "not a candidate": other,
+            "not finite": 0,
+        }
+        assert cut and other
+
+
+def test_a_row_without_finite_scores_is_a_miss_and_the_others_stay(run, monkeypatch):
+    folder, data, _ = run
+    rows = np.flatnonzero(data.split("test").is_last)
+    bad = next(row for row in rows if row % 4 == 0)  # a hit of both arms
+
+    def scores(adapted, split, rows, lengths, candidates, **_):
+        found = fake_scores(adapted, split, rows, lengths, candidates)
+        found[np.asarray(rows) == bad, 3] = np.inf
+        return found
+
+    monkeypatch.setattr(predictions, "score_candidates", scores)
+    evaluate(folder)
+    metrics = read_json(folder / "evaluate" / "metrics.json")
+    assert metrics["evaluated"]["lost_rows"] == {"lora": 1, "ilora": 1}
+    hits = np.sum(rows % 2 == 0) - 1
+    for key in ("hit_ratio@1/ranking", "hit_ratio@1/generation/total"):
+        assert entry_of(metrics, "ilora", key)["value"] == pytest.approx(hits / len(rows))
+    table = read_table(folder / "evaluate" / "predictions.parquet")
+    (line,) = table[(table["method"] == "ilora") & table["lost"]].itertuples()
+    assert (line.row, line.better, line.tied) == (bad, 19, 1)
+    assert (line.invalid, line.valid, line.predicted_item) == ("not finite", False, -1)
+
+    def none(adapted, split, rows, lengths, candidates, **_):
+        return np.full(candidates.shape, np.nan)
+
+    monkeypatch.setattr(predictions, "score_candidates", none)
+    with pytest.raises(ValueError, match="no row's scores are finite"):
+        evaluate(folder, batch_size=3)
 
 
 def test_a_difference_is_ilora_minus_lora_on_the_same_rows(run):
@@ -372,6 +427,7 @@ def predictions_of(method, seed, items, ranks):
             "target": [5] * count,
             "predicted_item": pd.array(items, dtype="Int64"),
             "substring_item": pd.array(items, dtype="Int64"),
+            "invalid": [None if item >= 0 else "not a candidate" for item in items],
             "better": np.asarray(ranks) - 1,
             "tied": 1,
         }

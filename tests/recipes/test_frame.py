@@ -5,7 +5,7 @@ from tokenizers import AddedToken
 from recipes.data.padding import PADDING
 from recipes.prompting.collator import IGNORED, TrainingCollator
 from recipes.prompting.encoding import NO_SLOT, USER, encode_answers, encode_prompts
-from recipes.prompting.frame import INSTRUCTION, Frame, frame_of
+from recipes.prompting.frame import INSTRUCTION, OPEN_INSTRUCTION, Frame, frame_of
 from recipes.prompting.prompts import text_prompt
 from recipes.prompting.written import written_texts, written_titles
 from tests.recipes.tokenizers_of_all_kinds import byte_level, legacy_llama, unigram
@@ -94,6 +94,15 @@ def test_a_template_without_system_turn_has_one_bos_and_ends_with_eos(make) -> N
     assert tokenizer.decode(ids).replace(" ", "").endswith("Next:Next:")
     assert frame.end == tokenizer.eos_token_id
     assert frame.lead == frame_of(tokenizer).lead
+
+
+def test_a_prompt_without_candidates_has_a_system_turn_without_a_list() -> None:
+    tokenizer = with_turns(byte_level([*TITLES, INSTRUCTION, OPEN_INSTRUCTION]), CHATML)
+    frames = [frame_of(tokenizer, "auto", listed=listed) for listed in (True, False)]
+    first, second = (tokenizer.decode(frame.opening) for frame in frames)
+    assert INSTRUCTION in first and OPEN_INSTRUCTION in second
+    assert second == first.replace(INSTRUCTION, OPEN_INSTRUCTION)
+    assert frames[0].closing == frames[1].closing and frames[0].end == frames[1].end
 
 
 def test_slots_stand_where_they_stood_within_the_turn() -> None:

@@ -547,5 +547,5 @@ def test_scores_that_are_not_finite_are_no_figures(out, llama, monkeypatch):
         return np.full((len(_[2]), 5), -np.inf)
 
     monkeypatch.setattr("recipes.scoring.predictions.score_candidates", nothing)
-    with pytest.raises(ValueError, match="lora seed 0: a candidate's score is not finite"):
+    with pytest.raises(ValueError, match="lora seed 0: no row's scores are finite"):
         Pipeline.of(experiment(out, llama)).run_all()

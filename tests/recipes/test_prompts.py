@@ -29,6 +29,10 @@ def test_an_empty_history_leaves_its_line_empty():
     )
 
 
+def test_a_prompt_without_candidates_speaks_of_none():
+    assert text_prompt(["Heat", "Big"], []) == "Chosen so far, oldest first: Heat; Big\nNext:"
+
+
 @pytest.mark.parametrize("character", [SLOT, USER_SLOT])
 def test_a_title_with_a_slot_character_is_refused_by_item(character):
     with pytest.raises(ValueError, match="of item 1 contains a private-use character"):

@@ -14,6 +14,7 @@ from recipes.evaluation.evaluate import _stage, described
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import planned_parts
 from recipes.evaluation.protocol import Protocol
+from recipes.evaluation.slices import Slicing, slice_entries
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import random_order, summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig, StandInConfig
@@ -30,6 +31,19 @@ from recipes.stages import run_stage
 
 USERS = 60
 HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
+ORDER = [
+    {
+        "method": "ilora",
+        "seeds": [0, 1],
+        "orders": 2,
+        "value": 0.25,
+        "low": 0.125,
+        "high": 0.5,
+        "num_rows": 50,
+        "num_users": 40,
+    }
+]
+HALVES = Slicing("history", ("1", "2", "3 to 5"), np.arange(USERS) // (USERS - 1))
 TABLES = ("examples.parquet", "items.parquet", "candidates.parquet")
 
 
@@ -64,6 +78,7 @@ def predictions(arms, seeds, rates):
                         "target": 5,
                         "predicted_item": items,
                         "substring_item": items,
+                        "invalid": pd.Series(np.where(answer < 0, "not a candidate", None)),
                         "better": np.where(hit, 0, 3),
                         "tied": 1,
                     }
@@ -133,7 +148,14 @@ def finish_stages(made, rates, steps=30):
     def evaluate(folder):
         summary = summarise(table, made.arms, protocol, random, Resampling(samples=200))
         evaluated = described(rows, protocol, random)
-        write_json(folder / "metrics.json", {"evaluated": evaluated, **summary})
+        order = [one for one in ORDER if one["method"] in {arm.name for arm in made.arms}]
+        slices = slice_entries(
+            table, made.arms, protocol, rows, [HALVES], random, Resampling(samples=200)
+        )
+        write_json(
+            folder / "metrics.json",
+            {"evaluated": evaluated, "slices": slices, **summary, "order": order},
+        )
         write_json(folder / "gates.json", gates)
         write_json(folder / "modulations.json", {})
         write_table(folder / "predictions.parquet", table)
@@ -191,6 +213,36 @@ def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
     labels = {entry["label"] for entry in results["metrics"]}
     assert "HitRatio@1 (generation, of valid, 20 sampled candidates)" in labels
     assert "ValidRatio (generation, substring rule of the reference)" in labels
+
+
+def test_slices_have_a_table_with_their_sizes(written):
+    _, results, page, _ = written
+    section = page.split("## Slices")[1].split("\n## ")[0]
+    assert "| method | 1 (n = 59, 59 users) | 2 (n = 1, 1 users) |" in section
+    assert "3 to 5" not in section and "HitRatio@1, generated, of total" in section
+    (lora,) = [
+        entry
+        for entry in results["slices"]
+        if entry["method"] == "lora" and entry["slice"] == "1" and "ranking" in entry["key"]
+    ]
+    assert f"| LoRA | {lora['value']:.3f} [{lora['low']:.3f}, {lora['high']:.3f}] |" in section
+    assert section.count("(no interval)") == 5  # of one user: three arms rank, two write
+    assert "| 0.050 | 0.050 |" in section
+
+
+def test_the_order_of_candidates_has_a_section(written):
+    section = written[2].split("## Sensitivity to the order")[1].split("\n## ")[0]
+    assert "50 rows of 40 users" in section and "2 other orders" in section
+    assert "| iLoRA | 0.250 [0.125, 0.500] |" in section and "LoRA | 0.2" in section
+
+
+def test_invalid_answers_have_a_table(written):
+    _, results, page, _ = written
+    head = "| method | answers | empty | cut short | ambiguous | not a candidate | not finite |"
+    assert head in page
+    counts = {entry["method"]: entry["kinds"] for entry in results["invalid"]}
+    assert list(counts) == ["lora", "ilora"]
+    assert f"| LoRA | 120 | 0 | 0 | 0 | {counts['lora']['not a candidate']} | 0 |" in page
 
 
 def test_results_hold_what_repeats_the_run(written):

@@ -49,6 +49,8 @@ class Oracle:
         self.rows = list(rows)
         return PromptInputs(torch.zeros(len(rows), 2, 1), torch.ones(len(rows), 2).long(), None)
 
+    lists_candidates = False
+
     def modulations(self, split, rows):
         return {}
 
