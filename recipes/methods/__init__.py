@@ -5,6 +5,7 @@ In addition, every recommender is a method of the same name.
 
 from recipes.methods.deep_prompt import DeepPrompt
 from recipes.methods.gate_constant import GateConstant
+from recipes.methods.gate_hard import GateHard
 from recipes.methods.gate_prompt import GatePrompt
 from recipes.methods.gate_random import GateRandom
 from recipes.methods.gate_shuffled import GateShuffled
@@ -42,6 +43,7 @@ METHODS: Registry[Method] = Registry(
     GatePrompt(),
     ILoRA(),
     ILoRAUserSlot(),
+    GateHard(),
     GateShuffled(),
     GateConstant(),
     GateRandom(),
