@@ -3,6 +3,7 @@
 In addition, every recommender is a method of the same name.
 """
 
+from recipes.methods.chat import Chat
 from recipes.methods.deep_prompt import DeepPrompt
 from recipes.methods.gate_constant import GateConstant
 from recipes.methods.gate_hard import GateHard
@@ -31,6 +32,7 @@ METHODS: Registry[Method] = Registry(
     Random(),
     *as_methods(RECOMMENDERS.values()),
     ZeroShot(),
+    Chat(),
     TALLRec(),
     PrefixRec(),
     LoRA(),

@@ -56,9 +56,10 @@ class GateHard(ILoRA):
         """The recommender's vectors, with experts, int64 [rows], in place of users' vectors."""
         found = run.vectors(arm.settings[SOURCE])
         centres = centroids(found.users["train"], arm.settings["num_experts"])
-        own = {name: nearest(vectors, centres) for name, vectors in found.users.items()}
-        splits = {name: run.data.split(name) for name in SPLITS}
-        return replace(found, users=kept(own, splits, arm.settings["min_history"]))
+        own: dict[SplitName, Tensor] = {
+            name: nearest(found.users[name], centres) for name in SPLITS
+        }
+        return replace(found, users=kept(own, run.data.splits, arm.settings["min_history"]))
 
 
 def kept(

@@ -25,8 +25,9 @@ Scorer = Callable[[EvaluatedRows], Floats]
 class Predictions:
     """Predictions for n rows."""
 
-    scores: Floats
-    """float64 [n, c], in the order of each row's candidates; higher is better."""
+    scores: Floats | None
+    """float64 [n, c], in the order of each row's candidates; higher is better. None for a method
+    that only answers."""
     texts: Sequence[str] | None = None
     """n generated answers; None for a method that only scores."""
     gates: Tensor | None = None
