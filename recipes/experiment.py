@@ -180,8 +180,8 @@ class RecommenderConfig:
     SASRec's paper."""
 
     encoder: str | None = None
-    """Hugging Face name or local path of the encoder that the recommender `text` reads titles
-    with."""
+    """Hugging Face name or local path of the encoder that the recommenders `text` and `morec` read
+    titles with."""
 
     user_vectors: str | None = None
     """File of the recommender `file`: Parquet or safetensors with a vector for each user, or for

@@ -29,14 +29,13 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
     if run.is_checked:
         return
     for network in run.networks.values():
-        assert network.width  # read off the source's files, if it is one
-    unfinished = [
-        arm for arm in arms if arm.method.reads_language_model and not is_finished(run, arm)
-    ]
+        network.open()
+    unfinished = [arm for arm in arms if not is_finished(run, arm)]
     for arm in unfinished:
         arm.method.check(run, arm)
     if not weights:
         return
+    unfinished = [arm for arm in unfinished if arm.method.reads_language_model]
     if unfinished and not run.has_stand_in:
         check_language_model(run.llm.base, run.llm_path)
         if run.experiment.evaluate.num_beams > 1:

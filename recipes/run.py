@@ -54,6 +54,18 @@ class Network:
         recommender = self.recommender
         return recommender(self.config) if issubclass(recommender, VectorSource) else None
 
+    def open(self) -> None:
+        """Look at the files that vectors or a network come from.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It cannot be used.
+        """
+        if issubclass(self.recommender, VectorSource):
+            assert self.width  # read off the source's files
+        else:
+            self.recommender.open(self.config)
+
     @property
     def width(self) -> int:
         """Dimension of the vectors (ValueError: a source cannot be read)."""
@@ -174,7 +186,8 @@ class Run:
         recommender, config = self.networks[name].recommender, self.network_config(name, seed)
         if issubclass(recommender, VectorSource):
             return source_stage(recommender(config), self.prepared.files, self.checksums)
-        return recommender_stage(recommender, config, self.prepared.files)
+        own = recommender.inputs(config, self.checksums)
+        return recommender_stage(recommender, config, self.prepared.files, own)
 
     def network_folder(self, name: str, seed: int | None = None) -> Path:
         """Folder of a trained recommender, such as `sasrec`; with another seed, `sasrec-seed1`."""

@@ -1,12 +1,13 @@
 """The parts of an evaluation: one for each arm and seed, each a stage of its own."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from recipes.artifacts import write_json, write_table, write_tensors
 from recipes.evaluation.catalogue import catalogue_places
 from recipes.evaluation.metrics import Places, places_or_last
+from recipes.evaluation.named import named_scores
 from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.methods.method import Arm, trained_name
@@ -90,7 +91,8 @@ def predict_part(
             table = predictions_table(arm.name, seed, rows, places, titles)
         else:
             found = arm.method.predict(run, arm, seed, rows, config)
-            places = places_or_last(found.scores, rows.target_index)
+            scores = named_scores(found, rows) if found.scores is None else found.scores
+            places, found = places_or_last(scores, rows.target_index), replace(found, scores=scores)
             _refuse_all_lost(part, places)
             table = predictions_table(arm.name, seed, rows, places, titles, found)
             if found.gates is not None:

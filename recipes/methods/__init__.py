@@ -3,8 +3,10 @@
 In addition, every recommender is a method of the same name.
 """
 
+from recipes.methods.chat import Chat
 from recipes.methods.deep_prompt import DeepPrompt
 from recipes.methods.gate_constant import GateConstant
+from recipes.methods.gate_hard import GateHard
 from recipes.methods.gate_prompt import GatePrompt
 from recipes.methods.gate_random import GateRandom
 from recipes.methods.gate_shuffled import GateShuffled
@@ -30,6 +32,7 @@ METHODS: Registry[Method] = Registry(
     Random(),
     *as_methods(RECOMMENDERS.values()),
     ZeroShot(),
+    Chat(),
     TALLRec(),
     PrefixRec(),
     LoRA(),
@@ -42,6 +45,7 @@ METHODS: Registry[Method] = Registry(
     GatePrompt(),
     ILoRA(),
     ILoRAUserSlot(),
+    GateHard(),
     GateShuffled(),
     GateConstant(),
     GateRandom(),

@@ -52,7 +52,17 @@ def log_weights(users: Tensor, centres: Tensor, scale: float | None) -> Tensor:
     if scale is not None:
         return (-squares / scale).log_softmax(dim=1)
     found = torch.full_like(squares, FAR)
-    return found.scatter(1, squares.argmin(dim=1, keepdim=True), 0.0)
+    return found.scatter(1, nearest(users, centres)[:, None], 0.0)
+
+
+def nearest(users: Tensor, centres: Tensor) -> Tensor:
+    """Number of the nearest centroid of each user, int64 [n].
+
+    Args:
+        users: float32 [n, d].
+        centres: float32 [K, d].
+    """
+    return torch.cdist(users, centres).argmin(dim=1)
 
 
 def spread(users: Tensor, centres: Tensor) -> float:

@@ -74,10 +74,10 @@ class ILoRA(AdapterMethod):
         """Configuration of iLoRA with the total rank `rank`."""
         rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
         source = self.routing_source(settings) if _routed_by(settings) == "vector" else None
-        if options.get("gate") == "hard":
+        if options.get("gate") == "hard" and "gate" not in self.fixed_options:
             raise ValueError(
                 f"method {self.name}: gate='hard' takes expert ids, which no recommender gives: "
-                "choose `linear`, `mlp` or `trunk`"
+                "choose `linear`, `mlp` or `trunk`, or the method gate-hard"
             )
         if rank % experts and "expert_ranks" not in options:
             raise ValueError(

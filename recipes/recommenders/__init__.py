@@ -4,6 +4,7 @@ from recipes.recommenders.caser import Caser
 from recipes.recommenders.co_occurrence import CoOccurrence
 from recipes.recommenders.gru4rec import GRU4Rec
 from recipes.recommenders.markov import Markov
+from recipes.recommenders.morec import MoRec
 from recipes.recommenders.popularity import Popularity
 from recipes.recommenders.recommender import AnyRecommender
 from recipes.recommenders.sasrec import SASRec
@@ -22,5 +23,6 @@ RECOMMENDERS: Registry[AnyRecommender] = Registry(
     Caser,
     SASRec,
     SASRecPostNorm,
+    MoRec,
     VectorFile,
 )

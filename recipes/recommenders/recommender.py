@@ -46,6 +46,31 @@ class SequenceRecommender(nn.Module):
     def check(cls, config: RecommenderConfig) -> None:
         """Refuse impossible values of settings that only this network reads (ValueError)."""
 
+    @classmethod
+    def open(cls, config: RecommenderConfig) -> None:
+        """Look at what the network reads besides the prepared tables, before the first long stage.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            ValueError: It cannot be used.
+        """
+
+    @classmethod
+    def inputs(cls, config: RecommenderConfig, checksums: Checksums) -> dict[str, str]:
+        """What the network reads besides the prepared tables: a checksum for each, by name.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        return {}
+
+    def prepare(self, data: PreparedData) -> None:
+        """Take from the tables what a new network needs besides histories, once, for good.
+
+        Raises:
+            ValueError: It cannot be used.
+        """
+
     @property
     def item_embeddings(self) -> Tensor:
         """Item embeddings, float [num_items, hidden]."""

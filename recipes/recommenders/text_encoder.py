@@ -46,10 +46,7 @@ class TextEncoder(VectorSource):
 
     def check(self) -> None:
         """Refuse a missing name."""
-        if self.config.encoder is None:
-            raise ValueError(
-                f"{FIELD} names no model, which the recommender `text` needs: {REMEDY}"
-            )
+        check_encoder(self.name, self.config.encoder)
 
     @property
     def encoder(self) -> str:
@@ -59,14 +56,12 @@ class TextEncoder(VectorSource):
 
     def inputs(self, checksums: Checksums) -> dict[str, str]:
         """The content of the encoder's folder, or its commit on the hub."""
-        with explained(FIELD, self.encoder, REMEDY):
-            return {FIELD: content_of(self.encoder, checksums)}
+        return encoder_content(self.encoder, checksums)
 
     @property
     def width(self) -> int:
         """Width of the encoder's hidden states."""
-        with explained(FIELD, self.encoder, REMEDY):
-            return _config(self.encoder).hidden_size
+        return encoder_width(self.encoder)
 
     def vectors(self, data: PreparedData, prepared: Path) -> tuple[dict[SplitName, Tensor], Tensor]:
         """Encode the titles, and take means over histories."""
@@ -75,6 +70,40 @@ class TextEncoder(VectorSource):
             name: history_means(items, data.split(name).histories) for name in SPLITS
         }
         return users, items
+
+
+def check_encoder(recommender: str, name_or_path: str | None) -> None:
+    """Refuse a missing encoder (ValueError).
+
+    Args:
+        recommender: Name of the recommender that needs it.
+        name_or_path: `recommender.encoder`.
+    """
+    if name_or_path is None:
+        raise ValueError(
+            f"{FIELD} names no model, which the recommender `{recommender}` needs: {REMEDY}"
+        )
+
+
+def encoder_content(name_or_path: str, checksums: Checksums) -> dict[str, str]:
+    """The content of the encoder's folder, or its commit on the hub, by the field's name.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+    """
+    with explained(FIELD, name_or_path, REMEDY):
+        return {FIELD: content_of(name_or_path, checksums)}
+
+
+def encoder_width(name_or_path: str) -> int:
+    """Width of the encoder's hidden states.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: It is damaged, or no encoder.
+    """
+    with explained(FIELD, name_or_path, REMEDY):
+        return _config(name_or_path).hidden_size
 
 
 @torch.inference_mode()

@@ -23,7 +23,10 @@ from recipes.records import Stage
 
 
 def recommender_stage(
-    recommender: type[SequenceRecommender], config: RecommenderConfig, prepared: Mapping[str, str]
+    recommender: type[SequenceRecommender],
+    config: RecommenderConfig,
+    prepared: Mapping[str, str],
+    own: Mapping[str, str] | None = None,
 ) -> Stage:
     """The stage as a record describes it: everything that determines a trained recommender.
 
@@ -32,8 +35,10 @@ def recommender_stage(
         config: Settings of the network and its training.
         prepared: Checksums of the prepare stage's files. The candidates' is not used, since
             training does not read them.
+        own: Checksums of what else the network reads.
     """
     read = {name: prepared[name] for name in ("examples.parquet", "items.parquet")}
+    read |= own or {}
     settings = {**asdict(config), "name": recommender.name}
     return Stage(f"recommender {recommender.name}", settings, read, recommender.version)
 
@@ -77,6 +82,7 @@ def train_recommender(
     train = _taken(splits["train"], _trained(splits["train"], config))
     val = _taken(splits["val"], _long_enough(splits["val"], config))
     model = build_model(recommender, config, data.num_items, train.histories.shape[1])
+    model.prepare(data)
     history = fit(model, train, val, config, folder / "checkpoint", identity)
     users = {name: encode(model, torch.tensor(split.histories)) for name, split in splits.items()}
     items = model.item_embeddings.detach()

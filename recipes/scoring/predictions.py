@@ -28,9 +28,9 @@ Scorer = Callable[[EvaluatedRows], Floats]
 class Predictions:
     """Predictions for n rows."""
 
-    scores: Floats
+    scores: Floats | None
     """float64 [n, c], in the order of each row's candidates; higher is better. A row that the model
-    gave no finite scores is NaN."""
+    gave no finite scores is NaN. None for a method that only answers."""
     texts: Sequence[str] | None = None
     """n generated answers; None for a method that only scores."""
     cut_short: Sequence[bool] | None = None

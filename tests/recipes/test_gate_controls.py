@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from recipes.arms import comparison
+from recipes.data.tables import Split
 from recipes.evaluation.outcomes import Outcomes, metrics_for
 from recipes.evaluation.protocol import Protocol
 from recipes.evaluation.statistics import Resampling, paired_difference
 from recipes.evaluation.summary import _comparison_entry
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.methods import METHODS
+from recipes.methods.gate_hard import kept
 from recipes.methods.gate_shuffled import donors
 from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.vectors import Vectors
@@ -83,6 +85,29 @@ def test_the_constant_is_the_train_users_mean_for_everyone():
     found, mean = exchanged("gate-constant"), vectors().users["train"].mean(dim=0)
     for name, users in USERS.items():
         torch.testing.assert_close(found[name], mean.expand(len(users), 2))
+
+
+def test_a_user_keeps_the_expert_of_its_first_long_window():
+    def windows(*rows):
+        users, lengths, experts = (np.array(one) for one in zip(*rows, strict=True))
+        nothing = np.empty((len(rows), 0), np.int64)
+        return Split(users, nothing, lengths, users, nothing, users > 0), torch.tensor(experts)
+
+    # (user, length of the history, own expert); user 5 is in two splits, user 9 has no long window
+    rows = {
+        "train": [(5, 0, 3), (5, 2, 1), (5, 3, 2), (9, 0, 0), (9, 1, 3)],
+        "val": [(5, 4, 0), (7, 3, 3)],
+        "test": [(7, 4, 1), (5, 1, 0)],
+    }
+    made = {name: windows(*own) for name, own in rows.items()}
+    splits, experts = ({name: one[k] for name, one in made.items()} for k in (0, 1))
+    found = kept(experts, splits, 2)
+    assert {name: one.tolist() for name, one in found.items()} == {
+        "train": [3, 1, 1, 0, 3],
+        "val": [1, 3],
+        "test": [3, 1],
+    }
+    assert all(one.dtype == torch.int64 for one in found.values())
 
 
 @pytest.mark.parametrize("name", ["gate-shuffled", "gate-random", "gate-constant"])

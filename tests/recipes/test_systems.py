@@ -35,6 +35,7 @@ ARMS: list[dict[str, Any]] = [
     {"method": "gate-prompt"},
     {"method": "ilora"},
     {"method": "ilora-user-slot"},
+    {"method": "gate-hard"},
 ]
 NAMES = [arm.get("name", arm["method"]) for arm in ARMS]
 ADAPT: dict[str, Any] = {
@@ -113,6 +114,7 @@ def test_parameters_are_counted_by_what_they_belong_to(finished) -> None:
         "gate-prompt": 4 * 16,
         "ilora": 4 * width,
         "ilora-user-slot": 4 * width,
+        "gate-hard": 0,
     }
     for name, gate in gates.items():
         assert counts(finished, name) == {**lora, "gate": gate, "total": lora["total"] + gate}
@@ -134,7 +136,9 @@ def weights(finished: Pipeline, name: str) -> Mapping[str, Any]:
 
 def test_separate_loras_have_the_weights_of_clusters_and_no_gate_is_trained(finished) -> None:
     gates = read_json(finished.run.folder / "evaluate" / "gates.json")
-    assert gates["k-loras"]["mean_entropy"] == 0
+    assert gates["k-loras"]["mean_entropy"] == gates["gate-hard"]["mean_entropy"] == 0
+    hard = config_of(finished, "gate-hard")
+    assert (hard["gate"], hard["scaling_rank"]) == ("hard", "total")
     assert 0 < gates["mixed"]["mean_entropy"] < gates["mixed"]["uniform_entropy"]
     for name, scaling in (("k-loras", "total"), ("mixed", "expert")):
         (gate,) = [v for key, v in weights(finished, name).items() if "ilora_gate" in key]
@@ -172,6 +176,8 @@ REFUSED = [
         {"method": "k-loras", "gate_learning_rate_scale": 1.0},
         "k-loras has no setting 'gate_learning_rate_scale'",
     ),
+    ({"method": "gate-hard", "gate": "linear"}, "method gate-hard has no setting 'gate'"),
+    ({"method": "gate-hard", "top_k": 1}, "method gate-hard has no setting 'top_k'"),
     ({"method": "gate-prompt", **KEPT}, "gate_input='prompt' reads the token embeddings that"),
     ({"method": "ilora-user-slot", "r": 0}, "method ilora-user-slot: r=0 must be a positive int"),
 ]
@@ -185,7 +191,7 @@ def test_what_a_system_would_not_read_is_refused(arm, said) -> None:
 
 def test_systems_adapt_the_last_layers_on_kept_states(finished, tmp_path) -> None:
     folder = shutil.copytree(finished.run.folder, tmp_path / "kept")
-    names = ("tallrec", "prefixrec", "deep-prompt", "k-loras", "ilora-user-slot")
+    names = ("tallrec", "prefixrec", "deep-prompt", "k-loras", "ilora-user-slot", "gate-hard")
     arms = [arm for arm in ARMS if arm.get("name", arm["method"]) in names]
     found = made(folder, arms, train_windows=9, item_slots=False, **KEPT)
     found.run_all()
@@ -217,7 +223,7 @@ def interrupted(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_systems_resume_to_the_same_weights(finished, tmp_path, monkeypatch, capsys) -> None:
     folder = shutil.copytree(finished.run.folder, tmp_path / "again")
-    for name in ("prefixrec", "deep-prompt", "k-loras"):
+    for name in ("prefixrec", "deep-prompt", "k-loras", "gate-hard"):
         interrupted(folder, name, monkeypatch)
         capsys.readouterr()
         found = made(folder, ARMS)
