@@ -1,8 +1,9 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
 Writes NAME.json, NAME.md, NAME.png and, of a study with curves, NAME-curves.png. The JSON is the
-study's results.json without paths of the machine that it ran on, and with the comparisons of its
-headline only. The page is made from the JSON alone.
+study's results.json without paths of the machine that it ran on, with the comparisons of its
+headline only, and without metrics that no table or plot of the page shows. The page is made from
+the JSON alone.
 """
 
 import sys
@@ -13,15 +14,19 @@ from recipes.artifacts import read_json, write_json, write_text
 from recipes.report.curves import curves_figure
 from recipes.report.naming import headline_key
 from recipes.report.plots import save
-from recipes.report.study import study_figure, study_page
+from recipes.report.study import shown_metrics, study_figure, study_page
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def shortened(results: dict[str, Any]) -> dict[str, Any]:
-    """The results, without folders of the machine and without comparisons that no page shows."""
+    """The results, without folders of the machine, and what no page shows."""
+    shown = shown_metrics(results)
+    for row in results["rows"]:
+        row["metrics"] = {key: entry for key, entry in row["metrics"].items() if key in shown}
     for cell in results["cells"]:
         key = headline_key(cell)
+        cell["metrics"] = [one for one in cell["metrics"] if one["key"] in shown]
         cell["comparisons"] = [one for one in cell["comparisons"] if one["key"] == key]
         cell["config"]["out"] = f"runs/{results['name']}"
         cell["config"]["prepare"]["source"] = None

@@ -23,7 +23,7 @@ from recipes.report.naming import (
 )
 from recipes.report.plots import clean, whiskers, wrapped
 from recipes.report.published import published_section
-from recipes.report.verdict import headlines, verdict
+from recipes.report.verdict import headline_keys, headlines, verdict
 
 Results = Mapping[str, Any]
 
@@ -237,6 +237,17 @@ def _columns(results: Results) -> dict[str, str]:
     if results["columns"]:
         return {key: key.removesuffix("/ranking") for key in results["columns"]}
     return {key: head for cell in results["cells"] for key, head in main_columns(cell).items()}
+
+
+def shown_metrics(results: Results) -> set[str]:
+    """Keys of the metrics that the page, its plots and its verdicts read."""
+    published = (results["published"] or {}).get("figures", {})
+    return {
+        *_columns(results),
+        *(key for own in published.values() for key in own),
+        *(key for cell in results["cells"] for key in headline_keys(cell)),
+        _figure_key(results),
+    }
 
 
 def _resampled(results: Results) -> str:

@@ -31,3 +31,10 @@ def test_a_published_result_names_no_path_of_a_machine(path):
     assert not re.findall(
         r"(?<![\w.])(?:/[\w.+-]+){2,}", re.sub(r"https?://\S+|\w+@\d+/\w+", "", text)
     )
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_result_holds_nothing_that_no_page_shows(path):
+    text = path.read_text(encoding="utf-8")
+    assert publisher().shortened(json.loads(text)) == json.loads(text)
+    assert len(text) < 700_000
