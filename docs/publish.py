@@ -1,9 +1,9 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
-Writes NAME.json, NAME.md, NAME.png and, of a study with curves, NAME-curves.png. The JSON is the
-study's results.json without paths of the machine that it ran on, with the comparisons of its
-headline only, and without metrics that no table or plot of the page shows. The page is made from
-the JSON alone.
+Writes NAME.json, NAME.md, NAME.png and, of a study that has them, NAME-curves.png and
+NAME-gates.png. The JSON is the study's results.json without paths of the machine that it ran on,
+with the comparisons of its headline only, and without metrics that no table or plot of the page
+shows. The page is made from the JSON alone.
 """
 
 import sys
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.artifacts import read_json, write_json, write_text
-from recipes.report.curves import curves_figure
 from recipes.report.naming import headline_key
 from recipes.report.plots import save
-from recipes.report.study import shown_metrics, study_figure, study_page
+from recipes.report.study import FIGURES, shown_metrics, study_figures, study_page
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,22 +32,24 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+def files(results: dict[str, Any]) -> dict[str, str]:
+    """File names of the plots that a study may have, by their names."""
+    name = results["name"]
+    return {plot: f"{name}{'' if plot == 'study' else f'-{plot}'}.png" for plot in FIGURES}
+
+
 def page(results: dict[str, Any]) -> str:
     """The page of a published study."""
-    name = results["name"]
-    return study_page(results, f"{name}.png", f"{name}-curves.png")
+    return study_page(results, *files(results).values())
 
 
 def publish(folder: Path) -> None:
     """Write the files of one study."""
     results = shortened(read_json(folder / "results.json"))
-    name = results["name"]
-    write_json(RESULTS / f"{name}.json", results)
-    save(study_figure(results), RESULTS / f"{name}.png")
-    curves = curves_figure(results)
-    if curves is not None:
-        save(curves, RESULTS / f"{name}-curves.png")
-    write_text(RESULTS / f"{name}.md", page(results))
+    write_json(RESULTS / f"{results['name']}.json", results)
+    for plot, figure in study_figures(results).items():
+        save(figure, RESULTS / files(results)[plot])
+    write_text(RESULTS / f"{results['name']}.md", page(results))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from recipes.report.naming import (
     resampled,
     several_seeds,
 )
+from recipes.report.paper import paper_section
+from recipes.report.tables import markdown_table
 from recipes.report.verdict import differences, headlines, verdict
 
 Results = Mapping[str, Any]
@@ -47,6 +49,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _methods(results),
         _generated(results),
         _ranked(results),
+        paper_section(results),
         _differences(results),
         _plots(results, plots),
         _parameters(results),
@@ -291,12 +294,6 @@ def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str])
     head = ["method", *columns.values()]
     first = next(iter(columns.values()))
     return markdown_table([*head, f"{first}, seed by seed"] if seeds else head, rows)
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with the header cells `head`."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _interval_note(results: Results) -> str:
