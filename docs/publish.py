@@ -1,5 +1,7 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
+Of a run's folder with gradients.json, these go to docs/results/gradients, without users and items.
+
 Writes NAME.json, NAME.md, NAME.png and, of a study that has them, NAME-curves.png and
 NAME-gates.png. The JSON is the study's results.json without paths of the machine that it ran on,
 with the comparisons of its headline only, and without metrics that no table or plot of the page
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.artifacts import read_json, write_json, write_text
+from recipes.gradients.report import gradient_figure, gradient_page, without_users
 from recipes.report.naming import headline_key
 from recipes.report.plots import save
 from recipes.report.study import FIGURES, shown_metrics, study_figures, study_page
@@ -43,8 +46,20 @@ def page(results: dict[str, Any]) -> str:
     return study_page(results, *files(results).values())
 
 
+def publish_gradients(folder: Path) -> None:
+    """Write the files of one comparison of gradients."""
+    results = without_users(read_json(folder / "gradients.json"))
+    place, name = RESULTS / "gradients", results["name"]
+    write_json(place / f"{name}.json", results)
+    save(gradient_figure(results), place / f"{name}.png")
+    write_text(place / f"{name}.md", gradient_page(results, f"{name}.png"))
+
+
 def publish(folder: Path) -> None:
-    """Write the files of one study."""
+    """Write the files of one study, or of gradients."""
+    if (folder / "gradients.json").exists():
+        publish_gradients(folder)
+        return
     results = shortened(read_json(folder / "results.json"))
     write_json(RESULTS / f"{results['name']}.json", results)
     for plot, figure in study_figures(results).items():

@@ -33,8 +33,19 @@ def gradient_figure(results: Results) -> Figure:
     return figure
 
 
-def gradient_page(results: Results) -> str:
-    """The page in Markdown."""
+def without_users(results: Results) -> dict[str, Any]:
+    """The results without users and their items, which are not ours to publish."""
+    pairs = {what: {"cosine": pair["cosine"]} for what, pair in results["pairs"].items()}
+    return {**results, "pairs": pairs}
+
+
+def gradient_page(results: Results, figure: str) -> str:
+    """The page in Markdown.
+
+    Args:
+        results: The content of gradients.json.
+        figure: File name of the heat maps.
+    """
     sections = [
         f"# Gradients: {results['name']}",
         f"K-means (Euclidean) puts {sum(results['sizes']):,} train windows, by the "
@@ -53,7 +64,7 @@ def gradient_page(results: Results) -> str:
                 for name, own in results["arms"].items()
             ],
         ),
-        f"![Cosines between groups]({FIGURE})",
+        f"![Cosines between groups]({figure})",
         _pairs(results),
         "## Ranks from sizes of groups\n\nFor `expert_ranks`: the total rank, shared by the sizes "
         "of as many groups.\n\n"
@@ -72,13 +83,11 @@ def _pairs(results: Results) -> str:
     """The pairs of users whose gradients are most and least alike, with their items."""
     parts = []
     for what, pair in results["pairs"].items():
-        parts.append(
-            f"**{what}**, cosine {pair['cosine']:+.3f}:\n\n"
-            + "\n".join(
-                f"- user {one['user']}: {'; '.join(one['history'])} → **{one['target']}**"
-                for one in pair["users"]
-            )
-        )
+        users = [
+            f"- user {one['user']}: {'; '.join(one['history'])} → **{one['target']}**"
+            for one in pair.get("users", ())
+        ]
+        parts.append("\n".join([f"**{what}**: cosine {pair['cosine']:+.3f}.", "", *users]).strip())
     return (
         f"## Pairs of users\n\nAmong {results['users']} windows of different users, gradients of "
         f"{results['pairs_of']} after training:\n\n" + "\n\n".join(parts)

@@ -79,7 +79,7 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
         write_json(folder / "gradients.json", results)
         figure = gradient_figure(results)
         save(figure, folder / FIGURE, (folder / FIGURE).with_suffix(".svg"))
-        text = gradient_page(results)
+        text = gradient_page(results, FIGURE)
         write_text(folder / "gradients.md", text)
         images = {FIGURE: (folder / FIGURE).read_bytes()}
         title = f"Gradients: {experiment.name}"

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from recipes.artifacts import read_json
 from recipes.gradients.groups import groups_of, ranks_from_sizes
 from recipes.gradients.measure import gradients, similarities
-from recipes.prompting.encoding import NO_SLOT
+from recipes.gradients.report import gradient_page, without_users
 
 from .tiny_runs import Runs, refused
 
@@ -116,9 +116,12 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     assert text in told and "![Cosines between groups](gradients.png)" in text
     assert imread(runs.folder / "gradients.png").shape[0] > 600
     assert (runs.folder / "gradients.svg").exists()
+    shared = without_users(found)
+    assert all(list(pair) == ["cosine"] for pair in shared["pairs"].values())
+    public = gradient_page(shared, "tiny.png")
+    assert "**Least alike**: cosine" in public and " → " not in public and "(tiny.png)" in public
     html = (runs.folder / "gradients.html").read_text()
     assert html.count("data:image/png;base64,") == 1
-    assert NO_SLOT < 0  # prompts of items have slots, which hybrid batches fill
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes.gradients.report import gradient_page, without_users
+
 DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED = sorted((DOCS / "results").glob("*.json"))
 
@@ -23,6 +25,14 @@ def test_a_published_page_is_made_from_its_json_alone(path):
     results = json.loads(path.read_text(encoding="utf-8"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == publisher().page(results)
     assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_published_gradients_name_no_user_and_make_their_page():
+    for path in sorted((DOCS / "results" / "gradients").glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert without_users(results) == results
+        page = gradient_page(results, f"{path.stem}.png")
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == page
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
