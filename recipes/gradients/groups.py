@@ -26,6 +26,11 @@ def groups_of(users: Tensor, count: int) -> Ints:
     Raises:
         ValueError: There are not so many different users.
     """
+    different = len(np.unique(users.numpy(), axis=0))
+    if different < count:
+        raise ValueError(
+            f"groups={count}: there are {different} different representations: ask for fewer groups"
+        )
     centres = centroids(users, count)
     nearest = log_weights(users, centres, None).argmax(dim=1).numpy()
     if count == 1:

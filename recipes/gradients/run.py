@@ -69,12 +69,13 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
     check_ranges(config, "")
     pipeline = Pipeline.of(experiment)
     arms = [arm for arm in pipeline.arms if _is_lora(arm)]
-    _check(arms)
+    _check(pipeline.run, arms)
     pipeline.prepare()
     pipeline.recommender()
+    groups = _grouped(pipeline.run, arms[0], config)
     pipeline.adapt()
     with held(pipeline.run.folder):
-        results = _compared(pipeline.run, arms, config)
+        results = _compared(pipeline.run, arms, groups, config)
         folder = pipeline.run.folder
         write_json(folder / "gradients.json", results)
         figure = gradient_figure(results)
@@ -92,53 +93,92 @@ def _is_lora(arm: Arm) -> bool:
     return isinstance(arm.method, AdapterMethod) and issubclass(arm.method.Peft, LoraConfig)
 
 
-def _check(arms: Sequence[Arm]) -> None:
+def _check(run: Run, arms: Sequence[Arm]) -> None:
     if not arms:
         raise ValueError("no arm trains a LoRA: give --methods '[lora, ilora]'")
+    source = run.experiment.recommender.name
+    if source not in run.networks:
+        raise ValueError(
+            f"no arm reads the vectors of {source}, by which users are grouped: add one, such as "
+            "lora"
+        )
+    windows: dict[tuple[int, int | None], str] = {}
     for arm in arms:
         assert isinstance(arm.method, AdapterMethod)
-        if arm.method.settings_of(arm).frozen_prefix:
+        settings = arm.method.settings_of(arm)
+        windows.setdefault((settings.min_history, settings.train_windows), arm.name)
+        if len(windows) > 1:
+            raise ValueError(
+                f"the arms {' and '.join(windows.values())} train on different windows: give them "
+                "the same min_history and train_windows"
+            )
+        if settings.frozen_prefix:
             raise ValueError(
                 f"adapt.frozen_prefix=true of arm {arm.name}: gradients are taken through the "
                 "whole model, so set it false"
             )
 
 
-def _compared(run: Run, arms: Sequence[Arm], config: GradientsConfig) -> dict[str, Any]:
-    first = arms[0]
-    assert isinstance(first.method, AdapterMethod)
-    split, settings = run.data.split("train"), first.method.settings_of(first)
+@dataclass(frozen=True)
+class _Groups:
+    """The train windows that are compared, by their numbers among an arm's samples."""
+
+    rows: Ints
+    """int64 [samples], row of the train split of each sample."""
+    sizes: list[int]
+    """Number of windows in each group."""
+    samples: list[list[int]]
+    """For each group, the samples whose gradient is taken."""
+    singles: list[int]
+    """Samples of different users."""
+    ranks: list[dict[str, Any]]
+    """Ranks of experts from the sizes of as many groups."""
+
+
+def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
+    """Groups of the windows on which an arm is trained."""
+    assert isinstance(arm.method, AdapterMethod)
+    split, settings = run.data.split("train"), arm.method.settings_of(arm)
     rows = training_rows(split, settings)
     chosen = np.unique(np.linspace(0, len(rows) - 1, MOST_WINDOWS).round().astype(np.int64))
-    source = run.experiment.recommender.name
-    users = run.vectors(source).users["train"][rows[chosen]]
+    users = run.vectors(run.experiment.recommender.name).users["train"][rows[chosen]]
     groups = groups_of(users, config.groups)
     random = np.random.default_rng(SEED)
-    samples = [
-        np.sort(random.permutation(chosen[groups == group])[: config.rows]).tolist()
-        for group in range(config.groups)
-    ]
-    singles = _different_users(split.user_ids[rows], chosen, config.users, random)
+    return _Groups(
+        rows=rows,
+        sizes=np.bincount(groups, minlength=config.groups).tolist(),
+        samples=[
+            np.sort(random.permutation(chosen[groups == group])[: config.rows]).tolist()
+            for group in range(config.groups)
+        ],
+        singles=_different_users(split.user_ids[rows], chosen, config.users, random),
+        ranks=[_ranks(users, count, settings.rank) for count in EXPERTS if count <= settings.rank],
+    )
+
+
+def _compared(
+    run: Run, arms: Sequence[Arm], groups: _Groups, config: GradientsConfig
+) -> dict[str, Any]:
+    first = arms[0]
     found: dict[str, Any] = {}
     pairs: dict[str, Any] = {}
     for arm in arms:
-        tables, alone = _of_arm(run, arm, samples, singles if arm is first else [], config)
+        singles = groups.singles if arm is first else []
+        tables, alone = _of_arm(run, arm, groups.samples, singles, config)
         found[arm.name] = {when: _summary(table) for when, table in tables.items()}
         if alone is not None:
-            pairs = _pairs(run, rows[singles], alone)
+            pairs = _pairs(run, groups.rows[singles], alone)
     return {
         "name": run.experiment.name,
-        "source": source,
+        "source": run.experiment.recommender.name,
         "seed": SEED,
         "rows": config.rows,
-        "users": len(singles),
-        "sizes": np.bincount(groups, minlength=config.groups).tolist(),
+        "users": len(groups.singles),
+        "sizes": groups.sizes,
         "arms": found,
         "pairs_of": first.name,
         "pairs": pairs,
-        "ranks": [
-            _ranks(users, count, settings.rank) for count in EXPERTS if count <= settings.rank
-        ],
+        "ranks": groups.ranks,
     }
 
 

@@ -22,7 +22,7 @@ def test_groups_are_numbered_so_that_neighbours_are_alike():
     assert found[0] == found[1] and found[2] == found[3] == 1 and found[4] == found[5]
     assert sorted({int(found[0]), int(found[4])}) == [0, 2]
     assert set(groups_of(users, 1)) == {0}
-    with pytest.raises(ValueError, match="do not fall into 7"):
+    with pytest.raises(ValueError, match="groups=7: there are 6 different"):
         groups_of(users, 7)
 
 
@@ -129,6 +129,12 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     [
         (("--groups", "many"), "argument --groups: invalid int value: 'many'"),
         (("--groups", 1), "groups=1 must be at least 2"),
+        (("--methods", "[tallrec]"), "no arm reads the vectors of sasrec, by which users are"),
+        (
+            ("--arms", "[{method: lora}, {method: ilora, min_history: 4}]"),
+            "the arms lora and ilora,min_history=4 train on different windows",
+        ),
+        (("--groups", 10_000), "groups=10000: there are "),
         (("--methods", "[sasrec]"), "no arm trains a LoRA: give --methods"),
         (("--methods", "[prefixrec]"), "no arm trains a LoRA: give --methods"),
         (
@@ -138,7 +144,9 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line(runs: Runs, fields, message, tmp_path: Path, capsys):
+def test_a_mistake_is_one_line_and_no_adapter_is_trained(
+    runs: Runs, fields, message, tmp_path: Path, capsys
+):
     assert runs("gradients", *fields, out=tmp_path / "none") == 2
     assert message in refused(capsys.readouterr().err)
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none" / "adapt").exists()
