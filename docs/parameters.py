@@ -40,7 +40,10 @@ def adapters(model_width: int) -> dict[str, PeftConfig]:
     return {
         "LoRA, r = 16": lora(RANK),
         "LoRA, r = 8": lora(8),
-        **{f"iLoRA, {k} experts (the paper's form)": ilora(k) for k in (1, 2, 4, 8)},
+        **{
+            f"iLoRA, {k} expert{'s' if k > 1 else ''} (the paper's form)": ilora(k)
+            for k in (1, 2, 4, 8)
+        },
         "iLoRA, 4 experts, a gate in every module": ilora(gate_scope="per_module"),
         "iLoRA, 4 experts, `mlp` gate": ilora(gate="mlp"),
         "iLoRA, `scale`, linear gate": ilora(gate_form="scale"),

@@ -24,6 +24,7 @@ def counts(page: str) -> dict[str, tuple[int, int]]:
     return {name: (int(a.replace(",", "")), int(b.replace(",", ""))) for name, a, b in found}
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_program_writes(program):
     assert (DOCS / "parameters.md").read_text(encoding="utf-8") == program.page()
 
