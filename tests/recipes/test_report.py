@@ -248,7 +248,7 @@ def test_predictions_are_copied_unchanged(written):
 
 def test_a_plot_as_svg_is_the_same_each_time_and_keeps_its_words(written, tmp_path):
     first = written[0] / "plots" / "hit_ratio.svg"
-    save(hit_ratio_figure(written[1]), tmp_path / "again.svg")
+    save(hit_ratio_figure(written[1]), tmp_path / "again.png", tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == first.read_bytes()
     assert "random order (0.050)" in first.read_text(encoding="utf-8")
 
