@@ -1,8 +1,11 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
-Writes NAME.json, NAME.md, NAME.png and, of a study with curves, NAME-curves.png. The JSON is the
-study's results.json without paths of the machine that it ran on, and with the comparisons of its
-headline only. The page is made from the JSON alone.
+Of a run's folder with gradients.json, these go to docs/results/gradients, without users and items.
+
+Writes NAME.json, NAME.md, NAME.png and, of a study that has them, NAME-curves.png and
+NAME-gates.png. The JSON is the study's results.json without paths of the machine that it ran on,
+with the comparisons of its headline only, and without metrics that no table or plot of the page
+shows. The page is made from the JSON alone.
 """
 
 import sys
@@ -10,40 +13,58 @@ from pathlib import Path
 from typing import Any
 
 from recipes.artifacts import read_json, write_json, write_text
-from recipes.report.curves import curves_figure
+from recipes.gradients.report import gradient_figure, gradient_page, without_users
 from recipes.report.naming import headline_key
 from recipes.report.plots import save
-from recipes.report.study import study_figure, study_page
+from recipes.report.study import FIGURES, shown_metrics, study_figures, study_page
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def shortened(results: dict[str, Any]) -> dict[str, Any]:
-    """The results, without folders of the machine and without comparisons that no page shows."""
+    """The results, without folders of the machine, and what no page shows."""
+    shown = shown_metrics(results)
+    for row in results["rows"]:
+        row["metrics"] = {key: entry for key, entry in row["metrics"].items() if key in shown}
     for cell in results["cells"]:
         key = headline_key(cell)
+        cell["metrics"] = [one for one in cell["metrics"] if one["key"] in shown]
         cell["comparisons"] = [one for one in cell["comparisons"] if one["key"] == key]
         cell["config"]["out"] = f"runs/{results['name']}"
         cell["config"]["prepare"]["source"] = None
     return results
 
 
+def files(results: dict[str, Any]) -> dict[str, str]:
+    """File names of the plots that a study may have, by their names."""
+    name = results["name"]
+    return {plot: f"{name}{'' if plot == 'study' else f'-{plot}'}.png" for plot in FIGURES}
+
+
 def page(results: dict[str, Any]) -> str:
     """The page of a published study."""
-    name = results["name"]
-    return study_page(results, f"{name}.png", f"{name}-curves.png")
+    return study_page(results, *files(results).values())
+
+
+def publish_gradients(folder: Path) -> None:
+    """Write the files of one comparison of gradients."""
+    results = without_users(read_json(folder / "gradients.json"))
+    place, name = RESULTS / "gradients", results["name"]
+    write_json(place / f"{name}.json", results)
+    save(gradient_figure(results), place / f"{name}.png")
+    write_text(place / f"{name}.md", gradient_page(results, f"{name}.png"))
 
 
 def publish(folder: Path) -> None:
-    """Write the files of one study."""
+    """Write the files of one study, or of gradients."""
+    if (folder / "gradients.json").exists():
+        publish_gradients(folder)
+        return
     results = shortened(read_json(folder / "results.json"))
-    name = results["name"]
-    write_json(RESULTS / f"{name}.json", results)
-    save(study_figure(results), RESULTS / f"{name}.png")
-    curves = curves_figure(results)
-    if curves is not None:
-        save(curves, RESULTS / f"{name}-curves.png")
-    write_text(RESULTS / f"{name}.md", page(results))
+    write_json(RESULTS / f"{results['name']}.json", results)
+    for plot, figure in study_figures(results).items():
+        save(figure, RESULTS / files(results)[plot])
+    write_text(RESULTS / f"{results['name']}.md", page(results))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from recipes.experiment_files import (
 from recipes.failures import USER_ERRORS, lacks_memory, one_line
 
 STAGES = ("prepare", "recommender", "adapt", "evaluate", "report")
-COMMANDS = ("run", *STAGES, "study", "audit", "bench")
+COMMANDS = ("run", *STAGES, "study", "gradients", "audit", "bench")
 """Commands that take a name; `list` takes none."""
 HELP = ("--help", "-h")
 USAGE = """usage: python -m recipes COMMAND EXPERIMENT [--field value ...]
@@ -38,6 +38,7 @@ commands
 
   study        NAME|FILE.yaml [--small] [--out DIR]: arms, and whatever else varies, in one table
                ({studies})
+  gradients    EXPERIMENT [--groups 8] [--rows 64] [--users 24]: do groups of users agree on a LoRA?
   audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators
   list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
@@ -124,6 +125,22 @@ def _jobs(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
     return None if own.jobs is None else int(own.jobs), rest
 
 
+def run_gradients(name: str, overrides: Sequence[str]) -> None:
+    """Run `gradients EXPERIMENT --groups 8 --rows 64 --users 24 --batch_size 32`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for field in ("groups", "rows", "users", "batch_size"):
+        parser.add_argument(f"--{field}", type=int, default=argparse.SUPPRESS)
+    try:
+        own, fields = parser.parse_known_args(list(overrides))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    experiment = parse_experiment(name, fields)
+    from recipes.gradients.run import GradientsConfig
+    from recipes.gradients.run import run_gradients as run
+
+    run(experiment, GradientsConfig(**vars(own)))
+
+
 def run_benchmark(name: str, overrides: Sequence[str]) -> None:
     """Run `bench NAME --rounds 9 --threads 2 ...`.
 
@@ -155,6 +172,8 @@ def run_command(command: str, name: str, overrides: Sequence[str]) -> None:
         run_benchmark(name, overrides)
     elif command == "study":
         run_study(name, overrides)
+    elif command == "gradients":
+        run_gradients(name, overrides)
     elif command == "audit":
         print_audit(name, overrides)
     elif command == "prepare" and name not in shipped(EXPERIMENTS) and is_dataset(name):

@@ -8,7 +8,9 @@
         sasrec: {hit_ratio@10/ranking: 0.1198}
 
 `where` names the cell whose figures are comparable; `counts` are compared with the cell's data, and
-`figures` with its arms, by their names.
+`figures` with its arms, by their names. Several sources, or figures of several cells, are a list of
+such blocks. Where another language model or protocol made them, `same_setting: false` says so: they
+then stand beside ours, without a count of standard errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,10 @@ class Published:
     """Where they were published, in Markdown."""
     figures: dict[str, dict[str, float]]
     """Arm -> metric key -> value."""
+    label: str = "published"
+    """Heading of their column, where they are not of the same setting."""
+    same_setting: bool = True
+    """Whether ours should reproduce them: the same data, protocol and kind of model."""
     where: dict[str, Any] = field(default_factory=dict)
     """Values of the varied fields in the comparable cell."""
     notes: list[str] = field(default_factory=list)
@@ -38,6 +44,21 @@ class Published:
 COUNTS = ("users", "items", "interactions")
 
 
+def all_published(
+    value: Any,
+    place: str,
+    cells: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    metrics: Sequence[str],
+) -> tuple[Published, ...]:
+    """Read the section `published` of a study: nothing, a block or a list of blocks.
+
+    The arguments and errors are those of `published_from`.
+    """
+    blocks = [] if value is None else value if isinstance(value, list) else [value]
+    return tuple(published_from(block, place, cells, arms, metrics) for block in blocks)
+
+
 def published_from(
     value: Any,
     place: str,
@@ -45,10 +66,10 @@ def published_from(
     arms: Sequence[str],
     metrics: Sequence[str],
 ) -> Published:
-    """Read the section `published` of a study.
+    """Read one block of published figures.
 
     Args:
-        value: The section.
+        value: The block.
         place: Names the study's file in messages.
         cells: For each cell, its values of the varied fields.
         arms: Names of the arms.

@@ -9,16 +9,18 @@ under `vary` some fields with the values to try. All combinations of these value
 
 `columns` names the metrics of the table, and `published` figures to hold it against
 (`published.py`). `rivals` names arms that every other adapter is compared with, `notes` says how to
-read the page, and `panels` is a setting by which the figure of curves is divided. `small` holds
-fields that replace the study's own under `--small`, which runs and reports as NAME-small. `jobs`
-is the number of processes that share trainings and predictions, unless `--jobs` says another.
+read the page, and `panels` is a setting by which the figure of curves is divided. `along` names
+what runs along the columns of a further table and the axis of the plot, as in the paper's. `small`
+holds fields that replace the study's own under `--small`, which runs and reports as NAME-small.
+`jobs` is the number of processes that share trainings and predictions; `--jobs` goes before it.
 
 DIR/stages/    stages, which runs share where their settings agree
 DIR/cells/     one run for each combination of the varied values: its evaluation and report
-DIR/results.json, study.md, study.png, and curves.png if adapters were trained
+DIR/results.json, and the page study.md, which study.html holds with its plots. Plots are PNG and
+SVG files: study, curves if adapters were trained, and gates if some mixed experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from operator import attrgetter
@@ -42,13 +44,13 @@ from recipes.experiment_files import (
 from recipes.locking import held
 from recipes.methods.method import folder_name, shown
 from recipes.pipeline import Pipeline
-from recipes.published import Published, published_from
-from recipes.report.curves import curves_figure
+from recipes.published import Published, all_published
+from recipes.report.page import page
 from recipes.report.plots import save
 from recipes.report.report import RESULTS
-from recipes.report.study import study_figure, study_page, study_results
+from recipes.report.study import FIGURES, study_figures, study_page, study_results
 
-PAGE, FIGURE, CURVES = "study.md", "study.png", "curves.png"
+PAGE, HTML = "study.md", "study.html"
 NOT_VARIED = dict.fromkeys(("arms", "adapt.methods"), "list all arms to compare under `arms`")
 NOT_VARIED |= dict.fromkeys(("name", "out"), "this is the study's own, give it once")
 """Fields that `vary` cannot hold, and what to do instead."""
@@ -78,8 +80,10 @@ class Study:
     cells: tuple[Cell, ...]
     columns: tuple[str, ...]
     """Keys of the metrics in the table; empty for the main ones."""
-    published: Published | None
+    published: tuple[Published, ...]
     """Published figures to hold the table against."""
+    along: str | None = None
+    """The field or setting that runs along the columns of the layout and the axis of the plot."""
     rivals: tuple[str, ...] = ()
     """Names of arms that every other adapter is compared with."""
     panels: str | None = None
@@ -115,6 +119,7 @@ def read_study(
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"{path}: jobs={jobs!r} must be 1 or more")
     rivals, panels, notes = own.pop("rivals", []), own.pop("panels", None), own.pop("notes", [])
+    along = own.pop("along", None)
     _check_words(path, rivals=rivals, notes=notes, panels=[] if panels is None else [panels])
     _check_vary(path, vary)
     folder = Path(out or own.get("out") or f"runs/{title}")
@@ -132,11 +137,11 @@ def read_study(
     _refuse_twins(path, cells)
     metrics = _metrics(cells)
     _check_columns(path, columns, metrics)
-    found = None
-    arms = [arm.name for arm in comparison(cells[0].experiment).arms]
-    if published is not None:
-        varied = [cell.varied for cell in cells]
-        found = published_from(published, str(path), varied, arms, metrics)
+    compared = comparison(cells[0].experiment).arms
+    arms = [arm.name for arm in compared]
+    varied = [cell.varied for cell in cells]
+    found = all_published(published, str(path), varied, arms, metrics)
+    _check_along(path, along, {*vary, *(key for arm in compared for key in arm.given)})
     for rival in rivals:
         if rival not in arms:
             raise ValueError(f"{path}: rivals: {rival!r} is no arm; there are {', '.join(arms)}")
@@ -146,6 +151,7 @@ def read_study(
         tuple(cells),
         tuple(columns),
         found,
+        along=along,
         rivals=tuple(rivals),
         panels=panels,
         notes=tuple(notes),
@@ -179,6 +185,14 @@ def _check_words(path: Path, **lists: Any) -> None:
     for name, words in lists.items():
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{path}: {name} must be words, not {words!r}")
+
+
+def _check_along(path: Path, along: Any, known: Collection[str]) -> None:
+    if along is not None and (not isinstance(along, str) or along not in known):
+        raise ValueError(
+            f"{path}: along={along!r} does not differ between rows: choose a field of `vary` or a "
+            f"setting of arms, from {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _check_vary(path: Path, vary: Any) -> None:
@@ -263,17 +277,24 @@ def _run_cells(study: Study, pipelines: Sequence[Pipeline]) -> Mapping[str, Any]
         found,
         study.columns,
         study.published,
+        along=study.along,
         rivals=study.rivals,
         panels=study.panels,
         notes=study.notes,
     )
     write_json(study.out / RESULTS, results)
-    save(study_figure(results), study.out / FIGURE)
-    curves = curves_figure(results)
-    if curves is not None:
-        save(curves, study.out / CURVES)
-    page = study_page(results, FIGURE, CURVES)
-    write_text(study.out / PAGE, page)
-    print(page)
+    print(write_study(results, study.out))
     print(f"page: {study.out / PAGE}")
     return results
+
+
+def write_study(results: Mapping[str, Any], folder: Path) -> str:
+    """Write plots and pages of a study; returns the page in Markdown."""
+    drawn = study_figures(results)
+    for name, figure in drawn.items():
+        save(figure, folder / f"{name}.png", folder / f"{name}.svg")
+    text = study_page(results, *(f"{name}.png" for name in FIGURES))
+    write_text(folder / PAGE, text)
+    images = {f"{name}.png": (folder / f"{name}.png").read_bytes() for name in drawn}
+    write_text(folder / HTML, page(f"Study: {results['name']}", text, images, None))
+    return text

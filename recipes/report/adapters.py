@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.report.markdown import markdown_table
+from recipes.report.gate_maps import weights_section
 from recipes.report.naming import headline_key, per_seed, several_seeds
+from recipes.report.tables import markdown_table
 
 Results = Mapping[str, Any]
 
@@ -121,17 +122,11 @@ def _first_rows(results: Results) -> list[Mapping[str, Any]]:
 
 
 def gates_section(results: Results) -> str:
-    """What gates did in the evaluated rows, in the first cell; empty if none was recorded."""
+    """What gates did in the evaluated rows; empty if none was recorded.
+
+    Those without experts are those of the first cell.
+    """
     cell = results["cells"][0]
-    weights = [
-        [
-            name,
-            str(gate["seed"]),
-            ", ".join(f"{weight:.2f}" for weight in gate["mean_weights"]),
-            f"{gate['mean_entropy']:.2f} of {gate['uniform_entropy']:.2f}",
-        ]
-        for name, gate in cell.get("gates", {}).items()
-    ]
     values = [
         [
             name,
@@ -155,10 +150,5 @@ def gates_section(results: Results) -> str:
             "of plain LoRA is 0 (`factor`: 1, which is subtracted).\n\n"
             + markdown_table(head, values)
         )
-    if weights:
-        head = ["arm", "seed", "mean weights of experts", "mean entropy (nats)"]
-        parts.append(
-            "Weights of experts, averaged over modules where each has its own.\n\n"
-            + markdown_table(head, weights)
-        )
+    parts += [weights_section(results)] if weights_section(results) else []
     return "## What the gates did\n\n" + "\n\n".join(parts) if parts else ""

@@ -15,6 +15,8 @@ from recipes.report.naming import (
     resampled,
     several_seeds,
 )
+from recipes.report.paper import paper_section
+from recipes.report.tables import markdown_table
 from recipes.report.tuning import tuning_section
 from recipes.report.verdict import differences, headlines, verdict
 
@@ -50,6 +52,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _generated(results),
         _ranked(results),
         _order(results),
+        paper_section(results),
         _differences(results),
         _tuning(results),
         _slices(results),
@@ -409,12 +412,6 @@ def _table(results: Results, methods: Sequence[str], columns: Mapping[str, str])
     head = ["method", *columns.values()]
     first = next(iter(columns.values()))
     return markdown_table([*head, f"{first}, seed by seed"] if seeds else head, rows)
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with the header cells `head`."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _interval_note(results: Results) -> str:

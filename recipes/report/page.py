@@ -10,7 +10,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-PLOT = re.compile(r'src="plots/([^"/]+)"')
+PLOT = re.compile(r'src="(?:plots/)?([^"/]+\.png)"')
 
 
 def page(title: str, report: str, plots: Mapping[str, bytes], explorer: Any | None) -> str:
@@ -19,7 +19,7 @@ def page(title: str, report: str, plots: Mapping[str, bytes], explorer: Any | No
     Args:
         title: The page's title.
         report: The report in Markdown.
-        plots: Name in `plots/` -> content of each PNG file that the report shows.
+        plots: Name -> content of each PNG file that the report shows, beside it or in `plots/`.
         explorer: What `explored` returns; None leaves the explorer out.
 
     Returns:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -23,10 +24,18 @@ WINDOW = 5
 """Maximum number of logged points in the moving average of loss curves."""
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG file, whole or not at all."""
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+def save(figure: Figure, path: Path, *more: Path) -> None:
+    """Write PNG and SVG files, as their names end, each whole or not at all.
+
+    SVG files keep text as text, and are the same for the same figure.
+    """
+    for one in (path, *more):
+        kind = one.suffix.removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else None
+        fixed = {"svg.fonttype": "none", "svg.hashsalt": "recipes"}
+        with written_whole(one) as temporary, rc_context(fixed):
+            figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+        figure.set_layout_engine("none")  # the layout is computed once, for the first file
 
 
 def wrapped(title: str, width: int = 40) -> str:

@@ -1,10 +1,11 @@
-"""The section of a study's page that holds its figures against published ones."""
+"""The sections of a study's page that hold its figures against published ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
-from recipes.report.markdown import markdown_table
+from recipes.report.naming import interval
+from recipes.report.tables import markdown_table
 
 WITHIN = 2.0
 """A figure is reproduced if it differs from the published one by at most so many standard
@@ -12,9 +13,57 @@ errors."""
 Results = Mapping[str, Any]
 
 
-def published_section(results: Results) -> str:
-    """The section, in Markdown; `results` holds `published` (`recipes/published.py`)."""
-    published = results["published"]
+def published_sections(results: Results) -> str:
+    """The sections, in Markdown; `results` holds a list `published` (`recipes/published.py`)."""
+    blocks = results["published"]
+    same = [one for one in blocks if one.get("same_setting", True)]
+    others = [one for one in blocks if one not in same]
+    found = [_reproduced(results, one) for one in same]
+    return "\n\n".join([*found, *([_beside(results, others)] if others else [])])
+
+
+def _beside(results: Results, blocks: Sequence[Results]) -> str:
+    """Figures of another setting and ours, side by side: a line for each cell and arm."""
+    labels = list(dict.fromkeys(one["label"] for one in blocks))
+    fields = list(dict.fromkeys(key for one in blocks for key in one["where"]))
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    ours: dict[tuple[str, ...], Mapping[str, Any] | None] = {}
+    for block in blocks:
+        rows = {row["arm"]: row for row in results["rows"] if row["varied"] == block["where"]}
+        for arm, own in block["figures"].items():
+            for key, figure in own.items():
+                where = (str(block["where"].get(field, "–")) for field in fields)
+                line = (*where, arm, key.removesuffix("/ranking"))
+                found.setdefault(line, {})[block["label"]] = figure
+                ours[line] = rows[arm]["metrics"].get(key)
+    table = [
+        [*line, *(_figure(own.get(label)) for label in labels), _ours(ours[line])]
+        for line, own in found.items()
+    ]
+    notes = dict.fromkeys(note for one in blocks for note in one.get("notes", ()))
+    sources = dict.fromkeys(f"**{one['label']}**: {one['source']}" for one in blocks)
+    return "\n\n".join(
+        [
+            "## Beside published figures of another setting",
+            "They are from another language model, or other rows, and nothing here should "
+            "reproduce them: compare the order of lines within a column, not a column with "
+            "another.",
+            "\n".join(f"- {line}" for line in [*sources, *notes]),
+            markdown_table([*fields, "arm", "metric", *labels, "here"], table),
+        ]
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _ours(entry: Mapping[str, Any] | None) -> str:
+    return "–" if entry is None else interval(entry, digits=4)
+
+
+def _reproduced(results: Results, published: Results) -> str:
+    """The section of figures that ours should reproduce."""
     cell = next(one for one in results["cells"] if one["varied"] == published["where"])
     rows = {row["arm"]: row for row in results["rows"] if row["varied"] == published["where"]}
     keys = list(dict.fromkeys(key for own in published["figures"].values() for key in own))

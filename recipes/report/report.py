@@ -57,9 +57,10 @@ def _write_plots(run: Run, results: Mapping[str, Any]) -> list[str]:
         figures["loss.png"] = loss_figure(losses, results)
     for name, summary in results["gates"].items():
         figures[f"gates-{name}.png"] = gate_figure(name, summary, results)
-    for old in (run.folder / PLOTS).glob("*.png"):  # an earlier report may have had other arms
-        if old.name not in figures:
+    for old in (run.folder / PLOTS).glob("*.[ps][nv]g"):
+        if f"{old.stem}.png" not in figures:  # an earlier report may have had other arms
             old.unlink()
     for name, figure in figures.items():
-        save(figure, run.folder / PLOTS / name)
+        path = run.folder / PLOTS / name
+        save(figure, path, path.with_suffix(".svg"))
     return list(figures)

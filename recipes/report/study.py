@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from recipes.published import Published
 from recipes.report.adapters import gates_section, rivals_section, sizes_section
-from recipes.report.curves import has_curves
-from recipes.report.markdown import markdown_table
+from recipes.report.along import layout_figure, layout_section
+from recipes.report.curves import curves_figure, has_curves
+from recipes.report.gate_maps import gates_figure, has_maps
 from recipes.report.naming import (
     NOTHING,
     arms_of,
@@ -22,9 +23,10 @@ from recipes.report.naming import (
     resampled,
 )
 from recipes.report.plots import clean, whiskers, wrapped
-from recipes.report.published import published_section
+from recipes.report.published import published_sections
+from recipes.report.tables import markdown_table
 from recipes.report.tuning import tuning_section
-from recipes.report.verdict import headlines, verdict
+from recipes.report.verdict import headline_keys, headlines, verdict
 
 Results = Mapping[str, Any]
 
@@ -34,8 +36,9 @@ def study_results(
     varied: Sequence[Mapping[str, Any]],
     found: Sequence[Results],
     columns: Sequence[str] = (),
-    published: Published | None = None,
+    published: Sequence[Published] = (),
     *,
+    along: str | None = None,
     rivals: Sequence[str] = (),
     panels: str | None = None,
     notes: Sequence[str] = (),
@@ -48,6 +51,7 @@ def study_results(
         found: For each cell, the content of its `results.json`.
         columns: Keys of the metrics in the table; none stands for the main ones.
         published: Published figures to hold the table against.
+        along: The field or setting that runs along the columns of the layout.
         rivals: Names of arms that every other adapter is compared with.
         panels: A setting of arms by which the figure of curves is divided.
         notes: How to read the page, in Markdown.
@@ -73,7 +77,8 @@ def study_results(
         "name": name,
         "differs": [*dict.fromkeys(key for values in varied for key in values), *own],
         "columns": list(columns),
-        "published": None if published is None else asdict(published),
+        "published": [asdict(one) for one in published],
+        "along": along,
         "rivals": list(rivals),
         "panels": panels,
         "notes": list(notes),
@@ -85,16 +90,16 @@ def study_results(
                 **{key: results[key] for key in ("llm", "dataset", "evaluated", "caveats")},
                 **{key: results[key] for key in ("metrics", "comparisons", "config", "versions")},
                 **{key: results[key] for key in ("curves", "modulations", "seconds", "tuning")},
-                "gates": {name: _without_users(one) for name, one in results["gates"].items()},
+                "gates": {name: _unnamed(one) for name, one in results["gates"].items()},
             }
             for values, results in zip(varied, found, strict=True)
         ],
     }
 
 
-def _without_users(gate: Mapping[str, Any]) -> dict[str, Any]:
-    """A gate's summary without the weights of single users."""
-    return {key: gate[key] for key in gate if key not in ("user_ids", "rows", "weights")}
+def _unnamed(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate's summary, which keeps the weights of single rows but not whose they are."""
+    return {key: gate[key] for key in gate if key not in ("user_ids", "rows")}
 
 
 def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) -> dict[str, Any]:
@@ -115,13 +120,24 @@ def _row(varied: Mapping[str, Any], arm: Mapping[str, Any], results: Results) ->
     }
 
 
-def study_page(results: Results, figure: str, curves: str) -> str:
+FIGURES = ("study", "curves", "gates")
+"""Plots of a study: its table, curves over the trainings, weights of experts."""
+
+
+def study_figures(results: Results) -> dict[str, Figure]:
+    """The plots of a study by name; curves and gates only if there is something to show."""
+    found = (study_figure(results), curves_figure(results), gates_figure(results))
+    return {name: figure for name, figure in zip(FIGURES, found, strict=True) if figure is not None}
+
+
+def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
     """The page DIR/study.md, written from results.json alone.
 
     Args:
         results: The content of results.json.
         figure: File name of the plot of the table.
         curves: File name of the plot of curves, shown if any were recorded.
+        gates: File name of the plot of gates' weights, shown if any were kept.
     """
     first = results["cells"][0]
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
@@ -132,15 +148,18 @@ def study_page(results: Results, figure: str, curves: str) -> str:
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
         f"{_resampled(results)}.",
         _notes(results),
+        layout_section(results, _figure_key(results), _figure_title(results), _digits(results)),
+        "## All figures" if results.get("along") else "",
         _table(results),
         _arms(results) if _named(results) else "",
-        published_section(results) if results["published"] else "",
+        published_sections(results),
         rivals_section(results) if results.get("rivals") else "",
         f"![{_figure_title(results)}]({figure})",
         f"![Curves over training]({curves})" if has_curves(results) else "",
         *(_tuning(results, cell) for cell in results["cells"]),
         sizes_section(results) if results.get("rivals") else "",
-        gates_section(results) if results.get("rivals") else "",
+        gates_section(results) if results.get("rivals") or has_maps(results) else "",
+        f"![Weights of experts]({gates})" if has_maps(results) else "",
         "## The best arm against its strongest rival\n\n" + "\n".join(_verdicts(results)),
         f"## How to reproduce\n\n{_reproduction(results)}",
     ]
@@ -176,13 +195,10 @@ def _named(results: Results) -> bool:
 
 
 def _table(results: Results) -> str:
-    """One line for each arm in each cell: settings that differ, and metrics.
-
-    Beside published figures, figures have the published number of digits.
-    """
+    """One line for each arm in each cell: settings that differ, and metrics."""
     named = _named(results)
     varied = list(dict.fromkeys(key for row in results["rows"] for key in row["varied"]))
-    settings, digits = varied if named else results["differs"], 4 if results["published"] else 3
+    settings, digits = varied if named else results["differs"], _digits(results)
     columns = _columns(results)
     trains = any(row["trainable_parameters"] is not None for row in results["rows"])
     methods = {arm["name"]: arm["method"] for arm in results["arms"]}
@@ -198,6 +214,11 @@ def _table(results: Results) -> str:
         for row in results["rows"]
     ]
     return markdown_table([*head, *(["trained parameters"] if trains else []), "seeds"], table)
+
+
+def _digits(results: Results) -> int:
+    """Digits of figures: the published number of them beside published figures."""
+    return 4 if results["published"] else 3
 
 
 def _arms(results: Results) -> str:
@@ -246,6 +267,17 @@ def _columns(results: Results) -> dict[str, str]:
     return {key: head for cell in results["cells"] for key, head in main_columns(cell).items()}
 
 
+def shown_metrics(results: Results) -> set[str]:
+    """Keys of the metrics that the page, its plots and its verdicts read."""
+    published = [own for one in results["published"] for own in one["figures"].values()]
+    return {
+        *_columns(results),
+        *(key for own in published for key in own),
+        *(key for cell in results["cells"] for key in headline_keys(cell)),
+        _figure_key(results),
+    }
+
+
 def _resampled(results: Results) -> str:
     return max(map(resampled, results["cells"]), key=len)
 
@@ -264,8 +296,10 @@ def _verdicts(results: Results) -> list[str]:
 
 
 def study_figure(results: Results) -> Figure:
-    """One metric of the table, with one point and interval for each of its rows."""
+    """One metric of the table: along the study's axis, or a point and interval for each row."""
     key = _figure_key(results)
+    if results.get("along"):
+        return layout_figure(results, key, f"{_figure_title(results)}, {_words(results)}")
     rows = [row for row in results["rows"] if row["metrics"].get(key, {}).get("value") is not None]
     named = "arm" if _named(results) else "title"  # as in the table
     lines = [wrapped(_line(row, named)) for row in rows]

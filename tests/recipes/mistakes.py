@@ -131,6 +131,14 @@ area(
     ),
 )
 area(
+    "Gradients of groups of users",
+    "Refused before an adapter is trained.",
+    "gradients tiny.yaml --groups 1",
+    "gradients tiny.yaml --groups many",
+    "gradients tiny.yaml --rows 0",
+    "gradients tiny.yaml --methods [sasrec]",
+)
+area(
     "Trainings that cannot be right",
     "Found in the training; what was trained before is kept.",
     "run tiny.yaml --recommender.learning_rate 1e30",

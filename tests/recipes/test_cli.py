@@ -121,7 +121,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path
         (["run", "demo", "--adapt.num_experts", "3", "--out", "{empty}/o"], "num_experts"),
         (["run", "demo", "--arms", "[{{method: x}}]", "--out", "{empty}/o"], "there is no method"),
         (["run", "demo", "--out", ""], "out='' is empty: name a folder"),
-        (["study", "nothing"], "STUDY='nothing' is neither a shipped study (experts"),
+        (["study", "nothing"], "STUDY='nothing' is neither a shipped study (candidates"),
         (["list", "--yaml"], "usage: python -m recipes COMMAND"),
         (["dance", "demo"], "usage: python -m recipes COMMAND"),
         ([], "usage: python -m recipes COMMAND"),

@@ -151,7 +151,8 @@ def test_results_hold_curves_sizes_and_what_gates_did(done):
     assert sizes["scale-trunk"] == sizes["shuffled"] and sizes["shuffled"]["gate"] > 100
     assert len({own["adapter"] for own in sizes.values()}) == 1
     assert list(cell["gates"]) == ["softmax-linear"]
-    assert not {"user_ids", "rows", "weights"} & set(cell["gates"]["softmax-linear"])
+    assert not {"user_ids", "rows"} & set(cell["gates"]["softmax-linear"])
+    assert {len(row) for row in cell["gates"]["softmax-linear"]["weights"]} == {2}
     assert list(cell["modulations"]) == ["scale-trunk", "shuffled"]
     for seeds in cell["modulations"].values():
         assert [(one["seed"], one["of"]) for one in seeds] == [(0, "scale"), (1, "scale")]
@@ -179,6 +180,7 @@ def test_the_page_explains_compares_and_counts(done):
     assert lines[2:] == ["| lora-user-slot", "| softmax-linear", "| scale-trunk", "| shuffled"]
     assert "![Curves over training](curves.png)" in text
     assert imread(done / "curves.png").shape[0] > 600
+    assert "![Weights of experts](gates.png)" in text and (done / "gates.svg").exists()
 
 
 def test_measuring_changes_nothing_of_what_is_trained(source, done, tmp_path):

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from recipes.published import published_from
-from recipes.report.published import published_section, standard_errors
+from recipes.published import all_published, published_from
+from recipes.report.published import published_sections, standard_errors
 
 CELLS = [{"prepare.ties": "stable"}, {"prepare.ties": "random"}]
 ARMS, METRICS = ["popularity", "sasrec"], ["hit_ratio@10/ranking", "mrr/ranking"]
@@ -68,10 +68,39 @@ def test_users_are_counted_once_whatever_the_splits_they_are_in():
     row = {"varied": GOOD["where"], "arm": "sasrec", "title": "SASRec"}
     metrics = {"hit_ratio@10/ranking": entry(0.13, 0.12, 0.14)}
     results = {
-        "published": {**GOOD, "counts": {"users": 943, "items": 8}},
+        "published": [{**GOOD, "counts": {"users": 943, "items": 8}}],
         "cells": [{"varied": GOOD["where"], "dataset": {"counts": counts}}],
         "rows": [{**row, "metrics": metrics}],
     }
-    page = published_section(results)
+    page = published_sections(results)
     assert "alike: 943 users, **8 items, here 7**." in page
     assert "0.1200, 0.1300 (+2.0)" in page and "**0.1200" not in page
+
+
+def test_no_block_one_block_and_several_are_read():
+    known = "a.yaml", CELLS, ARMS, METRICS
+    assert all_published(None, *known) == ()
+    other = {**GOOD, "where": {"prepare.ties": "random"}, "label": "paper", "same_setting": False}
+    first, second = all_published([GOOD, other], *known)
+    assert all_published(GOOD, *known) == (first,) == (read(),)
+    assert (second.label, second.same_setting) == ("paper", False)
+    with pytest.raises(ValueError, match="published must consist of fields, not 'a page'"):
+        all_published("a page", *known)
+
+
+def test_figures_of_another_setting_stand_beside_ours_without_standard_errors():
+    mrr = {"mrr/ranking": 0.25}
+    blocks = [
+        {**GOOD, "label": "paper", "same_setting": False, "notes": ["Last rows."]},
+        {**GOOD, "source": "a README", "label": "mended", "same_setting": False},
+        {"source": "a page", "label": "paper", "same_setting": False, "figures": {"sasrec": mrr}}
+        | {"where": {"prepare.ties": "random"}},
+    ]
+    ours = {"hit_ratio@10/ranking": entry(0.13, 0.12, 0.14), "mrr/ranking": entry(0.3, 0.2, 0.4)}
+    rows = [{"arm": "sasrec", "metrics": ours, "varied": cell} for cell in CELLS]
+    page = published_sections({"published": blocks, "rows": rows})
+    assert page.count("- **paper**: a page") == 1 and "- Last rows." in page
+    assert "| prepare.ties | arm | metric | paper | mended | here |" in page
+    assert "| stable | sasrec | hit_ratio@10 | 0.1200 | 0.1200 | 0.1300 [0.1200, 0.1400] |" in page
+    assert "| random | sasrec | mrr | 0.2500 | – | 0.3000 [0.2000, 0.4000] |" in page
+    assert "standard errors" not in page

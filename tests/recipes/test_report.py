@@ -22,7 +22,7 @@ from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.report.caveats import caveats
 from recipes.report.markdown import render
-from recipes.report.plots import moving_average, save, smoothing_window, whiskers
+from recipes.report.plots import hit_ratio_figure, moving_average, save, smoothing_window, whiskers
 from recipes.report.results import trained
 from recipes.report.study import study_figure, study_results
 from recipes.report.verdict import differences, headlines, verdict
@@ -284,9 +284,11 @@ def test_a_report_is_these_files_and_returns_its_results(written):
         "report.html",
         "summary.txt",
         "predictions.parquet",
-        "plots/loss.png",
-        "plots/hit_ratio.png",
-        "plots/gates-ilora.png",
+        *(
+            f"plots/{name}.{kind}"
+            for name in ("loss", "hit_ratio", "gates-ilora")
+            for kind in ("png", "svg")
+        ),
     }
 
 
@@ -294,6 +296,13 @@ def test_predictions_are_copied_unchanged(written):
     run, _, _, _ = written
     copied = read_table(run / "predictions.parquet")
     pd.testing.assert_frame_equal(copied, read_table(run / "evaluate" / "predictions.parquet"))
+
+
+def test_a_plot_as_svg_is_the_same_each_time_and_keeps_its_words(written, tmp_path):
+    first = written[0] / "plots" / "hit_ratio.svg"
+    save(hit_ratio_figure(written[1]), tmp_path / "again.png", tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == first.read_bytes()
+    assert "random order (0.050)" in first.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["loss", "hit_ratio", "gates-ilora"])
@@ -425,15 +434,17 @@ def test_arms_of_one_method_have_names_colours_and_gate_plots_of_their_own(tmp_p
     plots.mkdir()
     (plots / "gates-lora.png").write_text("of an earlier report")
     finished(tmp_path, rates, arms=arms).report()
-    assert {path.name for path in plots.iterdir()} == {
+    shown = {
         "hit_ratio.png",
         "loss.png",
         "gates-ilora,num_experts=2.png",
         "gates-ilora,num_experts=8.png",
     }
+    assert {path.name for path in plots.glob("*.png")} == shown
+    assert {f"{path.stem}.png" for path in plots.glob("*.svg")} == shown
     text = (tmp_path / "report.md").read_text()
     assert "on these rows iLoRA, num_experts 8 beats iLoRA, num_experts 2" in text
-    assert set(re.findall(r"\(plots/(.+?)\)", text)) == {path.name for path in plots.iterdir()}
+    assert set(re.findall(r"\(plots/(.+?)\)", text)) == shown
 
 
 def test_arms_of_many_settings_leave_room_for_the_axes_of_every_plot(tmp_path):
@@ -441,7 +452,7 @@ def test_arms_of_many_settings_leave_room_for_the_axes_of_every_plot(tmp_path):
     arms = [{"method": "ilora", "gate": "mlp", "target_modules": ["q_proj", "k_proj"] * 4} | many]
     name = Pipeline.of(Experiment(arms=arms)).arms[-1].name
     results = finished(tmp_path, {"sasrec": 0.1, name: 0.9}, arms=arms).report()
-    pictures = list((tmp_path / "plots").iterdir())
+    pictures = list((tmp_path / "plots").glob("*.png"))
     assert len(pictures) == 3
     save(study_figure(study_results("study", [{}], [results])), tmp_path / "study.png")
     for path in [*pictures, tmp_path / "study.png"]:

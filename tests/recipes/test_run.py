@@ -128,11 +128,8 @@ def test_gates_are_recorded_where_a_row_has_weights_of_experts(finished):
         assert len(gate["mean_weights"]) == 4
         assert sum(gate["mean_weights"]) == pytest.approx(1, abs=1e-5)
     plots = {path.name for path in (folder / "plots").iterdir()}
-    assert plots == {
-        "loss.png",
-        "hit_ratio.png",
-        *(f"gates-{name}.png" for name in gates),
-    }
+    drawn = ("loss", "hit_ratio", *(f"gates-{name}" for name in gates))
+    assert plots == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
 
 
 @pytest.mark.parametrize("name", ["prompt", "token", "each"])

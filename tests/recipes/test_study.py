@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,7 +162,9 @@ def test_the_page_names_what_differs_and_compares_within_each_cell(done):
     text = (done / "study.md").read_text()
     head = next(line for line in text.splitlines() if line.startswith("| method |"))
     assert head.startswith("| method | prepare.num_candidates | num_experts | HitRatio@1 gen")
-    table = [line for line in text.splitlines() if line.startswith("| ")]
+    first, gates = text.split("## What the gates did")
+    assert gates.count("| two, num_candidates 12 | 0 |") == 1 and "(gates.png)" in gates
+    table = [line for line in first.splitlines() if line.startswith("| ")]
     assert len(table) == 2 + 10 and len({line.count("|") for line in table}) == 1
     assert any(line.startswith("| ilora | 20 | 2 |") for line in table)
     verdicts = text.split("## The best arm against its strongest rival")[1].split("##")[0]
@@ -169,6 +172,17 @@ def test_the_page_names_what_differs_and_compares_within_each_cell(done):
     assert "- prepare.num_candidates 20: " in verdicts
     assert "**The language model is a stand-in**" in text.split("| method |")[0]
     assert imread(done / "study.png").shape[0] > 300
+
+
+def test_every_plot_is_there_as_png_and_as_svg_and_in_one_page_that_needs_no_file(done):
+    plots = {path.name for path in done.iterdir() if path.suffix in (".png", ".svg")}
+    names = ("study", "curves", "gates")
+    assert plots == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert all((done / f"{name}.svg").read_text().count("<svg ") == 1 for name in names)
+    html = (done / "study.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert len(sources) == 3 and all(one.startswith("data:image/png;base64,") for one in sources)
+    assert "<title>Study: small</title>" in html and "<td>ilora</td>" in html
 
 
 def test_fields_of_the_command_line_hold_in_every_cell(source):
@@ -216,6 +230,8 @@ def test_without_anything_that_varies_there_is_one_cell(tmp_path):
         ({"vary": {"name": ["a"]}}, ValueError, "vary.name: this is the study's own"),
         ({"vary": {"adapt.rank": [4, 8, 4]}}, ValueError, "vary has {'adapt.rank': 4} twice"),
         ({"vary": {"adapt.rank": [4, None]}}, ValueError, "adapt.rank has no value"),
+        ({"along": "adapt.rank"}, ValueError, "along='adapt.rank' does not differ between rows"),
+        ({"along": ["adapt.rank"]}, ValueError, "choose a field of `vary` or a setting of arms"),
         ({"columns": "mrr/ranking"}, ValueError, "columns='mrr/ranking' must be a list"),
         ({"columns": [["mrr/ranking"]]}, ValueError, "columns=[['mrr/ranking']] must be a list"),
         ({"columns": ["mrr/ranking"] * 2}, ValueError, "must be a list, without repeats, from"),

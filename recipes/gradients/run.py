@@ -1,0 +1,248 @@
+"""Runs an experiment up to its adapters, and compares the gradients that groups of users give.
+
+The paper's analysis (arXiv 2408.10159): representations are clustered, and the gradients that the
+clusters give one LoRA are compared. Where they disagree, one LoRA for all serves none well.
+
+RUN/gradients.json, gradients.md, gradients.html, gradients.png, gradients.svg
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from peft import LoraConfig
+
+from recipes.artifacts import write_json, write_text
+from recipes.data.padding import PADDING
+from recipes.experiment import Experiment
+from recipes.gradients.groups import groups_of, ranks_from_sizes
+from recipes.gradients.measure import gradients, similarities, trained, untrained
+from recipes.gradients.report import FIGURE, gradient_figure, gradient_page
+from recipes.llm.train_adapter import training_collator, training_rows
+from recipes.locking import held
+from recipes.methods.adapter import AdapterMethod
+from recipes.methods.method import Arm, arm_folder
+from recipes.pipeline import Pipeline
+from recipes.prompting.collator import TrainingCollator
+from recipes.ranges import Count, Range, check_ranges
+from recipes.report.page import page
+from recipes.report.plots import save
+from recipes.run import Run
+from recipes.scoring.arrays import Floats, Ints
+
+SEED = 0
+"""Training seed of the adapters whose gradients are compared."""
+MOST_WINDOWS = 5000
+"""Most train windows that are clustered, evenly spaced."""
+EXPERTS = (2, 4, 8)
+"""Numbers of groups for which ranks are proposed."""
+
+
+@dataclass(kw_only=True)
+class GradientsConfig:
+    """What is compared."""
+
+    groups: Annotated[int, Range(2)] = 8
+    """Number of groups of users (paper: 8)."""
+
+    rows: Count = 64
+    """Train windows of each group, of which its gradient is the mean."""
+
+    users: Annotated[int, Range(2)] = 24
+    """Windows of different users among which the most and the least alike pair is looked for."""
+
+    batch_size: Count = 32
+    """Windows that are run at once."""
+
+
+def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[str, Any]:
+    """Run the stages up to the adapters, as far as they are not done, and compare gradients.
+
+    Returns:
+        The content of `gradients.json`.
+
+    Raises:
+        ValueError: No arm is a LoRA whose gradients could be compared, a setting is impossible, or
+            there are fewer different users than groups.
+    """
+    check_ranges(config, "")
+    pipeline = Pipeline.of(experiment)
+    arms = [arm for arm in pipeline.arms if _is_lora(arm)]
+    _check(pipeline.run, arms)
+    pipeline.prepare()
+    pipeline.recommender()
+    groups = _grouped(pipeline.run, arms[0], config)
+    pipeline.adapt()
+    with held(pipeline.run.folder):
+        results = _compared(pipeline.run, arms, groups, config)
+        folder = pipeline.run.folder
+        write_json(folder / "gradients.json", results)
+        figure = gradient_figure(results)
+        save(figure, folder / FIGURE, (folder / FIGURE).with_suffix(".svg"))
+        text = gradient_page(results, FIGURE)
+        write_text(folder / "gradients.md", text)
+        images = {FIGURE: (folder / FIGURE).read_bytes()}
+        title = f"Gradients: {experiment.name}"
+        write_text(folder / "gradients.html", page(title, text, images, None))
+    print(text)
+    return results
+
+
+def _is_lora(arm: Arm) -> bool:
+    return isinstance(arm.method, AdapterMethod) and issubclass(arm.method.Peft, LoraConfig)
+
+
+def _check(run: Run, arms: Sequence[Arm]) -> None:
+    if not arms:
+        raise ValueError("no arm trains a LoRA: give --methods '[lora, ilora]'")
+    source = run.experiment.recommender.name
+    if source not in run.networks:
+        raise ValueError(
+            f"no arm reads the vectors of {source}, by which users are grouped: add one, such as "
+            "lora"
+        )
+    windows: dict[tuple[int, int | None], str] = {}
+    for arm in arms:
+        assert isinstance(arm.method, AdapterMethod)
+        settings = arm.method.settings_of(arm)
+        windows.setdefault((settings.min_history, settings.train_windows), arm.name)
+        if len(windows) > 1:
+            raise ValueError(
+                f"the arms {' and '.join(windows.values())} train on different windows: give them "
+                "the same min_history and train_windows"
+            )
+        if settings.frozen_prefix:
+            raise ValueError(
+                f"adapt.frozen_prefix=true of arm {arm.name}: gradients are taken through the "
+                "whole model, so set it false"
+            )
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The train windows that are compared, by their numbers among an arm's samples."""
+
+    rows: Ints
+    """int64 [samples], row of the train split of each sample."""
+    sizes: list[int]
+    """Number of windows in each group."""
+    samples: list[list[int]]
+    """For each group, the samples whose gradient is taken."""
+    singles: list[int]
+    """Samples of different users."""
+    ranks: list[dict[str, Any]]
+    """Ranks of experts from the sizes of as many groups."""
+
+
+def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
+    """Groups of the windows on which an arm is trained."""
+    assert isinstance(arm.method, AdapterMethod)
+    split, settings = run.data.split("train"), arm.method.settings_of(arm)
+    rows = training_rows(split, settings)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, MOST_WINDOWS).round().astype(np.int64))
+    users = run.vectors(run.experiment.recommender.name).users["train"][rows[chosen]]
+    groups = groups_of(users, config.groups)
+    random = np.random.default_rng(SEED)
+    return _Groups(
+        rows=rows,
+        sizes=np.bincount(groups, minlength=config.groups).tolist(),
+        samples=[
+            np.sort(random.permutation(chosen[groups == group])[: config.rows]).tolist()
+            for group in range(config.groups)
+        ],
+        singles=_different_users(split.user_ids[rows], chosen, config.users, random),
+        ranks=[_ranks(users, count, settings.rank) for count in EXPERTS if count <= settings.rank],
+    )
+
+
+def _compared(
+    run: Run, arms: Sequence[Arm], groups: _Groups, config: GradientsConfig
+) -> dict[str, Any]:
+    first = arms[0]
+    found: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
+    for arm in arms:
+        singles = groups.singles if arm is first else []
+        tables, alone = _of_arm(run, arm, groups.samples, singles, config)
+        found[arm.name] = {when: _summary(table) for when, table in tables.items()}
+        if alone is not None:
+            pairs = _pairs(run, groups.rows[singles], alone)
+    return {
+        "name": run.experiment.name,
+        "source": run.experiment.recommender.name,
+        "seed": SEED,
+        "rows": config.rows,
+        "users": len(groups.singles),
+        "sizes": groups.sizes,
+        "arms": found,
+        "pairs_of": first.name,
+        "pairs": pairs,
+        "ranks": groups.ranks,
+    }
+
+
+def _different_users(
+    user_ids: Ints, chosen: Ints, count: int, random: np.random.Generator
+) -> list[int]:
+    """Numbers of samples of different users, drawn at random."""
+    order = random.permutation(chosen)
+    _, places = np.unique(user_ids[order], return_index=True)
+    return np.sort(order[np.sort(places)[:count]]).tolist()
+
+
+def _of_arm(
+    run: Run,
+    arm: Arm,
+    samples: Sequence[Sequence[int]],
+    singles: Sequence[int],
+    config: GradientsConfig,
+) -> tuple[dict[str, Floats], Floats | None]:
+    """Cosines between groups before and after training, and between single samples after it."""
+    method = arm.method
+    assert isinstance(method, AdapterMethod)
+    plan, vectors = method.plan(run, arm, SEED), method.vectors(run, arm, SEED)
+    collator: TrainingCollator = training_collator(plan, run.prompts, vectors)
+    tables: dict[str, Floats] = {}
+    with untrained(plan, run.llm, vectors) as hybrid:
+        tables["before"] = similarities(gradients(hybrid, collator, samples, config.batch_size))
+    alone = None
+    folder = arm_folder(run, arm, SEED)
+    with trained(plan, run.llm, run.prompts, vectors, folder) as hybrid:
+        tables["after"] = similarities(gradients(hybrid, collator, samples, config.batch_size))
+        if singles:
+            one_each = [[sample] for sample in singles]
+            alone = similarities(gradients(hybrid, collator, one_each, config.batch_size))
+    return tables, alone
+
+
+def _summary(cosines: Floats) -> dict[str, Any]:
+    pairs = cosines[np.triu_indices(len(cosines), 1)]
+    return {"cosines": cosines.tolist(), "mean": float(pairs.mean()), "lowest": float(pairs.min())}
+
+
+def _pairs(run: Run, rows: Ints, cosines: Floats) -> dict[str, Any]:
+    """The most and the least alike pair of rows."""
+    first, second = np.triu_indices(len(rows), 1)
+    values = cosines[first, second]
+    found = {}
+    for what, place in (("Most alike", values.argmax()), ("Least alike", values.argmin())):
+        pair = (int(rows[first[place]]), int(rows[second[place]]))
+        users = [_user(run, row) for row in pair]
+        found[what] = {"cosine": float(values[place]), "users": users}
+    return found
+
+
+def _user(run: Run, row: int) -> dict[str, Any]:
+    split, titles = run.data.split("train"), run.data.titles
+    history = split.histories[row]
+    return {
+        "user": int(split.user_ids[row]),
+        "history": [titles[item] for item in history[history != PADDING]],
+        "target": titles[int(split.targets[row])],
+    }
+
+
+def _ranks(users: Any, count: int, total: int) -> dict[str, Any]:
+    sizes = np.bincount(groups_of(users, count), minlength=count).tolist()
+    return {"sizes": sizes, "ranks": ranks_from_sizes(sizes, total)}

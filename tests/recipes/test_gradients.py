@@ -1,0 +1,152 @@
+"""Gradients of groups of users: groups, ranks and cosines by hand, and one tiny run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from recipes.artifacts import read_json
+from recipes.gradients.groups import groups_of, ranks_from_sizes
+from recipes.gradients.measure import gradients, similarities
+from recipes.gradients.report import gradient_page, without_users
+
+from .tiny_runs import Runs, refused
+
+
+def test_groups_are_numbered_so_that_neighbours_are_alike():
+    # Three tight groups on a line: the one in the middle is number 1 whatever K-means calls it.
+    users = torch.tensor([[0.0], [0.1], [5.0], [5.1], [9.0], [9.1]])
+    found = groups_of(users, 3)
+    assert found[0] == found[1] and found[2] == found[3] == 1 and found[4] == found[5]
+    assert sorted({int(found[0]), int(found[4])}) == [0, 2]
+    assert set(groups_of(users, 1)) == {0}
+    with pytest.raises(ValueError, match="groups=7: there are 6 different"):
+        groups_of(users, 7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "ranks"),
+    [
+        ([10, 10, 10, 10], 16, [4, 4, 4, 4]),
+        ([70, 10, 10, 10], 16, [11, 2, 2, 1]),
+        ([97, 1, 1, 1], 16, [13, 1, 1, 1]),
+        ([2, 1], 4, [3, 1]),
+        ([1, 1, 1], 3, [1, 1, 1]),
+        ([5], 8, [8]),
+    ],
+)
+def test_ranks_follow_sizes_and_keep_the_sum(sizes, total, ranks):
+    assert ranks_from_sizes(sizes, total) == ranks
+
+
+def test_more_groups_than_ranks_are_refused():
+    with pytest.raises(ValueError, match="3 groups cannot share a total rank of 2"):
+        ranks_from_sizes([1, 1, 1], 2)
+
+
+def test_cosines_by_hand_are_means_over_types_that_have_a_direction():
+    found = {
+        "q": torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
+        "v": torch.tensor([[1.0, 1.0], [3.0, 3.0]]),
+        "o": torch.tensor([[0.0, 0.0], [1.0, 1.0]]),
+    }
+    assert similarities(found) == pytest.approx(np.array([[1, 0.5], [0.5, 1]]))
+    assert np.isnan(similarities({"o": found["o"]})).all()
+
+
+class Square(torch.nn.Module):
+    """Loss (a * x)^2 of a batch's mean x, with a as the one LoRA matrix of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.llm = torch.nn.Module()
+        for layer in range(2):
+            block = torch.nn.Module()
+            block.q_proj = torch.nn.Module()
+            block.q_proj.lora_A = torch.nn.Linear(1, 1, bias=False)
+            torch.nn.init.constant_(block.q_proj.lora_A.weight, 1.0)
+            self.llm.add_module(f"layer{layer}", block)
+
+    def forward(self, x, hybrid):
+        assert hybrid
+        first, second = (block.q_proj.lora_A.weight for block in self.llm.children())
+        return {"loss": ((first * x) ** 2 + 3 * second * x).mean()}
+
+
+def test_a_groups_gradient_is_the_mean_over_its_samples_and_over_layers():
+    values = torch.tensor([1.0, 2.0, 3.0])
+
+    def collator(samples):
+        return {"x": values[list(samples)]}
+
+    # d/da (a x)^2 = 2 x^2 and d/da 3 a x = 3 x; the mean over layers is half of the sum.
+    by_hand = [(2 * x * x + 3 * x) / 2 for x in (1.0, 2.0, 3.0)]
+    for batch in (1, 2, 3):
+        found = gradients(Square(), collator, [[0, 1, 2], [2]], batch)  # type: ignore[arg-type]
+        assert list(found) == ["q_proj"]
+        expected = torch.tensor([[sum(by_hand) / 3], [by_hand[2]]])
+        torch.testing.assert_close(found["q_proj"], expected)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("gradients"))
+
+
+def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
+    fields = ("--methods", "[lora,ilora]", "--groups", 3, "--rows", 4, "--users", 5)
+    assert runs("gradients", *fields) == 0
+    told = capsys.readouterr().out
+    found = read_json(runs.folder / "gradients.json")
+    assert list(found["arms"]) == ["lora", "ilora"] and found["pairs_of"] == "lora"
+    assert len(found["sizes"]) == 3 and all(found["sizes"])
+    for own in found["arms"].values():
+        for when in ("before", "after"):
+            table = np.array(own[when]["cosines"])
+            assert table == pytest.approx(table.T) and np.diag(table) == pytest.approx(np.ones(3))
+            assert own[when]["lowest"] == pytest.approx(table.min())
+    most, least = (found["pairs"][name] for name in ("Most alike", "Least alike"))
+    assert most["cosine"] >= least["cosine"]
+    assert all(one["history"] and one["target"] for one in most["users"] + least["users"])
+    assert most["users"][0]["user"] != most["users"][1]["user"]
+    assert [(len(own["sizes"]), sum(own["ranks"])) for own in found["ranks"]] == [(2, 4), (4, 4)]
+    text = (runs.folder / "gradients.md").read_text()
+    assert text in told and "![Cosines between groups](gradients.png)" in text
+    assert imread(runs.folder / "gradients.png").shape[0] > 600
+    assert (runs.folder / "gradients.svg").exists()
+    shared = without_users(found)
+    assert all(list(pair) == ["cosine"] for pair in shared["pairs"].values())
+    public = gradient_page(shared, "tiny.png")
+    assert "**Least alike**: cosine" in public and " → " not in public and "(tiny.png)" in public
+    html = (runs.folder / "gradients.html").read_text()
+    assert html.count("data:image/png;base64,") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("--groups", "many"), "argument --groups: invalid int value: 'many'"),
+        (("--groups", 1), "groups=1 must be at least 2"),
+        (("--methods", "[tallrec]"), "no arm reads the vectors of sasrec, by which users are"),
+        (
+            ("--arms", "[{method: lora}, {method: ilora, min_history: 4}]"),
+            "the arms lora and ilora,min_history=4 train on different windows",
+        ),
+        (("--groups", 10_000), "groups=10000: there are "),
+        (("--methods", "[sasrec]"), "no arm trains a LoRA: give --methods"),
+        (("--methods", "[prefixrec]"), "no arm trains a LoRA: give --methods"),
+        (
+            ("--adapt", '{"frozen_prefix": true, "last_layers": 1, "redraw_candidates": false}'),
+            "adapt.frozen_prefix=true of arm ilora: gradients are taken through",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_and_no_adapter_is_trained(
+    runs: Runs, fields, message, tmp_path: Path, capsys
+):
+    assert runs("gradients", *fields, out=tmp_path / "none") == 2
+    assert message in refused(capsys.readouterr().err)
+    assert not (tmp_path / "none" / "adapt").exists()
