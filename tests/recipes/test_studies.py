@@ -14,8 +14,9 @@ from recipes.experiment_files import EXPERIMENTS, STUDIES, merged, shipped, yaml
 from recipes.report import report
 from recipes.study import Study, read_study, run_study
 
-NAMES = [name for name in shipped(STUDIES) if not re.match("recbole|s3rec|gate", name)]
-"""Studies of recommenders are reproductions, and those of gates have tests of their own."""
+NAMES = [name for name in shipped(STUDIES) if not re.match("recbole|s3rec|gate|smollm2", name)]
+"""Studies of recommenders are reproductions, those of gates have tests of their own, and SmolLM2 is
+no part of the suite."""
 TINY: dict[str, Any] = {
     "seeds": 1,
     "prepare": {
