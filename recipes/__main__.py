@@ -39,7 +39,7 @@ commands
   study        NAME|FILE.yaml [--small] [--out DIR]: arms, and whatever else varies, in one table
                ({studies})
   audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators
-  list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
+  list         [--json]: datasets, recommenders, methods, experiments, presets, studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
 
 EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes a dataset's

@@ -242,7 +242,8 @@ def test_every_shipped_study_parses_and_resolves_to_its_arms(name) -> None:
 def test_list_names_everything_with_a_line_each_as_json_and_as_text(capsys) -> None:
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["datasets", "recommenders", "methods", "experiments", "studies"]
+    kinds = ["datasets", "recommenders", "methods", "experiments", "presets", "studies"]
+    assert list(found) == kinds
     assert list(found["methods"]) == list(METHODS)
     assert {"sasrec", "popularity"} <= found["recommenders"].keys() <= found["methods"].keys()
     assert found["datasets"].keys() >= {"lastfm", "synthetic"}
