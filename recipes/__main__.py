@@ -40,7 +40,7 @@ commands
                ({studies})
   gradients    EXPERIMENT [--groups 8] [--rows 64] [--users 24]: do groups of users agree on a LoRA?
   audit        FILE [--json]: answers that LLaRA's or iLoRA's code wrote, on both denominators
-  list         [--json]: datasets, recommenders, methods, experiments and studies, a line each
+  list         [--json]: datasets, recommenders, methods, experiments, presets, studies, a line each
   bench        NAME: measure speed and memory ({benchmarks})
 
 EXPERIMENT is a shipped name ({experiments}) or a YAML file. `prepare` also takes a dataset's

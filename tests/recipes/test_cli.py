@@ -236,13 +236,17 @@ def test_every_shipped_study_parses_and_resolves_to_its_arms(name) -> None:
     for cell in study.cells:
         assert cell.experiment.arms is not None
         found = {arm.method.name for arm in comparison(cell.experiment).arms}
-        assert found >= {entry["method"] for entry in cell.experiment.arms}
+        assert found >= {
+            f"{entry['method']}-tuned" if "tune" in entry else entry["method"]
+            for entry in cell.experiment.arms
+        }
 
 
 def test_list_names_everything_with_a_line_each_as_json_and_as_text(capsys) -> None:
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["datasets", "recommenders", "methods", "experiments", "studies"]
+    kinds = ["datasets", "recommenders", "methods", "experiments", "presets", "studies"]
+    assert list(found) == kinds
     assert list(found["methods"]) == list(METHODS)
     assert {"sasrec", "popularity"} <= found["recommenders"].keys() <= found["methods"].keys()
     assert found["datasets"].keys() >= {"lastfm", "synthetic"}
