@@ -121,6 +121,28 @@ def test_generation_continues_prompts_behind_it(model, prefix) -> None:
             sequence = torch.cat([sequence, token[None]])
 
 
+def test_all_beams_of_a_prompt_go_on_behind_its_own(model, prefix) -> None:
+    ids, mask = prompts()
+    settings = GenerationConfig(
+        max_new_tokens=3, do_sample=False, pad_token_id=0, num_beams=4, num_return_sequences=4
+    )
+
+    def beams(own: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with prefixed(model, own, LAYERS):
+            return model.generate(
+                inputs_embeds=model.get_input_embeddings()(ids),
+                attention_mask=mask,
+                generation_config=settings,
+            )
+
+    together = beams(prefix, ids, mask).view(len(LENGTHS), 4, 3)
+    for row, length in enumerate(LENGTHS):
+        own, alone = prefix[row : row + 1], ids[row : row + 1, -length:]
+        assert torch.equal(together[row], beams(own, alone, torch.ones_like(alone)))
+    swapped = beams(prefix.flip(0), ids, mask).view(len(LENGTHS), 4, 3)
+    assert not torch.equal(together, swapped)
+
+
 def test_the_last_layers_have_it_behind_a_frozen_prefix_of_layers(model, prefix) -> None:
     ids, mask = prompts()
     last = prefix[:, :, : 2 * WIDTH]
