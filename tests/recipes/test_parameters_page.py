@@ -44,7 +44,6 @@ def test_counts_of_the_page_are_those_by_hand():
 
 
 def test_another_shape_can_be_counted(program):
-    shape = LlamaConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, vocab_size=10)
-    shape.num_attention_heads = shape.num_key_value_heads = 2
-    found = counts(program.page(shape))
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 10}
+    found = counts(program.page(LlamaConfig(num_attention_heads=2, **sizes)))
     assert found["LoRA, r = 16"] == (16 * (4 * 16 + 3 * 24), 0)
