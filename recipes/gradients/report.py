@@ -18,7 +18,7 @@ def gradient_figure(results: Results) -> Figure:
     arms = results["arms"]
     figure = Figure(figsize=(7.6, 0.6 + 3.4 * len(arms)), layout="constrained")
     grid: Any = figure.subplots(len(arms), len(WHEN), squeeze=False)
-    image = None
+    image: Any = None
     for row, (name, own) in enumerate(arms.items()):
         for column, when in enumerate(WHEN):
             axes, table = grid[row][column], np.array(own[when]["cosines"])

@@ -32,7 +32,7 @@ def save(figure: Figure, path: Path, *more: Path) -> None:
     for one in (path, *more):
         kind = one.suffix.removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else None
-        fixed = {"svg.fonttype": "none", "svg.hashsalt": "recipes"}
+        fixed: Any = {"svg.fonttype": "none", "svg.hashsalt": "recipes"}
         with written_whole(one) as temporary, rc_context(fixed):
             figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
         figure.set_layout_engine("none")  # the layout is computed once, for the first file
