@@ -49,6 +49,7 @@ class Chat(Method):
         line=(0, (4, 2)),
     )
     reads_candidates = True
+    untold = frozenset({"endpoint", "request", KEY})
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Endpoint, model and request; which variable holds the key makes no difference."""

@@ -35,7 +35,8 @@ class Arm:
     @property
     def title(self) -> str:
         """Name of the arm in tables and plots, such as `iLoRA, num_experts 8`."""
-        own = ", ".join(f"{key} {shown(value)}" for key, value in self.given.items())
+        told = {k: value for k, value in self.given.items() if k not in self.method.untold}
+        own = ", ".join(f"{key} {shown(value)}" for key, value in told.items())
         return f"{self.method.about.title}, {own}" if own else self.method.about.title
 
 
@@ -83,6 +84,8 @@ class Method:
     """Whether a language model answers, with an adapter or without one."""
     reads_candidates: ClassVar[bool] = False
     """Whether the method's input holds a row's candidates, unless `list_candidates` is false."""
+    untold: ClassVar[frozenset[str]] = frozenset()
+    """Settings that an arm's title leaves out."""
     version: int = 1
     """Raised when the same settings begin to give other results."""
 

@@ -126,6 +126,7 @@ area(
             "--evaluate.seed -1",
             "--methods [lora,lora]",
             "--methods [chatgpt]",
+            "--methods [chat]",
             "--arms '[{method: ilora, num_experts: 3}]'",
         )
     ),

@@ -395,6 +395,7 @@ def test_a_run_compares_the_answers(
     expected = (right + ~valid / 5).mean()
     assert entries["hit_ratio@1/ranking"]["value"] == pytest.approx(expected)
     assert results["llm"] is None
+    assert "Chat model, model m" in {one["title"] for one in results["arms"]}
 
     # Another interval asks for nothing, and nor do the same rows in another order of settings.
     before = len(server.asked)
