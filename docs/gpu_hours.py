@@ -176,8 +176,15 @@ def arms_of(method: Method) -> str:
 
 
 def rows() -> dict[str, Method]:
-    """The methods of the page, by name. Sources of vectors need files or models of one's own."""
-    return {name: one for name, one in METHODS.items() if not isinstance(one, SourceMethod)}
+    """The methods of the page, by name. Sources of vectors need files or models of one's own, and
+    so does `morec`; what `chat` asks runs elsewhere.
+    """
+    left_out = {"chat", "morec"}
+    return {
+        name: one
+        for name, one in METHODS.items()
+        if not isinstance(one, SourceMethod) and name not in left_out
+    }
 
 
 def shown(figure: float | None) -> str:
