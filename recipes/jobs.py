@@ -81,8 +81,9 @@ def _answer(channel: Connection, process: BaseProcess) -> Any:
 def _environment(jobs: int) -> Iterator[None]:
     """What new processes find: their share of the threads, and no bars of their own."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    given = int(os.environ.get("OMP_NUM_THREADS") or threads)
-    values = {"OMP_NUM_THREADS": str(min(given, threads)), "TQDM_DISABLE": "1"}
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(int(given), threads) if given.isdecimal() else threads
+    values = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
