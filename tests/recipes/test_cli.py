@@ -259,6 +259,7 @@ def test_list_names_everything_with_a_line_each_as_json_and_as_text(capsys) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_shows_ilora_ahead_of_lora_with_intervals_that_do_not_overlap(tmp_path) -> None:
     # The rows of its report that the assertion reads; the control's would take a third of the time.
     done = run("run", "demo", "--methods", "[lora, ilora]", "--out", str(tmp_path))

@@ -156,6 +156,8 @@ def first_candidate(endpoint: ChatEndpoint, chats: Sequence[Any], label: str) ->
     return [{"answer": one, **own} for one in options]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_every_system_runs_on_every_dataset(
     name: str, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -99,6 +99,8 @@ def computed(folder: Path) -> dict[str, str]:
     return {name: one for name, one in digests(folder).items() if Path(name).suffix in DATA}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     one, two = Runs(tmp_path / "one"), Runs(tmp_path / "two")
     arms = ("--adapt.methods", "[lora, ilora]")

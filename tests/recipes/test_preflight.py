@@ -522,8 +522,8 @@ def test_an_arm_that_diverges_names_its_own_rate(out, llama):
 def test_weights_that_are_not_finite_are_refused_though_the_losses_were(
     out, llama, monkeypatch, part
 ):
-    def spoiled(trainer, label):
-        losses = training.train_resumably(trainer, label)
+    def spoiled(trainer, label, *rest):
+        losses = training.train_resumably(trainer, label, *rest)
         for name, weight in trainer.hybrid_model.named_parameters():
             if part in name and weight.requires_grad:
                 weight.data.view(-1)[0] = math.inf

@@ -82,6 +82,8 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("studies")
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_study_runs_to_its_page(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +94,10 @@ def test_a_shipped_study_runs_to_its_page(
     run_study(study)
     results = read_json(study.out / "results.json")
     text = (study.out / "study.md").read_text(encoding="utf-8")
-    wanted = {arm.get("name") or arm["method"] for arm in study.cells[0].experiment.arms or ()}
+    wanted = {
+        arm.get("name") or f"{arm['method']}{'-tuned' if 'tune' in arm else ''}"
+        for arm in study.cells[0].experiment.arms or ()
+    }
     named = {row["arm"].partition(",")[0] for row in results["rows"]}
     assert named >= wanted and len(results["cells"]) == len(study.cells)
     assert all(f"- {note}" in text for note in study.notes)

@@ -97,7 +97,7 @@ def test_a_text_system_has_neither_vectors_nor_a_projector(finished) -> None:
     lora = counts(finished, "lora")
     assert counts(finished, "tallrec") == {**lora, "projector": 0, "total": lora["adapter"]}
     names = {path.name for path in folder_of(finished, "tallrec").iterdir()}
-    assert names == {"adapter", "loss.json", "parameters.json", "record.json"}
+    assert names == {"adapter", "loss.json", "parameters.json", "record.json", "training.json"}
     record = read_json(folder_of(finished, "tallrec") / "record.json")
     assert "recommender" not in record["inputs"] and "item_slots" not in record["config"]
 
