@@ -38,7 +38,8 @@ from recipes.scoring.rows import evaluated_rows
 from recipes.stages import run_stage
 
 Task = tuple[str, str, int]
-"""A training or a prediction: its kind, and the name and seed of a recommender or an arm."""
+"""A training or a prediction: its kind, and the name and seed of a recommender or an arm. The
+stand-in has no seed of its own."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Pipeline:
             self._prepare()
             self._check_rows()
             preflight(self.run, self.arms)
-            self._recommender()
+            self._before_adapters()
             self._adapt()
             self._evaluate()
             return self._report()
@@ -149,10 +150,21 @@ class Pipeline:
         )
         self._all("recommender", trainings)
 
+    def _before_adapters(self) -> None:
+        """Train the recommenders and, beside them where there are several jobs, the stand-in."""
+        if self.jobs > 1 and self._reads_language_model:
+            trainings = [("recommender", name, seed) for name, seed in self.run.trainings]
+            self._share_out([("stand-in", STAND_IN, 0), *trainings])
+        self._recommender()
+
+    @property
+    def _reads_language_model(self) -> bool:
+        return any(arm.method.reads_language_model for arm in self.arms)
+
     def _adapt(self) -> None:
         preflight(self.run, self.arms)
         experiment = self.run.experiment
-        if any(arm.method.reads_language_model for arm in self.arms):
+        if self._reads_language_model:
             self.run.make_stand_in()
         trainings = [
             (arm.name, seed)
@@ -180,13 +192,15 @@ class Pipeline:
         left = [task for task in tasks if not self._is_done(task)]
         if len(left) > 1:
             start = partial(_worker, self.run.experiment, self.run.shared)
-            shared_out(start, left, self.jobs, left[0][0])
+            shared_out(start, left, self.jobs, left[-1][0])
 
     def do(self, task: Task) -> None:
         """Train or predict, unless it is done; the folder's lock is held."""
         kind, name, seed = task
         if kind == "recommender":
             self.run.train_network(name, seed)
+        elif kind == "stand-in":
+            self.run.make_stand_in()
         elif kind == "adapt":
             self._train(self._arm(name), seed)
         else:
@@ -197,6 +211,8 @@ class Pipeline:
         try:
             if kind == "recommender":
                 self.run.network_record(name, seed)
+            elif kind == "stand-in":
+                return not self.run.has_stand_in or bool(self.run.llm_content)
             elif kind == "adapt":
                 self._arm(name).method.inputs(self.run, self._arm(name), seed)
             else:
