@@ -191,6 +191,7 @@ def test_of_another_method():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_tests_of_lora_are_run_with_ilora_in_its_place(source, tmp_path) -> None:
     run, record = tmp_path / "run", tmp_path / "record.json"
     (source / "tests" / FILES["custom"]).write_text(A_TEST_FILE, encoding="utf-8")

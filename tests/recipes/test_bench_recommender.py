@@ -159,6 +159,8 @@ def test_raw_files_hold_the_asked_count_of_different_pairs(tmp_path: Path, shuff
 
 
 @pytest.mark.usefixtures("one_process")
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_prepare_benchmark_measures_two_sizes(tmp_path: Path) -> None:
     out = tmp_path / "prepare.json"
     command = ["bench", "prepare", "--rows=160_000", "--threads=1", f"--folder={tmp_path}"]
@@ -183,6 +185,7 @@ def test_impossible_settings_of_the_prepare_benchmark_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_side_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", 40_000)
     config = PrepareBenchConfig(rows=40_000, threads=1)

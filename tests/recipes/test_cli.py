@@ -54,6 +54,8 @@ def figures(folder: Path) -> object:
     return json.loads((folder / "evaluate" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_resumes_to_the_result_of_an_undisturbed_one(tiny, tmp_path, capsys) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["run", str(tiny), "--out", str(whole)]) == 0

@@ -73,6 +73,7 @@ def test_what_has_no_place_is_refused(load, config, given, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_fresh_process_without_a_network_loads_it(tmp_path):
     code = (
         f"import evaluate; m = evaluate.load({str(MODULE)!r}); "

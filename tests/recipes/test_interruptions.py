@@ -47,6 +47,8 @@ evaluate: {rows: last, bootstrap_samples: 100, max_new_tokens: 4}
 """
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_kills_at_random_moments_change_no_result(tmp_path: Path) -> None:
     """With dropout, accumulation and a choice of the step, over three epochs of sixteen windows.
 

@@ -25,6 +25,7 @@ def counts(page: str) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_what_the_program_writes(program):
     assert (DOCS / "parameters.md").read_text(encoding="utf-8") == program.page()
 

@@ -323,6 +323,8 @@ def command(source: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "recipes", "study", str(source), "--out", str(out)]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_study_resumes_to_the_result_of_an_undisturbed_one(done, source, tmp_path, capsys):
     killed, environment = tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
