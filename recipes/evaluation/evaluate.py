@@ -89,9 +89,8 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
 
 def predict(run: Run, arm: Arm, seed: int) -> Record:
     """Predict what `evaluate` would predict with an arm and seed, unless it is done already."""
-    (part,) = (part for part in planned_parts(run, [arm]) if part.seed == seed)
     rows, masked = _rows(run)
-    return predict_part(part, run, rows, masked, run.experiment.evaluate)
+    return predict_part(_planned_part(run, arm, seed), run, rows, masked, run.experiment.evaluate)
 
 
 def predicted(run: Run, arm: Arm, seed: int) -> Record:
@@ -101,8 +100,12 @@ def predicted(run: Run, arm: Arm, seed: int) -> Record:
         FileNotFoundError: Nothing has been predicted, or an earlier stage has not been run.
         ValueError: That was done with other settings.
     """
+    return part_record(_planned_part(run, arm, seed))
+
+
+def _planned_part(run: Run, arm: Arm, seed: int) -> Part:
     (part,) = (part for part in planned_parts(run, [arm]) if part.seed == seed)
-    return part_record(part)
+    return part
 
 
 def _rows(run: Run) -> tuple[EvaluatedRows, Masked]:

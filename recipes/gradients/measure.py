@@ -12,8 +12,7 @@ from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
-from recipes.llm.starts import draw_again
-from recipes.llm.user_prefix import start_prefix
+from recipes.llm.starts import start_adapter
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.projector import new_projector
 from recipes.prompting.store import PromptStore
@@ -32,12 +31,7 @@ def untrained(
         items, projector = vectors.items, new_projector(vectors.items, entered, plan.seed)
     torch.manual_seed(plan.seed)
     with llm.wrapped(plan.peft) as model:
-        draw_again(model, plan.seed)
-        if plan.start is not None:
-            plan.start(model)
-        prefix = None if plan.prefix is None else plan.prefix(llm.base)
-        if prefix is not None:
-            start_prefix(prefix, plan.seed)
+        prefix = start_adapter(model, plan, llm.base)
         yield HybridModel(model, projector, items, plan.routed_by, None, prefix).to(best_device())
 
 

@@ -5,10 +5,34 @@ import hashlib
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
+from transformers import PreTrainedModel
+
+from recipes.llm.adapter_plan import AdapterPlan
+from recipes.llm.user_prefix import UserPrefix, start_prefix
 
 DRAWN = (True, "gaussian", "orthogonal")
 """Values of `init_lora_weights` under which PEFT draws A alone; the others compute it from the base
 model's weights, or start from an update."""
+
+
+def start_adapter(model: PeftModel, plan: AdapterPlan, base: PreTrainedModel) -> UserPrefix | None:
+    """Give a new adapter the values with which its training starts.
+
+    Args:
+        model: The language model with the new adapter.
+        plan: The adapter's plan.
+        base: The language model without it.
+
+    Returns:
+        What makes keys and values of the user's vector, with its first values; None without any.
+    """
+    draw_again(model, plan.seed)
+    if plan.start is not None:
+        plan.start(model)
+    prefix = None if plan.prefix is None else plan.prefix(base)
+    if prefix is not None:
+        start_prefix(prefix, plan.seed)
+    return prefix
 
 
 def draw_again(model: PeftModel, seed: int) -> None:

@@ -30,9 +30,8 @@ from recipes.llm.frozen_prefix import decoder_layers, without_layers
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.kept_states import StatesCollator, kept_states
 from recipes.llm.language_model import LanguageModel, best_device, token_embeddings
-from recipes.llm.starts import draw_again
+from recipes.llm.starts import start_adapter
 from recipes.llm.training import never, train_resumably, training_arguments
-from recipes.llm.user_prefix import start_prefix
 from recipes.llm.validation import MEASURED, Measurements, best_of, measured
 from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.encoding import EncodedPrompts
@@ -95,12 +94,7 @@ def train_adapter(
         llm.wrapped(plan.peft) as model,
         without_layers(decoder_layers(llm.base), range(first)) if first else nullcontext(),
     ):
-        draw_again(model, plan.seed)
-        if plan.start is not None:
-            plan.start(model)
-        prefix = None if plan.prefix is None else plan.prefix(llm.base)
-        if prefix is not None:
-            start_prefix(prefix, plan.seed)
+        prefix = start_adapter(model, plan, llm.base)
         hybrid = HybridModel(model, projector, items, plan.routed_by, first, prefix)
         trainer = AdapterTrainer(
             hybrid,

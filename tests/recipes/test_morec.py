@@ -1,7 +1,6 @@
 """MoRec: items are projected texts, and everything else is SASRec's."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,14 +31,6 @@ from recipes.recommenders.train import build_model, check_config, train_recommen
 from .text_encoders import TITLES, save
 
 WIDTH = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
