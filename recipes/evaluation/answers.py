@@ -1,11 +1,12 @@
 """The rules that read an item out of a generated answer, and what an invalid answer is.
 
-Our rule has two steps. An answer names a candidate if the two are equal apart from case, runs of
-white space and the way in which Unicode composes accents (NFC). Only if no candidate is equal in
-this sense, they are also compared in compatibility form (NFKC: ligatures, full width) and without
-punctuation at the end. Both sides go through the same steps, and both are compared as the language
-model's tokenizer writes them (`recipes/prompting/written.py`). So an exact answer always counts,
-also where another title differs from it in its last full stop alone.
+Our rule has three steps. An answer names a candidate if the two are equal apart from runs of white
+space and the way in which Unicode composes accents (NFC). Only if no candidate is equal in this
+sense, they are compared without regard to case, and only then in compatibility form (NFKC:
+ligatures, full width) and without punctuation at the end. Both sides go through the same steps, and
+both are compared as the language model's tokenizer writes them (`recipes/prompting/written.py`). So
+an exact answer always counts, also where another title differs from it in case, or in its last full
+stop, alone.
 """
 
 import unicodedata
@@ -53,7 +54,7 @@ def invalid_kind(answer: Written, candidate_titles: Sequence[str]) -> Invalid | 
 
 def _named(text: str, candidate_titles: Sequence[str]) -> list[int]:
     """Indices of the candidates that an answer names."""
-    for form in (_plain, _lenient):
+    for form in (_exact, _plain, _lenient):
         answer = form(text)
         if found := [i for i, title in enumerate(candidate_titles) if form(title) == answer]:
             return found
@@ -61,9 +62,13 @@ def _named(text: str, candidate_titles: Sequence[str]) -> list[int]:
 
 
 @lru_cache(maxsize=2**16)
+def _exact(text: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+@lru_cache(maxsize=2**16)
 def _plain(text: str) -> str:
-    composed = unicodedata.normalize("NFC", " ".join(text.split()))
-    return unicodedata.normalize("NFC", composed.casefold())
+    return unicodedata.normalize("NFC", _exact(text).casefold())
 
 
 @lru_cache(maxsize=2**16)
