@@ -110,8 +110,9 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
         )
         own = np.take_along_axis(scores, targets, axis=1)
         first = (scores <= own).all(axis=1)
-        # Of t tied ones at the top the target is the first with probability 1 / t.
-        return float((first / (scores == own).sum(axis=1)).mean())
+        # Of t tied ones at the top the target is the first with probability 1 / t. A row with a NaN
+        # is a miss.
+        return float((first / np.maximum((scores == own).sum(axis=1), 1)).mean())
 
     return measure
 

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from recipes.artifacts import read_json, read_tensors
+from recipes.experiment import EvaluateConfig
 from recipes.llm.adapter_trainer import AdapterTrainer
-from recipes.methods import adapter
+from recipes.methods import adapter, validating
 
 from .tiny_runs import Runs, copied, refused
 
@@ -140,3 +143,20 @@ def test_a_report_says_what_was_chosen(runs, figures):
     assert (
         "the highest HitRatio@1 on 1,000 validation rows" in (runs.folder / "report.md").read_text()
     )
+
+
+def test_a_row_of_nan_is_a_miss_of_the_measurement_and_no_more(monkeypatch):
+    nan = float("nan")
+    scores = np.array([[1.0, 0, 0], [nan] * 3, [1, 1, 0], [1, nan, 0], [0, 1, 0]])
+    rows = SimpleNamespace(
+        split="val", rows=np.arange(5), target_index=np.zeros(5, dtype=int), candidates=None
+    )
+    adapted = SimpleNamespace(prompt_lengths=lambda split, wanted: None)
+    monkeypatch.setattr(validating, "validation_rows", lambda run, settings: rows)
+    monkeypatch.setattr(validating, "AdaptedModel", lambda *_, **__: adapted)
+    monkeypatch.setattr(validating, "score_candidates", lambda *_, **__: scores)
+    settings = SimpleNamespace(prompt_history=1, item_slots=True, list_candidates=True)
+    plan = SimpleNamespace(settings=settings, user_slot=False, hybrid_at_test=True, label="x")
+    run = SimpleNamespace(prompts=None, experiment=SimpleNamespace(evaluate=EvaluateConfig()))
+    measure = validating.hit_ratio_on_validation(run, plan, None)
+    assert measure(None) == pytest.approx((1 + 0 + 1 / 2 + 0 + 0) / 5)

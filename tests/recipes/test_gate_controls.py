@@ -148,6 +148,21 @@ def test_modulations_are_summed_up_by_hand(batch_size):
     }
 
 
+def test_rows_whose_modulation_is_not_finite_are_left_out():
+    class Broken(Gated):
+        def modulations(self, split, rows):
+            found = super().modulations(split, [row % 3 for row in rows])
+            found["shift"][np.asarray(rows) > 2] = np.nan
+            return found
+
+    rows = np.arange(5)
+    users = np.array([0, 0, 1, 1, 2])  # the last user has no row that counts
+    chosen = EvaluatedRows("test", rows, users, rows, rows[:, None], rows)
+    whole = EvaluatedRows("test", rows[:3], users[:3], rows[:3], rows[:3, None], rows[:3])
+    assert modulation_summary(Broken(), chosen, 2) == modulation_summary(Gated(), whole, 2)
+    assert modulation_summary(Broken(), chosen.take(slice(3, 5)), 2) == []
+
+
 def test_given_these_trainings_only_users_vary():
     generator = np.random.default_rng(0)
     users = np.repeat(np.arange(20), 3)
