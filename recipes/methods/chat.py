@@ -104,7 +104,8 @@ class Chat(Method):
         found = self._endpoint(run, arm).answers(chats(run, arm, rows), f"ask {arm.name}")
         print(f"[{arm.name}] {_told(found)}", flush=True)
         texts = [first_line(one["answer"]) for one in found]
-        return Predictions(None, texts, titles=one_line_titles(run.data.titles))
+        cut = [_is_cut_short(one) for one in found]
+        return Predictions(None, texts, cut, titles=one_line_titles(run.data.titles))
 
     def _endpoint(self, run: Run, arm: Arm) -> ChatEndpoint:
         return ChatEndpoint(
@@ -178,6 +179,11 @@ def _checked_request(owner: str, request: Any) -> dict[str, Any]:
         return json.loads(json.dumps(dict(request), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{owner}: request={request!r} is not JSON: {error}") from error
+
+
+def _is_cut_short(one: Mapping[str, Any]) -> bool:
+    """Whether the limit of tokens ended an answer within its first line."""
+    return one["finish_reason"] == "length" and "\n" not in one["answer"].lstrip()
 
 
 def _told(found: Sequence[Mapping[str, Any]]) -> str:
