@@ -100,8 +100,8 @@ def predict_part(
             if found.modulations:
                 write_json(place / MODULATION, found.modulations)
             if (order := found.order) is not None:
-                listed = {name: values.tolist() for name, values in vars(order).items()}
-                write_json(place / ORDER, listed)
+                columns = {name: own for name, own in vars(order).items() if own is not None}
+                write_json(place / ORDER, {name: own.tolist() for name, own in columns.items()})
         write_table(place / PREDICTIONS, table)
 
     return run_stage(part.stage, part.folder, work)

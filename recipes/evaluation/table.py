@@ -88,9 +88,10 @@ def _add_beams(
     for texts, candidates, target, lost in triples:
         choices = [titles[int(item)] for item in candidates]
         indices = [parse_answer(text, choices) for text in texts]
-        items = [NO_ITEM if one is None else int(candidates[one]) for one in indices]
+        valid = [None if lost else one for one in indices]
+        items = [NO_ITEM if one is None else int(candidates[one]) for one in valid]
         named.append(items)
-        places.append(items.index(target) if target in items and not lost else NO_ITEM)
+        places.append(items.index(target) if target in items else NO_ITEM)
     table["beam_items"] = named
     table["beam_place"] = pd.array(places, dtype="Int64")
 

@@ -77,14 +77,18 @@ def check_positions(outline: Outline, longest: dict[str, tuple[int, int]], cures
             )
 
 
-def check_new_tokens(answers: Ragged, max_new_tokens: int | None) -> None:
-    """Refuse a limit under which the longest title can never be generated (ValueError)."""
+def check_new_tokens(answers: Ragged, max_new_tokens: int | None, num_beams: int = 1) -> None:
+    """Refuse a limit under which the longest title can never be generated (ValueError).
+
+    A beam counts, and is compared with others, with the token that ends it.
+    """
     longest = int(answers.lengths.max()) - 1  # without eos
-    if max_new_tokens is not None and max_new_tokens < longest:
+    if max_new_tokens is not None and max_new_tokens < longest + (num_beams > 1):
         item = int(np.argmax(answers.lengths))
         raise ValueError(
             f"evaluate.max_new_tokens={max_new_tokens} is too small: the title of item {item} "
-            f"takes {longest} tokens, so no generated answer could name it. Give at least "
+            f"takes {longest} tokens{' and its end' if num_beams > 1 else ''}, so no generated "
+            f"answer could name it. Give at least "
             f"{longest + 1}, or leave the field out"
         )
 

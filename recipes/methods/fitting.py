@@ -18,7 +18,8 @@ def check_answers(run: Run) -> None:
     """Refuse titles that cannot be written within `evaluate.max_new_tokens` (ValueError)."""
     store = run.outlined_prompts
     written_titles(run.outline.tokenizer, store.answer_ids, store.frame.end)
-    check_new_tokens(store.answers, run.experiment.evaluate.max_new_tokens)
+    config = run.experiment.evaluate
+    check_new_tokens(store.answers, config.max_new_tokens, config.num_beams)
 
 
 def longest_evaluated(run: Run, prompts: Ragged) -> Longest:

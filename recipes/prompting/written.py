@@ -7,6 +7,7 @@ this form, which generated tokens go through as well.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +29,11 @@ def first_line(text: str) -> str:
     return text.strip().partition("\n")[0].strip()
 
 
+def ends_of(tokenizer: PreTrainedTokenizerBase, end: int | None = None) -> set[int]:
+    """The tokens that end an answer: `end`, such as that of a chat's turn, and eos."""
+    return {one for one in (end, find_id(tokenizer, "eos")) if one is not None}
+
+
 def written_answers(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]], end: int | None = None
 ) -> list[Written]:
@@ -36,14 +42,14 @@ def written_answers(
     Args:
         tokenizer: The language model's tokenizer.
         tokens: Rows of token ids.
-        end: The token that ends an answer; None stands for eos.
+        end: A token that ends an answer, besides eos.
     """
-    end = find_id(tokenizer, "eos") if end is None else end
-    rows = [row[: row.index(end)] if end in row else row for row in map(list, tokens)]
+    ends = ends_of(tokenizer, end)
+    rows = [list(takewhile(lambda token: token not in ends, row)) for row in tokens]
     decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [
-        Written(first_line(text), end not in row and "\n" not in text.lstrip())
-        for text, row in zip(decoded, tokens, strict=True)
+        Written(first_line(text), len(row) == len(whole) and "\n" not in text.lstrip())
+        for text, row, whole in zip(decoded, rows, tokens, strict=True)
     ]
 
 

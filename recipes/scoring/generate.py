@@ -7,19 +7,19 @@ checks.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recipes.data.splits import SplitName
 from recipes.llm.prompted import PromptedModel
 from recipes.prompting.special_tokens import find_id
-from recipes.prompting.written import written_answers
+from recipes.prompting.written import ends_of, written_answers
 from recipes.scoring.arrays import Ints
 from recipes.scoring.batching import batches_by_length
 from recipes.scoring.trie import Node, is_answer, next_tokens, trie
@@ -111,14 +111,16 @@ def generated_tokens(
 
     The arguments are those of `generate_answers`. Under a constraint a row has only beams that are
     whole answers, fewer than `num_beams` where there are fewer answers; it has at least one entry.
+    A row in which the model gives a NaN has one empty entry, since what it would write is chance.
     """
     tokenizer, end, width = adapted.tokenizer, adapted.answer_end, decoding.num_beams
     pad = find_id(tokenizer, "pad")
     pad = end if pad is None else pad
+    ends = ends_of(tokenizer, end)
     settings = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
-        eos_token_id=end,
+        eos_token_id=sorted(ends),
         pad_token_id=pad,
         **(_beams(decoding) if width > 1 else {}),
     )
@@ -127,6 +129,7 @@ def generated_tokens(
         inputs = adapted.prompt_inputs(split, [rows[position] for position in batch])
         routing = {} if inputs.routing_embeds is None else {"routing_embeds": inputs.routing_embeds}
         own = None if roots is None else [roots(int(position)) for position in batch]
+        broken = _Broken()
         # When its input is embeddings, `generate` returns only the new tokens.
         with inputs.filling(), only_defaults(adapted.model, settings):
             tokens = adapted.model.generate(
@@ -134,14 +137,16 @@ def generated_tokens(
                 attention_mask=inputs.attention_mask,
                 generation_config=settings,
                 prefix_allowed_tokens_fn=_constraint(own, pad),
+                logits_processor=LogitsProcessorList([broken]),
                 **routing,
             )
-        written = [_until(row, end) for row in tokens.tolist()]
+        written = [_until(row, ends) for row in tokens.tolist()]
+        lost = broken.rows(len(batch))
         for place, position in enumerate(batch):
             beams = written[place * width : (place + 1) * width]
             if own is not None and width > 1:
                 beams = _whole(beams, own[place])
-            found[position] = beams
+            found[position] = [[]] if lost[place] else beams
     return found
 
 
@@ -155,8 +160,31 @@ def _beams(decoding: Decoding) -> dict[str, object]:
     }
 
 
-def _until(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+class _Broken(LogitsProcessor):
+    """Changes nothing, and remembers in which rows of a batch a score was NaN."""
+
+    def __init__(self) -> None:
+        self.found: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` as they are: float [rows or beams, vocabulary]."""
+        here = scores.isnan().any(dim=1)
+        self.found = here if self.found is None else self.found | here
+        return scores
+
+    def rows(self, count: int) -> list[bool]:
+        """Whether each of the batch's rows had a NaN, in any of its beams."""
+        if self.found is None:
+            return [False] * count
+        return self.found.view(count, -1).any(dim=1).tolist()
+
+
+def _until(tokens: list[int], ends: Collection[int]) -> list[int]:
+    """The tokens up to the first end, which is kept."""
+    for place, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: place + 1]
+    return tokens
 
 
 def _whole(beams: list[list[int]], root: Node) -> list[list[int]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from recipes.experiment import EvaluateConfig
 from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_titles
-from recipes.scoring.arrays import Floats, Ints
+from recipes.scoring.arrays import Floats
 from recipes.scoring.generate import Decoding, Generated, generate_answers, generated_tokens
 from recipes.scoring.masking import Masked
 from recipes.scoring.modulation import modulation_summary
@@ -81,17 +81,20 @@ def llm_predictions(
             "adapt.learning_rate and train it again"
         )
     scores[lost] = np.nan
+    gates = gate_weights(adapted, rows, config.batch_size)
     found = Predictions(
-        scores,
-        gates=gate_weights(adapted, rows, config.batch_size),
-        modulations=modulation_summary(adapted, rows, config.batch_size),
-        order=order_changes(adapted, label, rows, scores, config),
+        scores, gates=gates, modulations=modulation_summary(adapted, rows, config.batch_size)
     )
     if config.decoding == "none":
-        return found
-    answers = _answers(adapted, label, rows, lengths, config)
+        return replace(found, order=order_changes(adapted, label, rows, scores, config))
+    answers = _answers(adapted, label, rows, config)
+
+    def write(tried: EvaluatedRows) -> list[str]:
+        return _answers(adapted, f"{label}, other order", tried, config).texts
+
     return replace(
         found,
+        order=order_changes(adapted, label, rows, scores, config, answers.texts, write),
         texts=answers.texts,
         cut_short=answers.cut_short,
         titles=titles,
@@ -100,9 +103,9 @@ def llm_predictions(
 
 
 def _answers(
-    adapted: PromptedModel, label: str, rows: EvaluatedRows, lengths: Ints, config: EvaluateConfig
+    adapted: PromptedModel, label: str, rows: EvaluatedRows, config: EvaluateConfig
 ) -> Generated:
-    """What the model writes; `lengths` are those of the prompts."""
+    """What the model writes."""
     allowed = (
         [[adapted.answer_ids[item] for item in items] for items in rows.candidates]
         if config.decoding == "candidates"
@@ -112,7 +115,7 @@ def _answers(
         adapted,
         rows.split,
         rows.rows.tolist(),
-        lengths,
+        adapted.prompt_lengths(rows.split, rows.rows.tolist()),
         batch_size=config.batch_size,
         decoding=decoding_of(adapted, config),
         title=f"generate {label}",
@@ -139,7 +142,8 @@ def beam_scores(
     """Scores of all items by a language model whose prompts list none: float64 [n, items].
 
     The model writes titles by beams. The item of the likeliest beam scores `num_beams`, that of the
-    next one less, and all others 0, in no order. Items of equal tokens score alike.
+    next one less, and all others 0, in no order. Items of equal tokens score alike. A row in which
+    the model gives a NaN is NaN.
 
     Args:
         adapted: Model, tokenizer and prompts.
@@ -172,6 +176,8 @@ def beam_scores(
     )
     scores = np.zeros((len(rows), len(adapted.answer_ids)))
     for row, answers in enumerate(beams):
+        if answers == [[]]:  # a NaN among the model's scores
+            scores[row] = np.nan
         for place, ids in enumerate(answers):
             scores[row, items.get(tuple(ids), [])] = config.num_beams - place
     return scores

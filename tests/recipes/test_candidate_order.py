@@ -98,6 +98,27 @@ def test_rows_without_finite_scores_are_not_tried(monkeypatch):
     assert found.rows.tolist() == [0, 1]
 
 
+def test_answers_are_written_again_and_compared_but_for_case(monkeypatch):
+    monkeypatch.setattr(order, "score_candidates", by_item)
+    rows = evaluated_rows(data(), EvaluateConfig(rows="all", ks=[1]))
+    adapted, asked = Listed(data().split("test").candidates), []
+
+    def write(tried):
+        asked.append(adapted.candidates[tried.rows].copy())
+        return [["A  title ", "another", ""][row % 3] for row in tried.rows]
+
+    texts = ["a Title"] * len(rows)
+    config = EvaluateConfig(order_rows=99, order_permutations=2)
+    scores = rows.candidates.astype(float)
+    found = order_changes(adapted, "lora", rows, scores, config, texts, write)
+    assert found.answers.tolist() == [0, 1, 1] * 4 and not found.changed.any()
+    assert len(asked) == 2
+    for listed in asked:  # written while the prompts list the other order
+        assert not np.array_equal(listed, rows.candidates)
+        assert np.array_equal(np.sort(listed), np.sort(rows.candidates))
+    assert order_changes(adapted, "lora", rows, scores, config).answers is None
+
+
 def test_it_can_be_turned_off_and_one_row_is_no_sample(monkeypatch):
     assert changes(monkeypatch, by_place, order_rows=0)[2] is None
     with pytest.raises(ValueError, match="order_rows=1 gives no interval"):

@@ -14,6 +14,7 @@ from transformers import (
 
 from peft_ilora import ILoRAConfig
 from recipes.evaluation.answers import invalid_kind, parse_answer, parse_answer_by_substring
+from recipes.evaluation.catalogue import catalogue_places
 from recipes.experiment import EvaluateConfig
 from recipes.llm.prompted import PromptInputs
 from recipes.prompting.written import Written, first_line
@@ -276,6 +277,62 @@ def test_a_row_of_nan_leaves_the_other_rows_of_its_batch_as_they_are(num_beams):
     assert [found.beams[0], found.beams[2]] == [before.beams[0], before.beams[2]]
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_what_a_row_of_nan_would_write_is_nothing(num_beams):
+    """Beams are chosen among NaN at random, and may be an answer by chance."""
+    adapted, rows = FakeAdapted(routed=False), [3, 0, 4]
+    adapted.answer_ids = MANY
+    adapted.prompt_lengths = lambda split, asked: np.array([len(PROMPTS[row]) for row in asked])
+    inputs_of = adapted.prompt_inputs
+
+    def broken(split, asked):
+        inputs = inputs_of(split, asked)
+        inputs.inputs_embeds[asked.index(0), -1] = float("nan")
+        return inputs
+
+    adapted.prompt_inputs = broken
+    decoding = Decoding(max_new_tokens=4, num_beams=num_beams)
+    lengths = adapted.prompt_lengths("test", rows)
+    found = generated_tokens(adapted, "test", rows, lengths, batch_size=9, decoding=decoding)
+    assert found[1] == [[]] and all(found[place][0] for place in (0, 2))
+    if num_beams == 1:
+        return
+    config = EvaluateConfig(batch_size=9, num_beams=num_beams, decoding="candidates", ks=[1])
+    chosen = EvaluatedRows(
+        split="test",
+        rows=np.array(rows),
+        user_ids=np.arange(3),
+        targets=np.array([0, 1, 2]),
+        candidates=np.tile(np.arange(6), (3, 1)),
+        target_index=np.array([0, 1, 2]),
+        whole_catalogue=True,
+    )
+    scores = beam_scores(adapted, "ilora", chosen, Masked.nothing(), config)
+    assert np.isnan(scores).any(axis=1).tolist() == [False, True, False]
+
+    def scorer(part):
+        return beam_scores(adapted, "ilora", part, Masked.nothing(), config)
+
+    places = catalogue_places(scorer, chosen, Masked.nothing(), config)
+    assert places.lost.tolist() == [False, True, False]
+    assert (places.better[1], places.tied[1]) == (5, 1)  # the last of six, and no random order
+
+
+def test_a_chats_answer_ends_at_the_end_of_the_document_too():
+    adapted = FakeAdapted(routed=False)
+    lengths = np.array([len(PROMPTS[0])])
+    before = generate_answers(adapted, "test", [0], lengths, batch_size=1, decoding=GREEDY)
+    words = before.texts[0].split()
+    adapted.answer_end = VOCABULARY.index(words[2])  # that of a turn; eos is another one
+    found = generate_answers(adapted, "test", [0], lengths, batch_size=1, decoding=GREEDY)
+    assert found.texts == [" ".join(words[:2])] and found.cut_short == [False]
+    head = adapted.model.lm_head.weight.data
+    second = VOCABULARY.index(words[1])
+    head[[1, second]] = head[[second, 1]].clone()  # eos comes before the end of the turn
+    found = generate_answers(adapted, "test", [0], lengths, batch_size=1, decoding=GREEDY)
+    assert found.texts == [words[0]] and found.cut_short == [False]
+
+
 LEAKS = {
     "sampling": {"do_sample": True, "temperature": 5.0, "top_p": 0.9, "top_k": 3},
     "beams": {"num_beams": 3, "length_penalty": -5.0, "early_stopping": True},
@@ -366,8 +423,15 @@ def test_an_answer_is_valid_when_it_is_exactly_one_title(text, index):
 
 
 def test_an_answer_that_two_candidates_share_is_ambiguous():
-    assert parse_answer("blue", ["Blue", "blue ", "Red"]) is None
+    assert parse_answer("BLUE", ["Blue", "blue ", "Red"]) is None
+    assert parse_answer("blue", ["blue", "blue ", "Red"]) is None
     assert parse_answer("red", ["Blue", "blue ", "Red"]) == 2
+
+
+def test_an_exact_answer_is_never_confused_with_a_title_of_other_case():
+    titles = ["Slot", "SLOT", "slot"]  # LastFM has eleven such groups of artists
+    assert [parse_answer(title, titles) for title in titles] == [0, 1, 2]
+    assert parse_answer("sLOT", titles) is None
 
 
 def test_an_exact_answer_is_never_confused_with_a_title_of_other_punctuation():

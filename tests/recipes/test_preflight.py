@@ -324,7 +324,12 @@ def test_fewer_new_tokens_than_the_longest_title_has_are_refused(out, llama, tok
     titles = encode_answers(tokenizer, prepared.run.data.titles).lengths - 1
     said = refusal(out, llama, evaluate_max_new_tokens=int(titles.max()) - 1)
     assert f"evaluate.max_new_tokens={titles.max() - 1} is too small" in said
-    assert f"the title of item {titles.argmax()} takes {titles.max()} tokens" in said
+    assert f"the title of item {titles.argmax()} takes {titles.max()} tokens, so" in said
+    # A beam is no answer until it has ended, and would be a miss in every row of this title.
+    limits = {"evaluate_max_new_tokens": int(titles.max()), "evaluate_num_beams": 2}
+    said = refusal(out, llama, **limits)
+    assert f"takes {titles.max()} tokens and its end, so" in said
+    assert f"Give at least {titles.max() + 1}, or" in said
 
 
 def test_new_tokens_are_as_many_as_the_longest_title_has_if_nothing_else_is_asked():

@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +93,35 @@ def test_every_system_is_evaluated_on_the_same_rows_and_reported(finished) -> No
     page = (finished.run.folder / "report.md").read_text(encoding="utf-8")
     for arm in finished.arms:
         assert arm.title in page
+
+
+KEPT = {"last_layers": 1, "frozen_prefix": True, "redraw_candidates": False}
+
+
+def test_the_beams_of_every_system_are_its_ranking(finished, tmp_path) -> None:
+    """Slots, prefixes and what routes go with each beam, also where they enter at a layer."""
+    folder = shutil.copytree(finished.run.folder, tmp_path / "run")
+    kept = [
+        {"method": one, **KEPT, "name": f"{one}-kept"}
+        for one in ("lora-user-slot", "deep-prompt", "gate-token", "ilora")
+    ]
+    experiment = made(folder, [*ARMS, *kept]).run.experiment
+    options = {"decoding": "candidates", "num_beams": 5, "max_new_tokens": None}
+    beams = Pipeline.of(replace(experiment, evaluate=replace(experiment.evaluate, **options)))
+    beams.adapt()
+    beams.evaluate()
+    table = read_table(folder / "evaluate" / "predictions.parquet")
+    candidates = beams.run.data.split("test").candidates
+    own = table[table["method"].isin([*NAMES, *(arm["name"] for arm in kept)])]
+    assert own["method"].nunique() == len(ARMS) + len(kept)
+    for name, row, scores, items in zip(
+        own["method"], own["row"], own["scores"], own["beam_items"], strict=True
+    ):
+        assert sorted(items) == sorted(candidates[row]), name
+        score = dict(zip(candidates[row].tolist(), scores, strict=True))
+        ordered = np.array([score[item] for item in items])
+        assert (np.diff(ordered) < 1e-4).all(), name
+    assert own["valid"].all() and own["invalid"].isna().all()
 
 
 def test_a_text_system_has_neither_vectors_nor_a_projector(finished) -> None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from recipes.data.padding import PADDING
 from recipes.data.tables import PreparedData, Split
@@ -12,7 +13,8 @@ from recipes.evaluation.table import predictions_table
 from recipes.experiment import EvaluateConfig
 from recipes.llm.prompted import UnadaptedModel
 from recipes.prompting.store import PromptStore
-from recipes.scoring.predictions import llm_predictions
+from recipes.scoring.masking import Masked
+from recipes.scoring.predictions import beam_scores, llm_predictions
 from recipes.scoring.rows import evaluated_rows
 
 from .language_models import SMALL, tiny_model
@@ -45,18 +47,57 @@ def data() -> PreparedData:
     return PreparedData(TITLES, {"test": split})
 
 
-@pytest.mark.parametrize("kind", list(ALL))
-def test_as_many_beams_as_candidates_are_the_ranking_and_all_of_them_are_valid(kind):
+def adapted_of(kind: str, tables: PreparedData) -> UnadaptedModel:
     make, template = ALL[kind]
-    tokenizer = make(TITLES)
+    tokenizer = make(tables.titles)
     if template is not None:
         tokenizer = with_turns(tokenizer, template)
     if tokenizer.pad_token is None:  # as the loader of language models does
         tokenizer.pad_token = tokenizer.eos_token
     model = tiny_model("llama", len(tokenizer), **SMALL, pad_token_id=tokenizer.pad_token_id)
-    tables = data()
     store = PromptStore(tokenizer, tables, chat_template="auto")
-    adapted = UnadaptedModel(SimpleNamespace(base=model), store, prompt_history=2)
+    return UnadaptedModel(SimpleNamespace(base=model), store, prompt_history=2)
+
+
+@torch.no_grad()
+def log_prob(adapted: UnadaptedModel, row: int, answer: list[int]) -> float:
+    """Of an answer after a row's prompt, from the logits of the whole sequence."""
+    prompt = adapted.prompts("test").input_ids.row(row)
+    logits = adapted.model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+    steps = logits.log_softmax(dim=-1)[len(prompt) - 1 : -1]
+    return float(steps.gather(1, torch.tensor(answer)[:, None]).sum())
+
+
+WHOLE = [*TITLES, "Plain", "Plain Song", "</s>", "Plain </s> Song", "PLAIN SONG", "42"]
+"""Among them a title twice, beginnings of others, other case, and one that spells the end."""
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_the_beams_of_a_catalogue_are_its_titles_by_their_whole_log_probability(kind):
+    tables = data()
+    tables = PreparedData(WHOLE, tables.splits)
+    adapted, count = adapted_of(kind, tables), len(WHOLE)
+    answers = [tuple(ids) for ids in adapted.answer_ids]
+    assert len(set(answers)) < count
+    config = EvaluateConfig(
+        min_history=0, ks=[1], candidates="catalogue", decoding="candidates", num_beams=count
+    )
+    rows = evaluated_rows(tables, config)
+    found = beam_scores(adapted, kind, rows, Masked.nothing(), config)
+    for place, row in enumerate(rows.rows.tolist()):
+        wanted = np.array([log_prob(adapted, row, list(ids)) for ids in answers])
+        distinct = sorted({-score for score in found[place]})
+        assert len(distinct) == len(set(answers)) and 0 not in distinct
+        ordered = wanted[np.argsort(-found[place], kind="stable")]
+        assert (np.diff(ordered) < 1e-4).all()
+        for ids, score in zip(answers, found[place], strict=True):
+            assert score == found[place][answers.index(ids)]
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_as_many_beams_as_candidates_are_the_ranking_and_all_of_them_are_valid(kind):
+    tables = data()
+    adapted = adapted_of(kind, tables)
     config = EvaluateConfig(
         min_history=0,
         ks=[1],
