@@ -29,7 +29,7 @@ from recipes.evaluation.parts import (
     predict_part,
 )
 from recipes.evaluation.protocol import Protocol
-from recipes.evaluation.slices import slice_entries, slicings
+from recipes.evaluation.slices import slice_differences, slice_entries, slicings
 from recipes.evaluation.statistics import Resampling, ratio_interval
 from recipes.evaluation.summary import random_order, random_value, summarise
 from recipes.experiment import EvaluateConfig, Experiment
@@ -42,7 +42,7 @@ from recipes.scoring.rows import EvaluatedRows, check_cutoffs, evaluated_rows, l
 from recipes.stages import run_stage
 
 METRICS, GATES, MODULATIONS = "metrics.json", "gates.json", "modulations.json"
-VERSION = 4
+VERSION = 5
 """Version of this stage, see `Record`."""
 
 
@@ -79,7 +79,9 @@ def evaluate(run: Run, arms: Sequence[Arm]) -> Record:
         divisions = slicings(run.data, rows)
         slices = slice_entries(table, arms, protocol, rows, divisions, random, resampling)
         order = _order(parts, config, resampling)
+        differences = slice_differences(table, arms, protocol, rows, divisions, resampling)
         found = {"evaluated": evaluated, **summary, "slices": slices, "order": order}
+        found["slice_differences"] = differences
         write_json(place / METRICS, found)
         write_json(place / GATES, _gates(parts, rows))
         write_json(place / MODULATIONS, _modulations(parts))
@@ -260,7 +262,10 @@ def _lost_rows(table: pd.DataFrame) -> Mapping[str, int]:
 def _order(
     parts: Sequence[Part], config: EvaluateConfig, resampling: Resampling
 ) -> list[dict[str, Any]]:
-    """What the order of listed candidates changed, one entry for each arm on which it was tried."""
+    """What the order of listed candidates changed, one entry for each arm on which it was tried.
+
+    Its figures are of first choices; those of written answers, if there are any, are in `answers`.
+    """
     changes: dict[str, dict[int, pd.DataFrame]] = {}
     for part in parts:
         path = part.folder / ORDER
@@ -271,14 +276,25 @@ def _order(
     for name, seeds in changes.items():
         # A row that one seed has no finite scores of is left out of all.
         table = pd.concat(seeds, axis=1, join="inner").sort_index()
-        shares, users = table.to_numpy().T, table.index.get_level_values("user_ids").to_numpy()
+        users = table.index.get_level_values("user_ids").to_numpy()
         if len(np.unique(users)) < 2:
             continue
-        estimate = ratio_interval(shares, np.ones_like(shares), users, resampling)
-        assert estimate is not None
         entry = {"method": name, "seeds": list(seeds), "orders": config.order_permutations}
-        found.append({**entry, **asdict(estimate)})
+        entry |= _share(table, "changed", users, resampling)
+        if all((seed, "answers") in table for seed in seeds):
+            entry["answers"] = _share(table, "answers", users, resampling)
+        found.append(entry)
     return found
+
+
+def _share(
+    table: pd.DataFrame, column: str, users: np.ndarray, resampling: Resampling
+) -> dict[str, Any]:
+    """The mean of a column that every seed has, over rows and seeds, with its interval."""
+    shares = table.xs(column, axis=1, level=1).to_numpy().T
+    estimate = ratio_interval(shares, np.ones_like(shares), users, resampling)
+    assert estimate is not None
+    return asdict(estimate)
 
 
 def _gates(parts: Sequence[Part], rows: EvaluatedRows) -> Mapping[str, Any]:

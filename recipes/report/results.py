@@ -46,6 +46,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "comparisons": summary["comparisons"],
         "invalid": summary["invalid"],
         "slices": summary["slices"],
+        "slice_differences": summary["slice_differences"],
         "order": summary["order"],
         "ceilings": _ceilings(run),
         "gates": read_json(evaluation / GATES),

@@ -9,8 +9,13 @@ import pytest
 from recipes.arms import comparison
 from recipes.data.tables import PreparedData, Split
 from recipes.evaluation.protocol import Protocol
-from recipes.evaluation.slices import slice_entries, slicings, train_counts
-from recipes.evaluation.statistics import Resampling
+from recipes.evaluation.slices import (
+    slice_differences,
+    slice_entries,
+    slicings,
+    train_counts,
+)
+from recipes.evaluation.statistics import Resampling, paired_difference
 from recipes.evaluation.summary import random_order
 from recipes.experiment import (
     AdaptConfig,
@@ -150,6 +155,61 @@ def test_a_slices_figures_are_those_of_its_rows_alone(draws):
     assert exact and all(entry["value"] == pytest.approx(0.1) for entry in exact)
 
 
+def test_adapters_are_compared_with_plain_lora_within_each_slice():
+    methods = ("tallrec", "lora", "ilora", "popularity")
+    arms = comparison(Experiment(arms=[{"method": one} for one in methods])).arms
+    rows = rows_of()
+    count, generator = len(rows), np.random.default_rng(1)
+    tables = {
+        (name, seed): pd.DataFrame(
+            {
+                "method": name,
+                "seed": seed,
+                "row": rows.rows,
+                "draw": 0,
+                "user_id": rows.user_ids,
+                "target": rows.targets,
+                "predicted_item": pd.array([None] * count, dtype="Int64"),
+                "better": generator.integers(0, 2, count),
+                "tied": 1,
+            }
+        )
+        for name in methods
+        for seed in range(1 if name == "popularity" else 2)
+    }
+    protocol = Protocol(EvaluateConfig(rows="all", ks=[1], min_history=0), 10)
+    divisions, resampling = slicings(data(), rows), Resampling(samples=100)
+    table = pd.concat(tables.values(), ignore_index=True)
+    found = slice_differences(table, arms, protocol, rows, divisions, resampling)
+    # No arm writes answers, so there is one metric; each slice with rows is there once for each.
+    places = [(e["by"], e["slice"], e["method"], e["baseline"]) for e in found]
+    assert len(set(places)) == len(places) == 2 * (6 + 4)
+    assert {(e["method"], e["baseline"]) for e in found} == {("tallrec", "lora"), ("ilora", "lora")}
+    for entry in found:
+        (division,) = [one for one in divisions if one.by == entry["by"]]
+        own = division.slices == division.names.index(entry["slice"])
+        hits = {
+            name: np.stack([tables[name, seed]["better"].to_numpy()[own] == 0 for seed in (0, 1)])
+            for name in (entry["method"], "lora")
+        }
+        mine, other = (hits[name].astype(float) for name in (entry["method"], "lora"))
+        assert entry["value"] == pytest.approx(mine.mean() - other.mean())
+        users = rows.user_ids[own]
+        assert (entry["num_rows"], entry["num_users"]) == (own.sum(), len(np.unique(users)))
+        if entry["num_users"] == 1:
+            assert entry["low"] is None and not entry["excludes_zero"]
+            continue
+        ones = np.ones_like(mine)
+        wanted = paired_difference((mine, ones), (other, ones), users, resampling, same_seeds=True)
+        assert (entry["low"], entry["high"]) == (wanted.low, wanted.high)
+    for by, size in (("history", 6), ("frequency", 4)):
+        own = [e for e in found if e["by"] == by and e["method"] == "ilora"]
+        assert len(own) == size and sum(e["num_rows"] for e in own) == count
+    alone = comparison(Experiment(arms=[{"method": "ilora"}, {"method": "tallrec"}])).arms
+    found = slice_differences(table, alone, protocol, rows, divisions, resampling)
+    assert {(e["method"], e["baseline"]) for e in found} == {("ilora", "tallrec")}
+
+
 def test_users_of_one_or_two_items_are_evaluated_down_to_the_language_models_rows(tmp_path):
     """In the ring every user has windows with 0, 1, 2, .. items of history."""
     stand_in = StandInConfig(
@@ -174,9 +234,12 @@ def test_users_of_one_or_two_items_are_evaluated_down_to_the_language_models_row
     assert results["evaluated"]["short_users"] == 0
     (order,) = results["order"]
     assert (order["method"], order["num_rows"], order["num_users"]) == ("ilora", 8, 8)
+    assert order["answers"]["num_rows"] == 8 and 0 <= order["answers"]["value"] <= 1
     keys = {entry["key"] for entry in results["metrics"] if entry["method"] == "ilora"}
     assert "hit_ratio@1/beams" in keys and "hit_ratio@1/generation/total" in keys
     page = (tmp_path / "report.md").read_text()
+    assert "| method | first choice changes | answer changes |" in page
+    assert results["slice_differences"] == []  # a single adapter
     for heading in ("## Slices", "## Sensitivity to the order of candidates", "The beams as a"):
         assert heading in page
     assert "by 2 beams, the likeliest of which counts" in page
