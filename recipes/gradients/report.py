@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from recipes.report.naming import plain
 from recipes.report.tables import markdown_table
 
 Results = Mapping[str, Any]
@@ -47,7 +48,7 @@ def gradient_page(results: Results, figure: str) -> str:
         figure: File name of the heat maps.
     """
     sections = [
-        f"# Gradients: {results['name']}",
+        f"# Gradients: {plain(results['name'])}",
         f"K-means (Euclidean) puts {sum(results['sizes']):,} train windows, by the "
         f"representations of {results['source']}, into {len(results['sizes'])} groups of "
         f"{', '.join(map(str, results['sizes']))}. Groups are numbered in the order of a "
@@ -84,7 +85,8 @@ def _pairs(results: Results) -> str:
     parts = []
     for what, pair in results["pairs"].items():
         users = [
-            f"- user {one['user']}: {'; '.join(one['history'])} → **{one['target']}**"
+            f"- user {one['user']}: {'; '.join(map(plain, one['history']))} → "
+            f"**{plain(one['target'])}**"
             for one in pair.get("users", ())
         ]
         parts.append("\n".join([f"**{what}**: cosine {pair['cosine']:+.3f}.", "", *users]).strip())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recipes.report.gate_maps import weights_section
-from recipes.report.naming import headline_key, per_seed, several_seeds
+from recipes.report.naming import headline_key, per_seed, plain, several_seeds
 from recipes.report.tables import markdown_table
 
 Results = Mapping[str, Any]
@@ -15,7 +15,7 @@ def rivals_section(results: Results) -> str:
     several = any(map(several_seeds, results["cells"]))
     parts = []
     for cell in results["cells"]:
-        where = ", ".join(f"{key} {value}" for key, value in cell["varied"].items())
+        where = ", ".join(f"{key} {plain(str(v))}" for key, v in cell["varied"].items())
         for rival in results["rivals"]:
             rows = [_difference(*one, several) for one in _against(results, cell, rival)]
             if rows:

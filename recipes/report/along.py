@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.report.curves import PALETTE
-from recipes.report.naming import arms_of, interval
+from recipes.report.naming import arms_of, interval, plain
 from recipes.report.plots import clean, whiskers, wrapped
 from recipes.report.tables import markdown_table
 
@@ -67,7 +67,7 @@ def layout_section(results: Results, key: str, title: str, digits: int = 3) -> s
         return ""
     values, lines = layout(results, key)
     rows = [
-        [line.label, *(_shown(line.points.get(value), digits) for value in values)]
+        [plain(line.label), *(_shown(line.points.get(value), digits) for value in values)]
         for line in lines
     ]
     return f"## {title} along `{results['along']}`\n\n" + markdown_table(["", *values], rows)

@@ -6,7 +6,14 @@ from typing import Any
 
 from recipes.data.notes import DRAWN
 from recipes.experiment import AdapterSettings
-from recipes.report.naming import arms_of, headline_key, interval, several_seeds
+from recipes.report.naming import (
+    arms_of,
+    headline_key,
+    in_markdown,
+    interval,
+    plain,
+    several_seeds,
+)
 
 Results = Mapping[str, Any]
 FEW_USERS = 30
@@ -15,6 +22,7 @@ FEW_USERS = 30
 
 def caveats(results: Results) -> list[str]:
     """What a reader must know before trusting the figures, in Markdown; the gravest comes first."""
+    results = in_markdown(results)
     evaluated, found = results["evaluated"], []
     if results["llm"] is not None and results["llm"]["stand_in"]:
         found.append(_stand_in(results))
@@ -216,7 +224,8 @@ def _other_versions(results: Results) -> list[str]:
         told = ", ".join(f"{package} {version}" for package, version in versions.items())
         groups.setdefault(told, []).append(stage)
     return [
-        f"Not all stages ran with the versions listed below: {', '.join(stages)} with {told}."
+        "Not all stages ran with the versions listed below: "
+        f"{', '.join(map(plain, stages))} with {told}."
         for told, stages in groups.items()
     ]
 

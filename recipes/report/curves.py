@@ -3,11 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.report.plots import clean, moving_average, smoothing_window
+from recipes.report.plots import (
+    Curve,
+    clean,
+    mean_curve,
+    moving_average,
+    points_of,
+    smoothing_window,
+)
 
 Results = Mapping[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F00")
@@ -78,22 +84,22 @@ def _panel(arm: Mapping[str, Any], setting: str | None) -> Any:
 
 def _line(
     axes: Axes,
-    seeds: Sequence[Sequence[Mapping[str, float]]],
+    seeds: Sequence[Curve],
     kind: str,
     colour: str,
     style: str,
     label: str,
 ) -> None:
     """Draw the curves of one arm."""
-    steps = np.array([point["step"] for point in seeds[0]])
-    found = np.array([[point[kind] for point in curve] for curve in seeds])
-    mean = found.mean(axis=0)
+    steps, mean = mean_curve(seeds, kind)
     if kind == "loss":
         mean, marker = moving_average(mean, smoothing_window(len(steps))), ""
     else:
         marker = "o"
-        for single in found if len(found) > 1 else ():
-            axes.plot(steps, single, color=colour, alpha=0.3, linewidth=0.8, linestyle=style)
+        for single in seeds if len(seeds) > 1 else ():
+            axes.plot(
+                *points_of(single, kind), color=colour, alpha=0.3, linewidth=0.8, linestyle=style
+            )
     axes.plot(
         steps,
         mean,

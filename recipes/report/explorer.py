@@ -1,6 +1,6 @@
 """What the explorer of a report's page shows: users, one row each, as two methods see them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from recipes.scoring.rows import EvaluatedRows, evaluated_rows
 MOST_ROWS = 300
 """Maximum number of rows in the page, which holds all that it shows."""
 DIGITS = 6
+LARGEST = 1e38
+"""Stands for an infinite score, which JSON cannot hold."""
 
 
 def explored(run: Run, arms: Sequence[Arm]) -> dict[str, Any] | None:
@@ -26,8 +28,9 @@ def explored(run: Run, arms: Sequence[Arm]) -> dict[str, Any] | None:
     Returns:
         `titles`, by item id; `rows`, each with `user`, `row`, `history`, `target` and `candidates`
         (item ids, the oldest item of the history first); and `arms`, each with `name`, `title`,
-        `seed`, `scores` (a list for each row) and, where there are any, `answers` and `gates`. None
-        where all items are ranked, since no scores are kept then.
+        `seed`, `scores` (a list for each row) and, where there are any, `answers` and `gates` (a
+        list for each row). A row with a NaN among its scores, or its gate's weights, has None in
+        their place. None where all items are ranked, since no scores are kept then.
     """
     rows = evaluated_rows(run.data, run.experiment.evaluate)
     if rows.whole_catalogue:
@@ -64,14 +67,22 @@ def _arm(part: Part, shown: np.ndarray) -> dict[str, Any]:
         "name": part.arm.name,
         "title": part.arm.title,
         "seed": part.seed,
-        "scores": [np.round(np.nan_to_num(scores), DIGITS).tolist() for scores in table["scores"]],
+        "scores": _rounded(table["scores"]),
     }
     if table["output"].notna().all():
         found["answers"] = table["output"].tolist()
     weights = _gates(part.folder)
     if weights is not None:
-        found["gates"] = np.round(weights[shown], DIGITS).tolist()
+        found["gates"] = _rounded(weights[shown])
     return found
+
+
+def _rounded(rows: Iterable[np.ndarray]) -> list[list[float] | None]:
+    """Rows of numbers as JSON can hold them; None for one that has a NaN."""
+    return [
+        None if np.isnan(row).any() else np.clip(np.round(row, DIGITS), -LARGEST, LARGEST).tolist()
+        for row in rows
+    ]
 
 
 def _gates(folder: Path) -> np.ndarray | None:

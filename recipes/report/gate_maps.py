@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from recipes.report.naming import plain
 from recipes.report.plots import wrapped
 from recipes.report.tables import markdown_table
 
@@ -32,7 +33,7 @@ def weights_section(results: Results) -> str:
     """
     rows = [
         [
-            label,
+            plain(label),
             str(gate["seed"]),
             ", ".join(f"{weight:.2f}" for weight in gate["mean_weights"]),
             f"{gate['mean_entropy']:.2f} of {gate['uniform_entropy']:.2f}",

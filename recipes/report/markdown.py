@@ -10,8 +10,10 @@ from recipes.report.naming import (
     NOTHING,
     arms_of,
     headline_key,
+    in_markdown,
     interval,
     per_seed,
+    plain,
     resampled,
     several_seeds,
 )
@@ -45,6 +47,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         results: The results, as `collect` returns them.
         plots: Names of the PNG files in `plots/`.
     """
+    results = in_markdown(results)
     sections = [
         _opening(results),
         _what_was_run(results),
@@ -76,7 +79,7 @@ def _what_was_run(results: Results) -> str:
     users = ", ".join(f"{count:,} {split}" for split, count in counts["users"].items())
     model = "" if llm is None else f"- **Language model:** `{llm['name']}`{_size(llm)}.\n"
     seconds = results["seconds"]
-    hours = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
+    hours = ", ".join(f"{plain(name)} {_duration(value)}" for name, value in seconds.items())
     every = {"last": "each user's last window", "first": "each user's first window"}.get(
         evaluated["rows"], "every window"
     )
@@ -104,13 +107,23 @@ def _setting(results: Results) -> str:
     if results["llm"] is None:
         return (
             "Methods read each user's history and rank items; the question is which method ranks "
-            "the next item best. No language model is involved."
+            "the next item best. "
+        ) + (
+            "A chat model is told the history and the candidates, and names one; no language model "
+            "is adapted."
+            if _asks(results)
+            else "No language model is involved."
         )
     return (
         "A recommender reads each user's history. A frozen language model reads a prompt "
         "with the newest items of that history and a list of candidates, and names the next item. "
         "Small adapters are trained on top of it; the question is which adapter answers best."
     )
+
+
+def _asks(results: Results) -> bool:
+    """Whether a chat model behind an endpoint is asked."""
+    return any(arm["method"] == "chat" for arm in results["arms"])
 
 
 def _among(evaluated: Mapping[str, Any]) -> str:
@@ -143,11 +156,11 @@ def _generated(results: Results) -> str:
     return (
         f"## Generated answers ({_sample(results)})\n\n"
         f"The model writes an answer {_decoding(results)}{_constrained(results)}. It is **valid** "
-        "when, apart from case, white space and the composition of accents, it is exactly one "
-        "candidate's title, as the model's tokenizer writes it; if it is none, punctuation at the "
-        "end and compatibility forms are left aside on both sides. *Of total* counts an invalid "
-        "answer as a miss; *of valid* leaves it out, which flatters a model that often fails to "
-        "answer. Compare *of total*.\n\n"
+        "when, apart from white space and the composition of accents, it is exactly one "
+        "candidate's title, as the model's tokenizer writes it; if it is none, case is left aside "
+        "on both sides, and then punctuation at the end and compatibility forms. *Of total* counts "
+        "an invalid answer as a miss; *of valid* leaves it out, which flatters a model that often "
+        "fails to answer. Compare *of total*.\n\n"
         f"{_table(results, methods, TEXT_COLUMNS)}\n\n"
         f"{_invalid(results)}{_beams(results, methods)}"
         "<details><summary>The same answers under the reference's rule</summary>\n\n"
@@ -160,7 +173,8 @@ def _generated(results: Results) -> str:
 
 def _decoding(results: Results) -> str:
     beams = results["config"]["evaluate"]["num_beams"]
-    return "greedily" if beams == 1 else f"by {beams} beams, the likeliest of which counts"
+    told = "greedily" if beams == 1 else f"by {beams} beams, the likeliest of which counts"
+    return f"{told} (a chat model: as its `request` says)" if _asks(results) else told
 
 
 def _beams(results: Results, methods: Sequence[str]) -> str:
@@ -184,14 +198,24 @@ def _order(results: Results) -> str:
     if not entries:
         return ""
     first = entries[0]
-    rows = [[arms_of(results)[entry["method"]]["title"], interval(entry)] for entry in entries]
+    writes = any("answers" in entry for entry in entries)
+    rows = [
+        [
+            arms_of(results)[entry["method"]]["title"],
+            interval(entry),
+            *([interval(entry["answers"]) if "answers" in entry else "–"] if writes else []),
+        ]
+        for entry in entries
+    ]
+    head = ["method", "first choice changes", *(["answer changes"] if writes else [])]
+    answers = ", and in which another answer was written" if writes else ""
     orders = "another order" if first["orders"] == 1 else f"{first['orders']} other orders"
     return (
         "## Sensitivity to the order of candidates\n\n"
         f"{first['num_rows']:,} rows of {first['num_users']:,} users, evenly spaced, were ranked "
         f"again with the candidates of the prompt in {orders}. The figure is the share in which "
-        "another candidate came first. It is 0 by construction for arms that read no list.\n\n"
-        + markdown_table(["method", "first choice changes"], rows)
+        f"another candidate came first{answers}. It is 0 by construction for arms that read no "
+        "list.\n\n" + markdown_table(head, rows)
     )
 
 
@@ -251,13 +275,19 @@ def _scores(results: Results) -> str:
             if writes
             else ""
         )
+    asked = (
+        " What a chat model names comes first, and all others tie behind it; after an invalid "
+        "answer all tie."
+        if _asks(results)
+        else ""
+    )
     if results["llm"] is None:
-        return "Every method scores all candidates of a row."
+        return f"Every method scores all candidates of a row.{asked}"
     mean = "mean" if evaluate["length_normalised"] else "sum"
     return (
         "Every method scores all candidates of a row: an adapted language model by the likelihood "
         f"of the title after the prompt ({mean} of its tokens' log-probabilities, end of sequence "
-        "included), a recommender by its own score."
+        f"included), a recommender by its own score.{asked}"
     )
 
 
@@ -322,10 +352,22 @@ def _slices(results: Results) -> str:
             own = [e for e in results["slices"] if (e["by"], e["key"]) == (by, key)]
             if own:
                 tables.append(f"**{what}** ({label})\n\n{_slice_table(results, own)}")
-    return "## Slices\n\nThe same figures of parts of the rows.\n\n" + "\n\n".join(tables)
+            less = [e for e in results["slice_differences"] if (e["by"], e["key"]) == (by, key)]
+            if less:
+                base = arms_of(results)[less[0]["baseline"]]["title"]
+                tables.append(
+                    f"The same, minus {base}:\n\n{_slice_table(results, less, sign=True)}"
+                )
+    told = "The same figures of parts of the rows."
+    if results["slice_differences"]:
+        told += (
+            " Differences are taken on the same rows and the same resamples; **bold** intervals "
+            "exclude zero, and none is corrected for the number of slices."
+        )
+    return f"## Slices\n\n{told}\n\n" + "\n\n".join(tables)
 
 
-def _slice_table(results: Results, entries: Sequence[Mapping[str, Any]]) -> str:
+def _slice_table(results: Results, entries: Sequence[Mapping[str, Any]], sign: bool = False) -> str:
     """One row an arm, one column a slice, whose head tells its size."""
     sizes = {
         entry[
@@ -337,16 +379,17 @@ def _slice_table(results: Results, entries: Sequence[Mapping[str, Any]]) -> str:
     cells = {(entry["method"], entry["slice"]): entry for entry in entries}
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     rows = [
-        [arms_of(results)[name]["title"], *(_slice_cell(cells[name, one]) for one in sizes)]
+        [arms_of(results)[name]["title"], *(_slice_cell(cells[name, one], sign) for one in sizes)]
         for name in methods
     ]
     return markdown_table(["method", *sizes.values()], rows)
 
 
-def _slice_cell(entry: Mapping[str, Any]) -> str:
+def _slice_cell(entry: Mapping[str, Any], sign: bool) -> str:
     if entry["low"] is None:
-        return f"{entry['value']:.3f} (no interval)"
-    return interval(entry)
+        return f"{entry['value']:{'+' if sign else ''}.3f} (no interval)"
+    text = interval(entry, sign=sign)
+    return f"**{text}**" if entry.get("excludes_zero") else text
 
 
 def _plots(results: Results, plots: Sequence[str]) -> str:
@@ -422,7 +465,10 @@ def _interval_note(results: Results) -> str:
     )
     if several_seeds(results):
         note += ", and of the seeds of arms that have several"
-    marked = any(entry.get("degenerate") for entry in results["metrics"])
+    shown = (*results["metrics"], *results["slices"], *results["slice_differences"])
+    orders = [entry.get("answers", {}) for entry in results["order"]]
+    shown += (*differences(results), *results["order"], *orders)
+    marked = any(entry.get("degenerate") for entry in shown)
     dagger = (
         " † Every resample gave the same figure; where all or none hit, the interval is Wilson's "
         "score interval, one trial a user."

@@ -1,5 +1,6 @@
 """Formats arms and figures for readers."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,22 @@ Arms = Mapping[str, Mapping[str, Any]]
 def arms_of(results: Mapping[str, Any]) -> Arms:
     """Name of each arm -> its entry in `results.json`, in the order of tables and plots."""
     return {arm["name"]: arm for arm in results["arms"]}
+
+
+MARKUP = re.compile(r"[\\`*|\[\]]|(?<![^\W_])_|_(?![^\W_])")
+"""What would be markup in Markdown. A single underscore within a word is none."""
+
+
+def plain(words: str) -> str:
+    """Words that a user chose, such as a name or a setting's value, as plain text in Markdown."""
+    text = words.replace("&", "&amp;").replace("<", "&lt;")
+    return MARKUP.sub(lambda found: f"\\{found[0]}", " ".join(text.split()))
+
+
+def in_markdown(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results whose name and titles of arms are plain text in Markdown."""
+    arms = [{**arm, "title": plain(arm["title"])} for arm in results["arms"]]
+    return {**results, "arms": arms, "name": plain(str(results["name"]))}
 
 
 def headline_key(results: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
+from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 
@@ -25,10 +26,12 @@ def page(title: str, report: str, plots: Mapping[str, bytes], explorer: Any | No
     Returns:
         HTML with styles, script, data and images in it.
     """
-    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(report)
+    # Of HTML, a report holds blocks of its own; within a line, none is meant.
+    reader = MarkdownIt("commonmark", {"html": True}).enable("table").disable("html_inline")
+    body = reader.render(report)
     filled = {
         "TITLE": html.escape(title),
-        "REPORT": PLOT.sub(lambda found: f'src="{_inlined(plots[found[1]])}"', body),
+        "REPORT": PLOT.sub(lambda found: f'src="{_inlined(plots[unquote(found[1])])}"', body),
         "EXPLORER": "" if explorer is None else _asset("explorer.html"),
         "DATA": _embedded(explorer),
     }

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from recipes.artifacts import written_whole
 from recipes.report.naming import GENERATED, Arms, arms_of, headline_key, resampled, several_seeds
@@ -22,13 +23,18 @@ CEILINGS = {
 """Attainable values of HitRatio@1 in the synthetic world, with legend and line style."""
 WINDOW = 5
 """Maximum number of logged points in the moving average of loss curves."""
+Curve = Sequence[Mapping[str, float]]
+"""Points `{"step": .., KIND: ..}` of one training."""
 
 
 def save(figure: Figure, path: Path, *more: Path) -> None:
     """Write PNG and SVG files, as their names end, each whole or not at all.
 
-    SVG files keep text as text, and are the same for the same figure.
+    SVG files keep text as text, and are the same for the same figure. Two dollar signs in a name or
+    a setting's value make no formula.
     """
+    for words in figure.findobj(Text):
+        words.set_parse_math(False)  # type: ignore[attr-defined]
     for one in (path, *more):
         kind = one.suffix.removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else None
@@ -55,9 +61,7 @@ def styles(arms: Arms) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def loss_figure(
-    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], results: Mapping[str, Any]
-) -> Figure:
+def loss_figure(curves: Mapping[str, Sequence[Curve]], results: Mapping[str, Any]) -> Figure:
     """Training loss of each arm over optimiser steps.
 
     Args:
@@ -69,17 +73,17 @@ def loss_figure(
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for method, seeds in curves.items():
-        steps = np.array([point["step"] for point in seeds[0]])
-        losses = np.array([[point["loss"] for point in curve] for curve in seeds])
         colour, style = drawn[method]
-        for line in losses:
-            axes.plot(steps, line, color=colour, alpha=0.25, linewidth=0.9)
+        for curve in seeds:
+            axes.plot(*points_of(curve, "loss"), color=colour, alpha=0.25, linewidth=0.9)
+        steps, losses = mean_curve(seeds, "loss")
         window = smoothing_window(len(steps))
-        smooth = moving_average(losses.mean(axis=0), window)
+        smooth = moving_average(losses, window)
         label = wrapped(arms[method]["title"])
         axes.plot(steps, smooth, color=colour, linestyle=style, linewidth=2.2, label=label)
     first = next(iter(curves.values()))
-    seeds_shown, window = len(first), smoothing_window(len(first[0]))
+    seeds_shown = max(map(len, curves.values()))
+    window = smoothing_window(len(mean_curve(first, "loss")[0]))
     average = f"moving average over {window} logged points" if window > 1 else "mean over seeds"
     axes.set_title(
         f"Training loss, {seeds_shown} {'seed' if seeds_shown == 1 else 'seeds'}\n"
@@ -93,6 +97,23 @@ def loss_figure(
     return figure
 
 
+def points_of(curve: Curve, kind: str) -> tuple[Floats, Floats]:
+    """Steps and values of a curve, float64 [n] each."""
+    points = np.array([[point["step"], point[kind]] for point in curve], dtype=np.float64)
+    return points[:, 0], points[:, 1]
+
+
+def mean_curve(seeds: Sequence[Curve], kind: str) -> tuple[Floats, Floats]:
+    """The mean over seeds at the steps that all of them have: steps and values, float64 [n] each.
+
+    Trainings of one arm differ in length where patience, or a choice among trials, ends them.
+    """
+    found = [{point["step"]: point[kind] for point in curve} for curve in seeds]
+    steps = sorted(set(found[0]).intersection(*found[1:]))
+    means = [np.mean([one[step] for one in found]) for step in steps]
+    return np.array(steps, dtype=np.float64), np.array(means, dtype=np.float64)
+
+
 def smoothing_window(points: int) -> int:
     """Number of points in the moving average: odd, at most `WINDOW`, about a sixth of the curve."""
     return min(WINDOW, (points // 6) | 1)
@@ -100,6 +121,8 @@ def smoothing_window(points: int) -> int:
 
 def moving_average(values: Floats, window: int) -> Floats:
     """Centred moving average: float64 [n] -> [n]. At the ends it takes the points that exist."""
+    if not len(values):
+        return values
     kernel = np.ones(window)
     # Mode "full" is cut by hand, since "same" returns `window` points for a shorter curve.
     start = (window - 1) // 2

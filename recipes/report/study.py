@@ -18,8 +18,10 @@ from recipes.report.naming import (
     NOTHING,
     arms_of,
     headline_key,
+    in_markdown,
     interval,
     main_columns,
+    plain,
     resampled,
 )
 from recipes.report.plots import clean, whiskers, wrapped
@@ -139,6 +141,7 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         curves: File name of the plot of curves, shown if any were recorded.
         gates: File name of the plot of gates' weights, shown if any were kept.
     """
+    results = in_markdown(results)
     first = results["cells"][0]
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
     confidence = first["config"]["evaluate"]["confidence"]
@@ -206,7 +209,7 @@ def _table(results: Results) -> str:
     table = [
         [
             row["arm"] if named else methods[row["arm"]],
-            *(_shown({**row["varied"], **row["given"]}.get(key)) for key in settings),
+            *(plain(_shown({**row["varied"], **row["given"]}.get(key))) for key in settings),
             *(_cell(row["metrics"].get(key), digits) for key in columns),
             *([_parameters(row)] if trains else []),
             str(row["seeds"] or "–"),
@@ -286,7 +289,7 @@ def _verdicts(results: Results) -> list[str]:
     lines = []
     for cell in results["cells"]:
         arms = arms_of(results)
-        where = ", ".join(f"{key} {_shown(value)}" for key, value in cell["varied"].items())
+        where = ", ".join(f"{key} {plain(_shown(v))}" for key, v in cell["varied"].items())
         known = {entry["method"] for entry in cell["metrics"]}
         own = {**cell, "arms": [arm for arm in results["arms"] if arm["name"] in known]}
         lines += [

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recipes.report.naming import Arms
+from recipes.report.naming import Arms, plain
+from recipes.report.tables import markdown_table
 
 
 def tuning_section(
@@ -19,19 +20,19 @@ def tuning_section(
     if not tuning:
         return ""
     seeds = sorted({one["seed"] for own in tuning.values() for one in own})
-    lines = ["| " + " | ".join(["arm", "trial", *(f"seed {seed}" for seed in seeds)]) + " |"]
-    lines.append("| " + " | ".join(["---"] * (2 + len(seeds))) + " |")
+    lines = []
     for name, own in tuning.items():
         by_seed = {one["seed"]: one for one in own}
         for place, trial in enumerate(own[0]["trials"]):
             words = ", ".join(f"{key} {value}" for key, value in trial["settings"].items())
             cells = [_cell(by_seed.get(seed), place) for seed in seeds]
-            lines.append("| " + " | ".join([arms[name]["title"], words, *cells]) + " |")
+            lines.append([arms[name]["title"], plain(words), *cells])
+    head = ["arm", "trial", *(f"seed {seed}" for seed in seeds)]
     rows = f"{validate_rows:,} validation rows (or all, if there are fewer)"
     return (
         "## Tuning\n\nThese arms' settings were chosen on validation. Every trial was trained "
         f"as an arm of its own would be, and each seed chose the best by HitRatio@1 on {rows}, in "
-        "bold here. No test row was read for it.\n\n" + "\n".join(lines)
+        "bold here. No test row was read for it.\n\n" + markdown_table(head, lines)
     )
 
 

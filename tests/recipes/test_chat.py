@@ -365,7 +365,7 @@ def options(body: dict[str, Any]) -> list[str]:
 def test_a_run_compares_the_answers(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """Every third answer is in other letters, every third garbled, every third empty."""
+    """Every third answer is in other letters, every third cut short, every third empty."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     seen: dict[str, int] = {}
 
@@ -373,7 +373,7 @@ def test_a_run_compares_the_answers(
         place = seen.setdefault(body["messages"][1]["content"], len(seen))
         titles = options(body)
         said = (f"\n{titles[2].upper()}  \nbecause", f"{titles[2]}, perhaps", "")
-        return completion(said[place % 3])
+        return completion(said[place % 3], "stop" if place % 3 == 2 else "length")
 
     server.script = script
     results = Pipeline.of(experiment(tmp_path / "run", server.url)).run_all()
@@ -390,11 +390,18 @@ def test_a_run_compares_the_answers(
         assert line.tied == (1 if line.better == 0 and line.valid else 4 if line.valid else 5)
     entries = {one["key"]: one for one in results["metrics"] if one["method"] == "chat"}
     assert entries["valid_ratio/generation"]["value"] == pytest.approx(valid.mean())
+    told = table["invalid"].dropna().value_counts().to_dict()
+    assert set(told) == {"cut short", "empty"}  # the first kind ends with its line
+    (kinds,) = (one["kinds"] for one in results["invalid"] if one["method"] == "chat")
+    assert {name: count for name, count in kinds.items() if count} == told
     right = (table["predicted_item"] == table["target"]).fillna(False).to_numpy(dtype=bool)
     assert entries["hit_ratio@1/generation/total"]["value"] == pytest.approx(right.mean())
     expected = (right + ~valid / 5).mean()
     assert entries["hit_ratio@1/ranking"]["value"] == pytest.approx(expected)
     assert results["llm"] is None
+    page = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "No language model is involved" not in page and "no language model is adapted" in page
+    assert "What a chat model names comes first" in page and "as its `request` says" in page
     assert "Chat model, model m" in {one["title"] for one in results["arms"]}
 
     # Another interval asks for nothing, and nor do the same rows in another order of settings.

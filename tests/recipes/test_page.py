@@ -3,12 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from recipes.artifacts import read_table
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig
 from recipes.pipeline import Pipeline
-from recipes.report.explorer import explored
+from recipes.report import explorer
+from recipes.report.explorer import _rounded, explored
 from recipes.report.page import page
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -74,6 +76,20 @@ def test_the_explorer_shows_the_first_draw_of_each_row_as_every_arm_scored_it(ru
     assert shown["titles"] == {str(item): made.run.data.titles[item] for item in items}
 
 
+def test_a_row_with_a_nan_is_shown_as_such_and_loses_no_page(run, monkeypatch) -> None:
+    made, _ = run
+    rows = [np.array([0.5, np.nan]), np.array([np.inf, -np.inf]), np.array([0.25, 1 / 3])]
+    assert _rounded(rows) == [None, [1e38, -1e38], [0.25, 0.333333]]
+    assert json.loads(json.dumps(_rounded(rows), allow_nan=False)) == _rounded(rows)
+    count = len(read_table(made.run.folder / "predictions.parquet"))
+    gates = np.full((count, 2), 0.5)
+    gates[0] = np.nan
+    monkeypatch.setattr(explorer, "_gates", lambda folder: gates)
+    shown = explored(made.run, made.arms)
+    assert shown["arms"][0]["gates"][:2] == [None, [0.5, 0.5]]
+    assert data_of(page("t", "", {}, shown))["arms"][0]["gates"][0] is None
+
+
 def test_a_page_of_the_whole_catalogue_has_no_explorer(tmp_path) -> None:
     made = finished(tmp_path, candidates="catalogue")
     assert explored(made.run, made.arms) is None
@@ -88,3 +104,11 @@ def test_no_title_ends_the_data_or_becomes_markup() -> None:
     assert "alert(1)</script>" not in text
     assert text.count("<h1>heading</h1>") == 1
     assert 'src="data:image/png;base64,iVBORw0KGgo="' in text
+
+
+def test_a_plot_of_any_name_is_found_and_html_within_a_line_is_text() -> None:
+    report = "a <b>c</b> <img src=x>\n\n![a](plots/Größe.png)\n\n<details><summary>s</summary>\n\nd"
+    text = page("t", report, {"Größe.png": PNG}, None)
+    assert "a &lt;b&gt;c&lt;/b&gt; &lt;img src=x&gt;" in text
+    assert 'src="data:image/png;base64,iVBORw0KGgo="' in text
+    assert "<details><summary>s</summary>" in text and "<p>d</p>" in text

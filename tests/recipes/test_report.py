@@ -14,17 +14,27 @@ from recipes.evaluation.evaluate import _stage, described
 from recipes.evaluation.gates import gate_summary
 from recipes.evaluation.parts import planned_parts
 from recipes.evaluation.protocol import Protocol
-from recipes.evaluation.slices import Slicing, slice_entries
+from recipes.evaluation.slices import Slicing, slice_differences, slice_entries
 from recipes.evaluation.statistics import Resampling
 from recipes.evaluation.summary import random_order, summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig, StandInConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.report.caveats import caveats
+from recipes.report.curves import curves_figure
 from recipes.report.markdown import render
-from recipes.report.plots import hit_ratio_figure, moving_average, save, smoothing_window, whiskers
+from recipes.report.plots import (
+    hit_ratio_figure,
+    loss_figure,
+    mean_curve,
+    moving_average,
+    save,
+    smoothing_window,
+    whiskers,
+)
 from recipes.report.results import trained
-from recipes.report.study import study_figure, study_results
+from recipes.report.study import study_figure, study_page, study_results
+from recipes.report.tables import markdown_table
 from recipes.report.verdict import differences, headlines, verdict
 from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
@@ -34,6 +44,7 @@ HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
 ORDER = [
     {
         "method": "ilora",
+        "interval": "bootstrap over users",
         "seeds": [0, 1],
         "orders": 2,
         "value": 0.25,
@@ -152,9 +163,18 @@ def finish_stages(made, rates, steps=30):
         slices = slice_entries(
             table, made.arms, protocol, rows, [HALVES], random, Resampling(samples=200)
         )
+        differences = slice_differences(
+            table, made.arms, protocol, rows, [HALVES], Resampling(samples=200)
+        )
         write_json(
             folder / "metrics.json",
-            {"evaluated": evaluated, "slices": slices, **summary, "order": order},
+            {
+                "evaluated": evaluated,
+                "slices": slices,
+                "slice_differences": differences,
+                **summary,
+                "order": order,
+            },
         )
         write_json(folder / "gates.json", gates)
         write_json(folder / "modulations.json", {})
@@ -226,8 +246,18 @@ def test_slices_have_a_table_with_their_sizes(written):
         if entry["method"] == "lora" and entry["slice"] == "1" and "ranking" in entry["key"]
     ]
     assert f"| LoRA | {lora['value']:.3f} [{lora['low']:.3f}, {lora['high']:.3f}] |" in section
-    assert section.count("(no interval)") == 5  # of one user: three arms rank, two write
+    # Of one user: three arms rank, two write, and one is compared by either figure.
+    assert section.count("(no interval)") == 7
     assert "| 0.050 | 0.050 |" in section
+    (less,) = [
+        entry
+        for entry in results["slice_differences"]
+        if entry["slice"] == "1" and "ranking" in entry["key"]
+    ]
+    assert (less["method"], less["baseline"]) == ("ilora", "lora") and less["excludes_zero"]
+    told = section.split("The same, minus LoRA:")[-1]
+    cell = f"**{less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]**"
+    assert f"| iLoRA | {cell} | " in told and "| LoRA |" not in told
 
 
 def test_the_order_of_candidates_has_a_section(written):
@@ -571,6 +601,19 @@ def test_an_undefined_ratio_is_a_dash(written):
     assert [cell == "–" for cell in cells] == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("place", ["metrics", "slices", "slice_differences", "order"])
+def test_a_dagger_is_explained_wherever_it_stands(written, place):
+    results = json.loads(json.dumps(written[1]))
+    for name in ("metrics", "slices", "slice_differences", "comparisons", "order"):
+        for entry in results[name]:
+            entry["degenerate"] = False
+    assert "†" not in render(results, [])
+    measured = [e for e in results[place] if e.get("low") is not None and e["interval"] != "exact"]
+    measured[0]["degenerate"] = True
+    text = render(results, [])
+    assert "† Every resample gave the same figure" in text and text.count("†") > 1
+
+
 def test_a_missing_stage_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m recipes prepare"):
         Pipeline.of(experiment_in(tmp_path)).report()
@@ -589,3 +632,57 @@ def test_the_moving_average_shortens_at_the_ends():
 
 def test_the_smoothing_window_is_odd_and_grows_with_the_curve():
     assert [smoothing_window(points) for points in (1, 3, 12, 30, 500)] == [1, 1, 3, 5, 5]
+
+
+def test_trainings_of_different_length_have_one_mean_where_all_of_them_are():
+    """As patience ends them, or a choice among trials of other lengths."""
+    curves = [[{"step": s, "loss": s + seed} for s in (1, 2, 3)[: 3 - seed]] for seed in range(2)]
+    steps, mean = mean_curve(curves, "loss")
+    assert steps.tolist() == [1, 2] and mean.tolist() == [1.5, 2.5]
+    arm = {"name": "lora", "method": "lora", "title": "LoRA", "colour": "#000000", "line": "-"}
+    results = {"name": "x", "arms": [arm | {"given": {}}]}
+    drawn = loss_figure({"lora": curves}, results).axes[0].lines
+    assert [len(line.get_xdata()) for line in drawn] == [3, 2, 2]
+    assert len(loss_figure({"lora": [curves[0][:1], curves[0][1:]]}, results).axes[0].lines) == 3
+    cells = [{"curves": {"lora": {"loss": curves}}}]
+    (axes,) = curves_figure({**results, "cells": cells}).axes
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 2]]
+    validated = [[{"step": p["step"], "validation": 0.5} for p in curve] for curve in curves]
+    cells = [{"curves": {"lora": {"validation": validated}}}]
+    (axes,) = curves_figure({**results, "cells": cells}).axes
+    assert sorted(len(line.get_xdata()) for line in axes.lines) == [2, 2, 3]
+
+
+def test_words_that_users_chose_are_no_markup_in_any_file(tmp_path):
+    name = "<script>alert(1)</script> $x_$ | *b* & `c` [d](e)"
+    arms = [
+        {"method": "lora", "exclude_modules": r"^(a|b)$\.<b>*$"},
+        {"method": "ilora", "name": "Größe a|b"},
+    ]
+    names = [arm.name for arm in Pipeline.of(Experiment(arms=arms)).arms[-2:]]
+    rates = {"sasrec": 0.1, names[0]: 0.4, names[1]: 0.9}
+    results = finished(tmp_path, rates, name=name, arms=arms).report()
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    tables = [block for block in text.split("\n\n") if block.startswith("| ")]
+    for table in tables:
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1, table
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in html and "<em>b</em>" not in html and "<b>" not in html
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt; $x_$ | *b* &amp; `c` [d](e)"
+    assert f"<h1>{shown}</h1>" in html and f"<title>{shown}</title>" in html
+    assert r"<td>LoRA, exclude_modules ^(a|b)$\.&lt;b&gt;*$</td>" in html
+    assert "<details><summary>experiment.yaml" in html and "<strong>Result.</strong>" in html
+    assert html.count("data:image/png;base64,") == 3
+    svg = (tmp_path / "plots" / "hit_ratio.svg").read_text(encoding="utf-8")
+    assert "$x_$" in svg and "(a|b)$" in svg
+    found = study_results("a | <b>", [{"recommender.encoder": "x|<y>"}], [results])
+    page_of_study = study_page(found, "a.png", "b.png", "c.png")
+    assert "# Study: a \\| &lt;b>" in page_of_study and "<y>" not in page_of_study
+    (table,) = [block for block in page_of_study.split("\n\n") if block.startswith("| method")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_a_cell_holds_its_bars_and_is_one_line():
+    table = markdown_table(["a|b", "c"], [["x\ny", r"\|"]])
+    assert table.splitlines() == ["| a\\|b | c |", "| --- | --- |", "| x y | \\| |"]
