@@ -75,7 +75,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase, instruction: str, cache: Path | No
     prompt = {"role": "user", "content": _PROMPT}
     chat = [{"role": "system", "content": _SYSTEM}, prompt]
     text = _rendered(tokenizer, chat)
-    if text is None or text.count(_SYSTEM) != 1:
+    before, _, after = (text or "").partition(_PROMPT)
+    if before.count(_SYSTEM) != 1 or _SYSTEM in after:
         chat = [prompt]
         text = _rendered(tokenizer, chat)
     if text is None or text.count(_PROMPT) != 1:
@@ -139,7 +140,7 @@ def _rendered(
     *,
     add_generation_prompt: bool = True,
 ) -> str | None:
-    """The chat as text; None if the template refuses it."""
+    """The chat as text; None if the template refuses it, or stumbles over a content of text."""
     try:
         found = tokenizer.apply_chat_template(
             chat,
@@ -148,7 +149,7 @@ def _rendered(
             add_generation_prompt=add_generation_prompt,
             enable_thinking=False,
         )
-    except TemplateError:
+    except (TemplateError, TypeError):
         return None
     assert isinstance(found, str)
     return found

@@ -180,3 +180,13 @@ def test_without_a_token_for_unknown_text_a_slot_is_a_new_line(names, chat_templ
 def test_a_template_that_hides_what_the_user_says_is_refused() -> None:
     with pytest.raises(ValueError, match=r"does not write what a user says: set adapt.chat_templ"):
         frame_of(with_turns(byte_level(TITLES), SILENT), "auto")
+    stumbling = "{{ 1 + messages[0]['content'] }}"
+    with pytest.raises(ValueError, match="does not write what a user says"):
+        frame_of(with_turns(byte_level(TITLES), stumbling), "auto")
+
+
+def test_a_system_turn_that_would_stand_after_the_prompt_is_left_out() -> None:
+    turns = "{% for m in messages | reverse %}<s>{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    tokenizer = with_turns(byte_level(TITLES), turns)
+    frame = frame_of(tokenizer, "auto")
+    assert tokenizer.decode([*frame.opening, *frame.closing]) == "<s>user: "
