@@ -110,9 +110,9 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
             length_normalised=run.experiment.evaluate.length_normalised,
             title=f"validate {plan.label}",
         )
-        if np.isnan(scores).any(axis=1).all():
+        if not np.isfinite(scores).all(axis=1).any():
             raise DivergenceError(
-                f"{plan.label} scores no row of validation without a NaN: lower "
+                f"{plan.label} has diverged (no row of validation has finite scores): lower "
                 f"adapt.learning_rate={settings.learning_rate:g}"
             )
         return expected_hit_ratio(scores, targets)
@@ -123,14 +123,14 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
 def expected_hit_ratio(scores: Floats, targets: Ints) -> float:
     """HitRatio@1, in expectation over the order of tied candidates.
 
-    A row with a NaN among its scores is a miss, as in the stage `evaluate`.
+    A row whose scores are not all finite is a miss, as in the stage `evaluate`.
 
     Args:
         scores: float64 [n, c]; higher is better.
         targets: int64 [n, 1], the target's column of each row.
     """
     own = np.take_along_axis(scores, targets, axis=1)
-    first = (scores <= own).all(axis=1)  # nothing is at most a NaN, nor is a NaN
+    first = (scores <= own).all(axis=1) & np.isfinite(scores).all(axis=1)
     # Of t tied ones at the top the target is the first with probability 1 / t.
     return float((first / np.maximum((scores == own).sum(axis=1), 1)).mean())
 

@@ -22,7 +22,8 @@ ROWS = [
     ([2.0, 1.0, 0.0], 0, 1.0),
     ([2.0, 3.0, 0.0], 0, 0.0),
     ([1.0, 1.0, 0.0], 1, 1 / 2),
-    ([-INF, -INF, -INF], 2, 1 / 3),
+    ([1.0, 1.0, 1.0], 2, 1 / 3),
+    ([1.0, -INF, 0.0], 0, 0.0),
     ([NAN, 1.0, 0.0], 1, 0.0),
     ([NAN, 1.0, 0.0], 0, 0.0),
     ([NAN, NAN, NAN], 0, 0.0),
@@ -36,7 +37,7 @@ def test_a_row_alone(scores: list[float], target: int, hit: float):
 
 def test_a_row_with_a_nan_costs_one_row_and_not_the_figure():
     scores, targets = np.array([row[0] for row in ROWS]), np.array([[row[1]] for row in ROWS])
-    assert expected_hit_ratio(scores, targets) == pytest.approx((1 + 1 / 2 + 1 / 3) / 7)
+    assert expected_hit_ratio(scores, targets) == pytest.approx((1 + 1 / 2 + 1 / 3) / 8)
 
 
 def run(*lengths: int) -> Any:
@@ -68,5 +69,5 @@ def test_an_adapter_without_a_finite_row_has_diverged(monkeypatch: pytest.Monkey
     measure = hit_ratio_on_validation(run(3, 3), plan, None)  # type: ignore[arg-type]
     assert measure(None) == 1 / 2  # type: ignore[arg-type]
     scores[1, 1] = NAN
-    with pytest.raises(DivergenceError, match=r"lora seed 0 scores no row .*learning_rate=0\.001"):
+    with pytest.raises(DivergenceError, match=r"lora seed 0 has diverged.*learning_rate=0\.001"):
         measure(None)  # type: ignore[arg-type]
