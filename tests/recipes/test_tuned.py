@@ -93,7 +93,8 @@ def test_trials_are_shared_among_processes_and_the_choice_comes_after_them(
     assert runs("adapt", *fields) == 0
     trials, choices = shared
     names = ["ilora", *(f"lora-tuned,learning_rate={rate},rank={rank}" for rate, rank in FIGURES)]
-    assert sorted(trials) == sorted(("adapt", name, seed) for name in names for seed in (0, 1))
+    adapters = [task for task in trials if task[1] != "sasrec"]  # of which nothing is left to do
+    assert sorted(adapters) == sorted(("adapt", name, seed) for name in names for seed in (0, 1))
     assert choices == [("adapt", "lora-tuned", 0), ("adapt", "lora-tuned", 1)]
 
 
