@@ -129,6 +129,13 @@ def _refuse_twins(arms: Sequence[Arm]) -> None:
                     f"{'name' if key == arm.name else 'settings'}: leave one out"
                 )
             seen[key] = arm
+    trials = [trial.name for arm in arms for trial in arm.method.trials(arm)]
+    for place, name in enumerate(trials):
+        if name in seen or name in trials[:place]:
+            raise ValueError(
+                f"arm name={name!r} is the folder of a trial, too: give one of the arms another "
+                "`name`"
+            )
 
 
 def _refuse_copies_of_sources(arms: Sequence[Arm], added: Sequence[Arm]) -> None:

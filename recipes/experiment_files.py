@@ -130,7 +130,7 @@ def _preset_fields(name: str, experiment: Experiment) -> dict[str, Any]:
     if dataset not in own:
         raise ValueError(
             f"{PRESET} {name} has no settings for the dataset {dataset!r}; it has some for "
-            f"{', '.join(own)}"
+            f"{', '.join(own)}: copy {path}, give it a block for {dataset!r}, and name the copy"
         )
     named = {key: f"{getattr(experiment, key)}-{path.stem}" for key in ("name", "out")}
     fields = merged({**named, **fields}, own[dataset])

@@ -9,6 +9,8 @@ folder whose lock is gone.
 
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
 import traceback
 from collections import deque
@@ -38,10 +40,13 @@ def shared_out(start: Start, tasks: Sequence[Any], jobs: int, what: str) -> None
 
     Raises:
         MemoryError: The system has killed a process.
-        Exception: What a task has raised; the other tasks are given up then.
+        ChildProcessError: A process has ended otherwise; the message names its task.
+        Exception: What a task has raised; the other tasks are given up then. One that cannot be
+            sent from process to process becomes a ValueError, an OSError or a RuntimeError.
     """
     jobs = min(jobs, len(tasks))
     left, done = deque(tasks), tqdm(total=len(tasks), desc=f"{what} ({jobs} jobs)")
+    at: dict[Any, Any] = {}
     with ExitStack() as stack:
         stack.callback(done.close)
         with _environment(jobs):
@@ -49,13 +54,15 @@ def shared_out(start: Start, tasks: Sequence[Any], jobs: int, what: str) -> None
         channels = dict(processes)
         while channels:
             for channel in _answering(channels):
-                answer = _answer(channel, channels[channel])
-                if answer is None:
-                    done.update()
-                elif answer != READY:
+                with _told(channels[channel], at.get(channel)):
+                    answer = channel.recv()
+                if isinstance(answer, Exception):
                     raise answer
+                done.update(answer != READY)
                 if left:
-                    channel.send(left.popleft())
+                    at[channel] = left.popleft()
+                    with _told(channels[channel], at[channel]):
+                        channel.send(at[channel])
                 else:
                     del channels[channel]
 
@@ -67,14 +74,32 @@ def _answering(channels: Mapping[Connection, BaseProcess]) -> list[Connection]:
     return list(dict.fromkeys(ended.get(one, one) for one in found))  # type: ignore[call-overload]
 
 
-def _answer(channel: Connection, process: BaseProcess) -> Any:
+@contextmanager
+def _told(process: BaseProcess, task: Any) -> Iterator[None]:
+    """Turn a channel whose other side is gone into an error that says how its process ended."""
     try:
-        return channel.recv()
-    except EOFError:
+        yield
+    except (EOFError, ConnectionError):  # a reset, if it has not read what was sent
         process.join()
+        doing = "began" if task is None else f"did {_words(task)}"
         if process.exitcode == KILLED:
-            raise MemoryError("the system has killed a process: choose fewer --jobs") from None
-        raise RuntimeError(f"a process has ended with exit status {process.exitcode}") from None
+            raise MemoryError(
+                f"the system has killed the process that {doing}: choose fewer --jobs"
+            ) from None
+        raise ChildProcessError(
+            f"the process that {doing} has ended by {_end(process.exitcode or 0)}: the same "
+            "command goes on; with --jobs 1 it says more"
+        ) from None
+
+
+def _words(task: Any) -> str:
+    return " ".join(map(str, task)) if isinstance(task, tuple) else str(task)
+
+
+def _end(status: int) -> str:
+    """How a process ended, in words."""
+    known = {-one.value: one.name for one in signal.Signals}
+    return f"the signal {known.get(status, -status)}" if status < 0 else f"exit status {status}"
 
 
 @contextmanager
@@ -125,7 +150,20 @@ def _serve(channel: Connection, start: Start) -> None:
         return
     except Exception as error:  # noqa: BLE001  # the other side raises it
         error.add_note(traceback.format_exc())
-        channel.send(error)
+        channel.send(_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its words if it does not outlive pickling, as many a library's do not."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # noqa: BLE001  # whatever its constructor raises
+        kind = next((one for one in (ValueError, OSError) if isinstance(error, one)), RuntimeError)
+        told = kind(f"{type(error).__name__}: {error}")
+        for note in error.__notes__:
+            told.add_note(note)
+        return told
 
 
 def _end_with_parent() -> None:

@@ -29,6 +29,7 @@ from recipes.llm.smollm2 import SMOLLM2, check_smollm2
 from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder, trained_alone
+from recipes.methods.tuned import train_arm
 from recipes.preflight import preflight
 from recipes.ranges import check_ranges
 from recipes.recommenders.train import check_fits
@@ -97,7 +98,7 @@ class Pipeline:
             self._recommender()
 
     def adapt(self) -> None:
-        """Train one adapter for each arm and seed: all arms of a seed, then the next seed."""
+        """Train one adapter for each arm, trial and seed: all of a seed, then the next seed."""
         with held(self.run.folder):
             self._check_rows()
             self._adapt()
@@ -166,13 +167,15 @@ class Pipeline:
         experiment = self.run.experiment
         if self._reads_language_model:
             self.run.make_stand_in()
-        trainings = [
-            (arm.name, seed)
-            for seed in range(experiment.seeds)
-            for arm in self.arms
-            if seed in arm.method.seeds(experiment, arm.settings)
-        ]
-        self._all("adapt", trainings)
+        tuned = [arm for arm in self.arms if arm.method.trials(arm)]
+        for arms in (trained_alone(self.arms), tuned):
+            trainings = [
+                (arm.name, seed)
+                for seed in range(experiment.seeds)
+                for arm in arms
+                if seed in arm.method.seeds(experiment, arm.settings)
+            ]
+            self._all("adapt", trainings)
 
     def _evaluate(self) -> None:
         if self.jobs > 1:
@@ -222,15 +225,13 @@ class Pipeline:
         return True
 
     def _arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+        return next(arm for arm in (*self.arms, *trained_alone(self.arms)) if arm.name == name)
 
     def _train(self, arm: Arm, seed: int) -> None:
-        for trial in arm.method.trials(arm):
-            self._train(trial, seed)
         stage = arm.method.stage(self.run, arm, seed)
         if stage is not None:
             folder = arm_folder(self.run, arm, seed)
-            run_stage(stage, folder, lambda place: arm.method.train(self.run, arm, seed, place))
+            run_stage(stage, folder, lambda place: train_arm(self.run, arm, seed, place))
 
     def _report(self) -> Mapping[str, Any]:
         results = report(self.run, self.arms)

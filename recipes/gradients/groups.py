@@ -24,14 +24,20 @@ def groups_of(users: Tensor, count: int) -> Ints:
         int64 [n], from 0.
 
     Raises:
-        ValueError: There are not so many different users.
+        ValueError: There are not so many different users, or K-means leaves a group empty.
     """
     different = len(np.unique(users.numpy(), axis=0))
     if different < count:
         raise ValueError(
             f"groups={count}: there are {different} different representations: ask for fewer groups"
         )
-    centres = centroids(users, count)
+    try:
+        centres = centroids(users, count)
+    except ValueError:  # its message is about experts
+        raise ValueError(
+            f"groups={count}: {different} different representations do not fall into so many "
+            "groups, none of them empty: ask for fewer groups"
+        ) from None
     nearest = log_weights(users, centres, None).argmax(dim=1).numpy()
     if count == 1:
         return nearest

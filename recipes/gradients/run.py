@@ -7,11 +7,12 @@ RUN/gradients.json, gradients.md, gradients.html, gradients.png, gradients.svg
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 from peft import LoraConfig
+from torch import Tensor
 
 from recipes.artifacts import write_json, write_text
 from recipes.data.padding import PADDING
@@ -32,7 +33,7 @@ from recipes.run import Run
 from recipes.scoring.arrays import Floats, Ints
 
 SEED = 0
-"""Training seed of the adapters whose gradients are compared."""
+"""Training seed of the adapters whose gradients are compared; no other is trained for them."""
 MOST_WINDOWS = 5000
 """Most train windows that are clustered, evenly spaced."""
 EXPERTS = (2, 4, 8)
@@ -67,7 +68,7 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
             there are fewer different users than groups.
     """
     check_ranges(config, "")
-    pipeline = Pipeline.of(experiment)
+    pipeline = Pipeline.of(replace(experiment, seeds=1))
     arms = [arm for arm in pipeline.arms if _is_lora(arm)]
     _check(pipeline.run, arms)
     pipeline.prepare()
@@ -152,7 +153,11 @@ def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
             for group in range(config.groups)
         ],
         singles=_different_users(split.user_ids[rows], chosen, config.users, random),
-        ranks=[_ranks(users, count, settings.rank) for count in EXPERTS if count <= settings.rank],
+        ranks=[
+            {"sizes": sizes, "ranks": ranks_from_sizes(sizes, settings.rank)}
+            for count in EXPERTS
+            if count <= settings.rank and (sizes := _sizes(users, count))
+        ],
     )
 
 
@@ -165,6 +170,8 @@ def _compared(
     for arm in arms:
         singles = groups.singles if arm is first else []
         tables, alone = _of_arm(run, arm, groups.samples, singles, config)
+        for table in (*tables.values(), *([] if alone is None else [alone])):
+            _refuse_no_direction(arm, table)
         found[arm.name] = {when: _summary(table) for when, table in tables.items()}
         if alone is not None:
             pairs = _pairs(run, groups.rows[singles], alone)
@@ -216,6 +223,15 @@ def _of_arm(
     return tables, alone
 
 
+def _refuse_no_direction(arm: Arm, cosines: Floats) -> None:
+    """Refuse gradients that are zero, or not finite, in all types of modules (ValueError)."""
+    if np.isnan(cosines).any():
+        raise ValueError(
+            f"the gradients of {arm.name} are zero or not finite for some windows, so they have no "
+            "direction to compare: leave the arm out, or choose another adapt.precision"
+        )
+
+
 def _summary(cosines: Floats) -> dict[str, Any]:
     pairs = cosines[np.triu_indices(len(cosines), 1)]
     return {"cosines": cosines.tolist(), "mean": float(pairs.mean()), "lowest": float(pairs.min())}
@@ -243,6 +259,9 @@ def _user(run: Run, row: int) -> dict[str, Any]:
     }
 
 
-def _ranks(users: Any, count: int, total: int) -> dict[str, Any]:
-    sizes = np.bincount(groups_of(users, count), minlength=count).tolist()
-    return {"sizes": sizes, "ranks": ranks_from_sizes(sizes, total)}
+def _sizes(users: Tensor, count: int) -> list[int]:
+    """Sizes of so many groups; empty if the users do not fall into so many."""
+    try:
+        return np.bincount(groups_of(users, count), minlength=count).tolist()
+    except ValueError:
+        return []

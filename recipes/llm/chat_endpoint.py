@@ -7,11 +7,14 @@ after a kill, in another run of the same folder, or with other settings of the e
 
 import hashlib
 import json
+import math
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -28,12 +31,22 @@ OPENAI = "https://api.openai.com/v1"
 """OpenAI's own endpoint."""
 INSTALL = "pip install 'peft-ilora[chat]'"
 RETRIES = 10
-"""How often a request is repeated that met a rate limit, a fault of the server or no connection.
-The client waits as long as `Retry-After` says, or else from half a second up to eight."""
+"""How often a request is repeated that met a rate limit, a fault of the server or no connection, or
+brought no answer. It is not the client that repeats them: its waits cannot be ended by an error of
+another request or by Ctrl-C, and it gives up where `Retry-After` is more than two minutes."""
 AT_ONCE = 4
 """Requests under way at once."""
 LONGEST_WAIT = 8.0
-"""Seconds before an answer that is none is asked for again, at most."""
+"""Seconds before a request is repeated, at most, where no `Retry-After` says how long to wait."""
+PATIENCE = 1800.0
+"""Seconds after which a request is not repeated again, however few its repetitions."""
+TIMEOUT = 600.0
+"""Seconds that an answer may take."""
+
+NO_CREDIT = "insufficient_quota"
+"""What OpenAI's rate limit says where no waiting helps."""
+FIELDS = {"answer", "finish_reason", "refusal", "answered_by", "usage"}
+"""Of a kept answer, beside what was asked."""
 
 Message = Mapping[str, str]
 """`role` and `content`."""
@@ -76,7 +89,7 @@ class ChatEndpoint:
         missing = {path: chat for path, chat in wanted.items() if not path.exists()}
         if missing:
             self._ask_all(missing, len(wanted), label)
-        found = {path: read_json(path) for path in wanted}
+        found = {path: _kept_answer(path) for path in wanted}
         return [found[self._file(chat)] for chat in chats]
 
     def _file(self, chat: Sequence[Message]) -> Path:
@@ -96,9 +109,13 @@ class ChatEndpoint:
                 workers.submit(self._ask, client, path, chat, failed)
                 for path, chat in missing.items()
             ]
-            for one in as_completed(asked):
-                one.result()
-                bar.update()
+            try:
+                for one in as_completed(asked):
+                    one.result()
+                    bar.update()
+            except BaseException:
+                failed.set()  # ends the waits of the others
+                raise
 
     def _ask(self, client: "OpenAI", path: Path, chat: Sequence[Message], failed: Event) -> None:
         """Ask and keep the answer, unless another request has failed for good."""
@@ -106,36 +123,53 @@ class ChatEndpoint:
             return
         try:
             with self._explained():
-                found = self._answer(client, chat)
+                found = self._answer(client, chat, failed)
         except BaseException:
             failed.set()
             raise
+        if found is None:
+            return
         asked = {"endpoint": self.url, "model": self.model, "request": dict(self.request)}
         write_json(path, {**asked, "messages": [dict(turn) for turn in chat], **found})
 
-    def _answer(self, client: "OpenAI", chat: Sequence[Message]) -> Mapping[str, Any]:
-        from openai import BadRequestError
+    def _answer(
+        self, client: "OpenAI", chat: Sequence[Message], failed: Event
+    ) -> Mapping[str, Any] | None:
+        """The answer, however often it takes to ask; None if another request fails meanwhile."""
+        from openai import APIError
 
-        for turn in range(RETRIES + 1):
-            if turn:
-                time.sleep(min(2.0 ** (turn - 2), LONGEST_WAIT))
-            messages: Any = [dict(one) for one in chat]
+        began, turn = time.monotonic(), 0
+        while True:
+            asked_for, said = None, "it sends something else than chat completions"
             try:
-                completion: Any = client.chat.completions.create(
-                    model=self.model, messages=messages, extra_body=dict(self.request)
-                )
-            except BadRequestError as error:
-                if error.code != "content_filter":
+                completion = self._completion(client, chat)
+                if (found := self._read(completion)) is not None:
+                    return found
+                said += _error_inside(completion)
+            except APIError as error:
+                if error.code == "content_filter":
+                    return self._entry("", "content_filter", _said(error))
+                if not _passes(error):
                     raise
-                return self._entry("", "content_filter", _said(error))
+                asked_for, said = _retry_after(error), _said(error)
             except ValueError:  # the body is no JSON
-                continue
-            found = self._read(completion)
-            if found is not None:
-                return found
-        raise ConnectionError(
-            f"{self.url} sends something else than chat completions, {RETRIES + 1} times: is it an "
-            f"OpenAI-compatible endpoint? {self._kept}"
+                pass
+            wait = _backoff(turn) if asked_for is None else asked_for
+            turn += 1
+            if turn > RETRIES or time.monotonic() - began + wait > PATIENCE:
+                often = f"asked {turn} times" if turn > 1 else "asked once"
+                if asked_for is not None:
+                    often += f"; it says to wait for {asked_for:,.0f} s"
+                raise ConnectionError(
+                    f"{self.url}: {self._clean(said)[:300]} ({often}). {self._kept}"
+                )
+            if _pause(failed, wait):
+                return None
+
+    def _completion(self, client: "OpenAI", chat: Sequence[Message]) -> Any:
+        messages: Any = [dict(one) for one in chat]
+        return client.chat.completions.create(
+            model=self.model, messages=messages, extra_body=dict(self.request)
         )
 
     @contextmanager
@@ -153,6 +187,10 @@ class ChatEndpoint:
                     f"{self.url} refuses the key ({status}: {said}): put a valid one into the "
                     "environment variable that the arm's key_variable names"
                 ) from None
+            if status == 402 or error.code == NO_CREDIT:
+                raise ValueError(
+                    f"{self.url} wants to be paid first ({status}: {said}). {self._kept}"
+                ) from None
             if status == 404:
                 raise ValueError(
                     f"{self.url} knows no model {self.model!r}, or no chat completions ({said}): "
@@ -163,9 +201,7 @@ class ChatEndpoint:
                     f"{self.url} refuses the request ({status}: {said}): change the arm's request "
                     f"({dict(self.request)}), or lower its prompt_history"
                 ) from None
-            raise ConnectionError(
-                f"{self.url}: {said} (asked up to {RETRIES + 1} times). {self._kept}"
-            ) from None
+            raise ConnectionError(f"{self.url}: {said}. {self._kept}") from None
 
     def _read(self, completion: Any) -> Mapping[str, Any] | None:
         """The first choice of a completion; None if it is no completion."""
@@ -219,9 +255,68 @@ def check_client() -> None:
 
 
 def _client(endpoint: ChatEndpoint) -> "OpenAI":
-    from openai import OpenAI
+    from openai import OpenAI, Timeout
 
-    return OpenAI(base_url=endpoint.url, api_key=endpoint.key or "none", max_retries=RETRIES)
+    made = OpenAI(
+        base_url=endpoint.url,
+        api_key=endpoint.key or "none",
+        timeout=Timeout(TIMEOUT, connect=5.0),
+        max_retries=0,
+    )
+    if endpoint.url != OPENAI:  # what the environment says of OpenAI's is nobody else's business
+        made.organization = made.project = None
+    return made
+
+
+def _kept_answer(path: Path) -> Mapping[str, Any]:
+    """A kept answer (ValueError: its file is damaged)."""
+    found = read_json(path)
+    whole = isinstance(found, dict) and found.keys() >= FIELDS
+    if not whole or not isinstance(found["answer"], str) or not isinstance(found["usage"], dict):
+        raise ValueError(f"{path} is damaged, or no kept answer: delete it to ask again")
+    return found
+
+
+def _passes(error: "APIError") -> bool:
+    """Whether asking again may help."""
+    status = getattr(error, "status_code", None)
+    if status is None:  # no connection, no time, or half a body
+        return True
+    told = getattr(error, "response").headers.get("x-should-retry")  # noqa: B009
+    if told == "false" or error.code == NO_CREDIT:
+        return False
+    return told == "true" or status in (408, 409, 429) or status >= 500
+
+
+def _retry_after(error: "APIError") -> float | None:
+    """The seconds that an error's `Retry-After` asks for, which may be a date; None without one."""
+    response = getattr(error, "response", None)
+    text = "" if response is None else response.headers.get("retry-after", "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def _backoff(turn: int) -> float:
+    """Seconds to wait after repetition `turn`: half a second and doubling, less up to a quarter."""
+    return min(2.0 ** (turn - 1), LONGEST_WAIT) * random.uniform(0.75, 1.0)
+
+
+def _pause(failed: Event, seconds: float) -> bool:
+    """Wait, unless another request has failed for good, and say whether one has."""
+    return failed.wait(seconds)
+
+
+def _error_inside(completion: Any) -> str:
+    """What an answer says that is an error, though its status is that of an answer."""
+    error = getattr(completion, "error", None)
+    message = error.get("message") if isinstance(error, dict) else error
+    return f" ({' '.join(message.split())})" if isinstance(message, str) else ""
 
 
 def _said(error: "APIError") -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from recipes.experiment import AdaptConfig, AdapterSettings
+from recipes.experiment import AdaptConfig, AdapterSettings, Experiment
 
 
 def steps_of_epoch(settings: AdapterSettings, num_rows: int) -> int:
@@ -59,13 +59,17 @@ def check_duration(owner: str, settings: AdapterSettings) -> None:
         )
 
 
-def measurement_settings(config: AdaptConfig) -> dict[str, Any]:
+def measurement_settings(experiment: Experiment) -> dict[str, Any]:
     """The settings of measurement and choice that differ from their defaults.
 
     They are all that a training's files depend on; an experiment that measures nothing has none.
     """
+    config, evaluate = experiment.adapt, experiment.evaluate
     names = ("validate_at", "validate_every", "keep", "patience")
     default = AdaptConfig()
     found = {name: getattr(config, name) for name in names}
     found = {name: one for name, one in found.items() if one != getattr(default, name)}
-    return {**found, "validate_rows": config.validate_rows} if found else {}
+    if not found:
+        return {}
+    ranked = {"length_normalised": True} if evaluate.length_normalised else {}
+    return {**found, **ranked, "validate_rows": config.validate_rows}

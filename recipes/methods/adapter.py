@@ -35,6 +35,7 @@ from recipes.methods.validating import (
     hit_ratio_on_validation,
     measurement_steps,
     measures,
+    validation_rows,
 )
 from recipes.ranges import check_ranges
 from recipes.recommenders.vectors import Vectors
@@ -203,14 +204,10 @@ class AdapterMethod(Method):
         check_adapter(outline, self.placed_config(run, arm, width), arm.name)
         check_answers(run)
         store, split = run.outlined_prompts, run.experiment.evaluate.split
-        layout = (
-            settings.prompt_history,
-            self.user_slot,
-            settings.item_slots,
-            settings.list_candidates,
-        )
+        layout = self.layout(settings)
         rows = training_rows(run.data.split("train"), settings)
         check_steps(arm.name, run.experiment.adapt, training_steps(settings, len(rows)))
+        self._check_measurements(run, arm, len(rows))
         answer = int(store.answers.lengths.max())
         trained = longest_prompt(run, store.prompts("train", *layout).input_ids, rows, answer)
         longest = {"train split": trained}
@@ -219,6 +216,36 @@ class AdapterMethod(Method):
             prompts = store.redrawn(epoch, *layout).input_ids
             longest[f"train split, epoch {epoch + 1}"] = int(prompts.lengths[rows].max()), answer
         check_room(run, longest, settings.prompt_history)
+
+    def _check_measurements(self, run: Run, arm: Arm, num_rows: int) -> None:
+        """Refuse measurements that would never be made, or cannot be (ValueError)."""
+        config, settings = run.experiment.adapt, self.settings_of(arm)
+        if not measures(config):
+            return
+        if not measurement_steps(config, settings, num_rows):
+            raise ValueError(
+                f"{arm.name}: the training of {training_steps(settings, num_rows)} steps ends "
+                f"before adapt.validate_every={config.validate_every:g} epochs are over: lower it"
+            )
+        self.check_measured(run, arm)
+
+    def check_measured(self, run: Run, arm: Arm) -> None:
+        """Refuse rows of validation that the arm cannot rank (ValueError)."""
+        store, settings = run.outlined_prompts, self.settings_of(arm)
+        rows = validation_rows(run, settings).rows
+        prompts = store.prompts("val", *self.layout(settings)).input_ids
+        answer = int(store.answers.lengths.max())
+        longest = {"val split": longest_prompt(run, prompts, rows, answer)}
+        check_room(run, longest, settings.prompt_history)
+
+    def layout(self, settings: AdapterSettings) -> tuple[int, bool, bool, bool]:
+        """The arm's prompts, as `PromptStore.prompts` takes it."""
+        return (
+            settings.prompt_history,
+            self.user_slot,
+            settings.item_slots,
+            settings.list_candidates,
+        )
 
     def _tight_epochs(
         self, run: Run, settings: AdapterSettings, prompt: int, after: int
@@ -252,8 +279,8 @@ class AdapterMethod(Method):
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
         """The arm's training; its inputs are prompts, vectors and the language model."""
-        adapt = run.experiment.adapt
-        shared = {name: getattr(adapt, name) for name in SHARED} | measurement_settings(adapt)
+        shared = {name: getattr(run.experiment.adapt, name) for name in SHARED}
+        shared |= measurement_settings(run.experiment)
         settings = {**arm.settings, **shared, "method": self.name, "seed": seed}
         files = run.prepared.files
         names = ("examples.parquet", "items.parquet", "candidates.parquet")

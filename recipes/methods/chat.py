@@ -145,6 +145,11 @@ def _key(arm: Arm) -> str | None:
             f"method chat: the environment variable {variable} holds no key for "
             f"{arm.settings['endpoint']}: set it, or name another as key_variable"
         )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(  # without the key
+            f"method chat: the environment variable {variable} holds something else than a key: "
+            "set it to ASCII characters without blanks or line breaks between them"
+        )
     return key
 
 

@@ -31,6 +31,8 @@ class Arm:
     """The arm's own settings, as the user wrote them, but for `tune`."""
     settings: Mapping[str, Any]
     """All settings that determine the arm's result, and no others."""
+    is_trial: bool = False
+    """Whether another arm chooses among this one and others."""
 
     @property
     def title(self) -> str:
@@ -189,6 +191,6 @@ def arm_folder(run: Run, arm: Arm, seed: int) -> Path:
     adapt = run.experiment.adapt
     key = [run.prepare_key, run.llm_key, adapt.logging_steps, arm.method.name]
     key += [dict(arm.settings), seed]
-    key += [measurement_settings(adapt)]
+    key += [measurement_settings(run.experiment)]
     key += [run.network_key(name) for name in arm.method.sources(arm.settings)]
     return run.place(f"adapt/{trained_name(arm, seed)}", key)

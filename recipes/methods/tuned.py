@@ -6,7 +6,8 @@ An arm with `tune` names values of its method's settings, all combinations of wh
 
 Every trial is trained as an arm of its own would be. The arm is the trial with the highest
 HitRatio@1 on `adapt.validate_rows` rows of validation, the first of equals; every seed chooses for
-itself. So a plain LoRA has as many trials as an adapter with a gate, if their grids are as large.
+itself. A trial whose training diverges is not chosen, and counts as one. So a plain LoRA has as
+many trials as an adapter with a gate, if their grids are as large.
 """
 
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 from recipes.artifacts import read_json, write_json
 from recipes.experiment import EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
+from recipes.llm.divergence import DivergenceError
 from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
 from recipes.methods.adapter import AdapterMethod
 from recipes.methods.method import Arm, Method, arm_folder, folder_name, shown
@@ -31,8 +33,12 @@ from recipes.scoring.rows import EvaluatedRows
 TUNE = "tune"
 """Key of an arm that names the values to try."""
 TUNING = "tuning.json"
-"""Of a tuned arm and seed: `trials`, each with its `settings` and its figure on `validation`, and
-`chosen`, the place of the best among them."""
+"""Of a tuned arm and seed: `trials`, each with its `settings` and its figure on `validation` (null
+if it has diverged), and `chosen`, the place of the best among them."""
+DIVERGED = "diverged.json"
+"""What a trial leaves whose training has diverged: `why`."""
+UNLIKE_ROWS = ("min_history",)
+"""Settings on which it depends which rows of validation are ranked."""
 
 
 class Tuned(Method):
@@ -70,6 +76,7 @@ class Tuned(Method):
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings of all trials; where these differ, the list of their values."""
+        _check_grid(f"method {self.inner.name}", given, self.choices[0])
         trials = [self.inner.configure(experiment, {**given, **one}) for one in self.choices]
         for place, one in enumerate(trials):
             if one in trials[:place]:
@@ -91,7 +98,7 @@ class Tuned(Method):
         for chosen, settings in zip(self.choices, arm.settings["trials"], strict=True):
             words = (f"{name}={shown(value)}" for name, value in chosen.items())
             name = folder_name(",".join([arm.name, *words]))
-            found.append(Arm(name, self.inner, {**arm.given, **chosen}, settings))
+            found.append(Arm(name, self.inner, {**arm.given, **chosen}, settings, is_trial=True))
         return tuple(found)
 
     def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
@@ -104,9 +111,10 @@ class Tuned(Method):
         return tuple(dict.fromkeys(found))
 
     def check(self, run: Run, arm: Arm) -> None:
-        """Refuse a trial that does not fit the language model."""
+        """Refuse a trial that does not fit the language model, or cannot be measured."""
         for trial in self.trials(arm):
             self.inner.check(run, trial)
+            self.inner.check_measured(run, trial)
 
     def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
         """The choice among the trained trials.
@@ -120,16 +128,19 @@ class Tuned(Method):
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
-        """Measure every trial, and write `tuning.json` and the curves and sizes of the best."""
-        figures = []
-        for trial in self.trials(arm):
-            plan = self.inner.plan(run, trial, seed)
-            vectors = self.inner.vectors(run, trial, seed)
-            measure = hit_ratio_on_validation(run, plan, vectors)
-            place = arm_folder(run, trial, seed)
-            with adapted_model(plan, run.llm, run.prompts, vectors, place) as adapted:
-                figures.append(measure(adapted.hybrid))
-        chosen = figures.index(max(figures))
+        """Measure every trial, and write `tuning.json` and the curves and sizes of the best.
+
+        Raises:
+            DivergenceError: All trials have diverged.
+        """
+        figures = [self._measured(run, trial, seed) for trial in self.trials(arm)]
+        finite = [figure for figure in figures if figure is not None]
+        if not finite:
+            raise DivergenceError(
+                f"all {len(figures)} trials of {arm.name} seed {seed} have diverged: try lower "
+                f"values of {TUNE}.learning_rate"
+            )
+        chosen = figures.index(max(finite))
         best = arm_folder(run, self.trials(arm)[chosen], seed)
         for name in (LOSS, PARAMETERS, TRAINING, VALIDATION):
             if (best / name).exists():
@@ -137,6 +148,19 @@ class Tuned(Method):
         tried = zip(self.choices, figures, strict=True)
         trials = [{"settings": one, "validation": figure} for one, figure in tried]
         write_json(folder / TUNING, {"trials": trials, "chosen": chosen})
+
+    def _measured(self, run: Run, trial: Arm, seed: int) -> float | None:
+        """HitRatio@1 of a trained trial on validation; None if it has diverged."""
+        place = arm_folder(run, trial, seed)
+        if (place / DIVERGED).exists():
+            return None
+        plan, vectors = self.inner.plan(run, trial, seed), self.inner.vectors(run, trial, seed)
+        measure = hit_ratio_on_validation(run, plan, vectors)
+        with adapted_model(plan, run.llm, run.prompts, vectors, place) as adapted:
+            try:
+                return measure(adapted.hybrid)
+            except DivergenceError:
+                return None
 
     def inputs(self, run: Run, arm: Arm, seed: int) -> dict[str, str]:
         """The prepared rows and candidates, the choice, and the chosen adapter."""
@@ -159,6 +183,34 @@ class Tuned(Method):
     def _record(self, run: Run, trial: Arm, seed: int) -> Record:
         stage = self.inner.stage(run, trial, seed)
         return required_record(stage, arm_folder(run, trial, seed), "adapt")
+
+
+def train_arm(run: Run, arm: Arm, seed: int, folder: Path) -> None:
+    """Train an arm into a folder. A trial that diverges leaves `diverged.json` alone."""
+    try:
+        arm.method.train(run, arm, seed, folder)
+    except DivergenceError as error:
+        if not arm.is_trial:
+            raise
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(f"[adapt {arm.name} seed {seed}] {error}", flush=True)
+        write_json(folder / DIVERGED, {"why": str(error)})
+
+
+def _check_grid(owner: str, given: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
+    """Refuse to try what the arm sets, or to measure trials on unlike rows (ValueError)."""
+    for name in choice:
+        if name in given:
+            raise ValueError(
+                f"{owner}: the arm sets {name}={given[name]!r}, and {TUNE} tries values of it: "
+                "leave one out"
+            )
+        if name in UNLIKE_ROWS:
+            raise ValueError(
+                f"{owner}: {TUNE}.{name} would rank other rows of validation in each trial: make "
+                "them arms instead"
+            )
 
 
 def _choices(owner: str, grid: Any) -> list[dict[str, Any]]:

@@ -5,11 +5,13 @@ import numpy as np
 from recipes.experiment import AdaptConfig, AdapterSettings, EvaluateConfig
 from recipes.llm.adapted import AdaptedModel
 from recipes.llm.adapter_plan import AdapterPlan
+from recipes.llm.divergence import DivergenceError
 from recipes.llm.duration import measured_steps, steps_of_epoch, training_steps
 from recipes.llm.hybrid_model import HybridModel
 from recipes.llm.validation import Measure
 from recipes.recommenders.vectors import Vectors
 from recipes.run import Run
+from recipes.scoring.arrays import Floats, Ints
 from recipes.scoring.rank import score_candidates
 from recipes.scoring.rows import EvaluatedRows, evaluated_rows
 
@@ -108,13 +110,29 @@ def hit_ratio_on_validation(run: Run, plan: AdapterPlan, vectors: Vectors | None
             length_normalised=run.experiment.evaluate.length_normalised,
             title=f"validate {plan.label}",
         )
-        own = np.take_along_axis(scores, targets, axis=1)
-        first = (scores <= own).all(axis=1)
-        # Of t tied ones at the top the target is the first with probability 1 / t. A row with a NaN
-        # is a miss.
-        return float((first / np.maximum((scores == own).sum(axis=1), 1)).mean())
+        if not np.isfinite(scores).all(axis=1).any():
+            raise DivergenceError(
+                f"{plan.label} has diverged (no row of validation has finite scores): lower "
+                f"adapt.learning_rate={settings.learning_rate:g}"
+            )
+        return expected_hit_ratio(scores, targets)
 
     return measure
+
+
+def expected_hit_ratio(scores: Floats, targets: Ints) -> float:
+    """HitRatio@1, in expectation over the order of tied candidates.
+
+    A row whose scores are not all finite is a miss, as in the stage `evaluate`.
+
+    Args:
+        scores: float64 [n, c]; higher is better.
+        targets: int64 [n, 1], the target's column of each row.
+    """
+    own = np.take_along_axis(scores, targets, axis=1)
+    first = (scores <= own).all(axis=1) & np.isfinite(scores).all(axis=1)
+    # Of t tied ones at the top the target is the first with probability 1 / t.
+    return float((first / np.maximum((scores == own).sum(axis=1), 1)).mean())
 
 
 def validation_rows(run: Run, settings: AdapterSettings) -> EvaluatedRows:
@@ -124,7 +142,15 @@ def validation_rows(run: Run, settings: AdapterSettings) -> EvaluatedRows:
         ValueError: No candidates were drawn, or there are fewer than two users.
     """
     config = EvaluateConfig(split="val", rows="all", min_history=settings.min_history, ks=[1])
-    found, wanted = evaluated_rows(run.data, config), run.experiment.adapt.validate_rows
+    wanted = run.experiment.adapt.validate_rows
+    split = run.data.split("val")
+    users = np.unique(split.user_ids[split.history_lengths >= settings.min_history])
+    if len(users) < 2:
+        raise ValueError(
+            f"adapters are measured on validation, where {len(users)} users have a history of "
+            f"adapt.min_history={settings.min_history} items: lower it, or prepare more users"
+        )
+    found = evaluated_rows(run.data, config)
     if wanted >= len(found):
         return found
     return found.take(np.linspace(0, len(found) - 1, wanted).round().astype(np.int64))

@@ -32,12 +32,16 @@ def tuning_section(
     return (
         "## Tuning\n\nThese arms' settings were chosen on validation. Every trial was trained "
         f"as an arm of its own would be, and each seed chose the best by HitRatio@1 on {rows}, in "
-        "bold here. No test row was read for it.\n\n" + markdown_table(head, lines)
+        "bold here, the first of equals. No test row was read for it.\n\n"
+        + markdown_table(head, lines)
     )
 
 
 def _cell(one: Mapping[str, Any] | None, place: int) -> str:
     if one is None:
         return "–"
-    text = f"{one['trials'][place]['validation']:.3f}"
+    figure = one["trials"][place]["validation"]
+    if figure is None:
+        return "diverged"
+    text = f"{figure:.3f}"
     return f"**{text}**" if place == one["chosen"] else text

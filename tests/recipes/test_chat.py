@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import util
 from pathlib import Path
@@ -62,6 +63,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.headers: set[str] = set()
         self.lock = threading.Lock()
 
     @property
@@ -77,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append(body)
             self.server.keys.append(self.headers["Authorization"])
+            self.server.headers.update(self.headers.keys())
             number = len(self.server.asked) - 1
         if self.path != "/v1/chat/completions":
             status, headers, sent = fault(404, f"no {self.path}")
@@ -107,7 +110,12 @@ def server() -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited before a request was repeated; none of them passes."""
     found: list[float] = []
-    monkeypatch.setattr(time, "sleep", found.append)
+
+    def pause(failed: threading.Event, seconds: float) -> bool:
+        found.append(seconds)
+        return failed.is_set()
+
+    monkeypatch.setattr(chat_endpoint, "_pause", pause)
     return found
 
 
@@ -186,9 +194,10 @@ def test_a_damaged_answer_is_named(server: Server, endpoint: ChatEndpoint):
     server.script = echo
     texts(endpoint, "a")
     (path,) = endpoint.folder.iterdir()
-    path.write_text(path.read_text()[:20])
-    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
-        texts(endpoint, "a")
+    for text in (path.read_text()[:20], "[1]", "{}", '{"answer": "a", "usage": 3}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+            texts(endpoint, "a")
 
 
 # ------------------------------------------------------------------ answers that are none
@@ -258,6 +267,85 @@ def test_a_rate_limit_is_waited_for_as_long_as_it_says(
     assert 0 < waits[1] <= 8 and 0 < waits[3] <= 8
 
 
+def test_a_date_and_a_long_wait_are_waited_for(
+    server: Server, endpoint: ChatEndpoint, waits: list[float]
+):
+    late = formatdate(time.time() + 90, usegmt=True)
+    past = formatdate(time.time() - 90, usegmt=True)
+    busy = [fault(429, Retry_After=one) for one in (late, "600", past, "soon", "nan", "0")]
+    server.script = lambda number, body: busy[number] if number < 6 else completion("right")
+    assert texts(endpoint, "a") == ["right"]
+    assert 85 < waits[0] <= 90 and waits[1:3] == [600, 0] and waits[5] == 0
+    assert 3 <= waits[3] <= 4 and 6 <= waits[4] <= 8  # as without: after 4 and after 5 repetitions
+
+
+def test_a_wait_beyond_all_patience_is_told_at_once(
+    server: Server, endpoint: ChatEndpoint, waits: list[float]
+):
+    server.script = lambda number, body: fault(429, "tomorrow", Retry_After="86400")
+    with pytest.raises(ConnectionError, match="tomorrow.*asked once; it says to wait for 86,400 s"):
+        texts(endpoint, "a")
+    assert not waits
+
+
+def test_a_server_that_hangs_is_given_up(
+    server: Server, endpoint: ChatEndpoint, waits: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chat_endpoint, "TIMEOUT", 0.1)
+    monkeypatch.setattr(chat_endpoint, "PATIENCE", 0.15)
+    released = threading.Event()
+
+    def script(number: int, body: dict[str, Any]) -> Reply:
+        released.wait(5)
+        return completion("too late")
+
+    server.script = script
+    try:
+        with pytest.raises(ConnectionError, match="timed out.*asked (once|2 times)"):
+            texts(endpoint, "a")
+    finally:
+        released.set()
+    assert not endpoint.folder.exists()
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_what_ends_one_request_ends_the_waits_of_the_others(
+    server: Server, endpoint: ChatEndpoint, status: int
+):
+    """A rate limit would have three of them wait for ten minutes."""
+    waiting = threading.Semaphore(0)
+
+    def script(number: int, body: dict[str, Any]) -> Reply:
+        if body["messages"][0]["content"] != "last":
+            waiting.release()
+            return fault(429, Retry_After="600")
+        for _ in range(3):
+            waiting.acquire(timeout=5)
+        return fault(status, "no more", "insufficient_quota")
+
+    server.script = script
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="no more"):
+        texts(endpoint, "a", "b", "c", "last")
+    assert time.monotonic() - began < 60 and len(server.asked) == 4
+
+
+def test_ctrl_c_ends_the_waits_too(
+    server: Server, endpoint: ChatEndpoint, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(asked: Any) -> Iterator[Any]:
+        while len(server.asked) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_endpoint, "as_completed", interrupted)
+    server.script = lambda number, body: fault(429, Retry_After="600")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        texts(endpoint, "a", "b")
+    assert time.monotonic() - began < 60 and len(server.asked) == 2
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_an_endpoint_without_time_is_given_up_in_the_end(
     server: Server, endpoint: ChatEndpoint, waits: list[float], status: int
@@ -274,11 +362,13 @@ def test_an_endpoint_without_time_is_given_up_in_the_end(
     [
         (fault(401, f"wrong key {SECRET}"), r"refuses the key \(401: .*wrong key \*\*\*.*key_var"),
         (fault(403), "refuses the key"),
+        (fault(402, "top up"), r"wants to be paid first \(402: top up\).*Answers so far are kept"),
+        (fault(429, "used up", "insufficient_quota"), r"wants to be paid first \(429: used up"),
         (fault(404), "knows no model 'm', or no chat completions"),
         (fault(400, "too long", "context_length_exceeded"), "refuses the request .400: .*too long"),
         (fault(422), r"change the arm's request \(\{'max_tokens': 5\}\), or lower its prompt_hist"),
     ],
-    ids=["key", "forbidden", "model", "too long", "request"],
+    ids=["key", "forbidden", "bill", "quota", "model", "too long", "request"],
 )
 def test_what_no_repetition_would_mend_is_refused_at_once(
     server: Server, endpoint: ChatEndpoint, waits: list[float], sent: Reply, message: str
@@ -287,6 +377,36 @@ def test_what_no_repetition_would_mend_is_refused_at_once(
     with pytest.raises(ValueError, match=message):
         texts(endpoint, "a")
     assert len(server.asked) == 1 and not waits
+
+
+@pytest.mark.parametrize(("told", "often"), [("false", 1), ("true", RETRIES + 1)])
+def test_a_server_says_whether_asking_again_may_help(
+    server: Server, endpoint: ChatEndpoint, waits: list[float], told: str, often: int
+):
+    server.script = lambda number, body: fault(500 if told == "false" else 418, X_Should_Retry=told)
+    with pytest.raises(ConnectionError, match="Answers so far are kept"):
+        texts(endpoint, "a")
+    assert len(server.asked) == often
+
+
+def test_an_error_in_place_of_an_answer_is_told_without_the_key(
+    server: Server, endpoint: ChatEndpoint, waits: list[float]
+):
+    server.script = lambda number, body: reply({"error": {"message": f"no {SECRET}", "code": 402}})
+    with pytest.raises(ConnectionError, match=r"than chat completions \(no \*\*\*\)"):
+        texts(endpoint, "a")
+
+
+def test_an_organisation_is_named_to_openai_alone(
+    server: Server, endpoint: ChatEndpoint, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENAI_ORG_ID", "ours")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "mine")
+    server.script = echo
+    texts(endpoint, "a")
+    assert not {"openai-organization", "openai-project"} & {one.lower() for one in server.headers}
+    own = chat_endpoint._client(replace(endpoint, url=chat_endpoint.OPENAI))
+    assert (own.organization, own.project) == ("ours", "mine")
 
 
 def test_an_address_where_nobody_answers(endpoint: ChatEndpoint, waits: list[float]):
@@ -431,6 +551,11 @@ def test_the_first_row_is_tried_before_anything_long(
     monkeypatch.setenv("MINE", "")
     with pytest.raises(ValueError, match="the environment variable MINE holds no key for http"):
         Pipeline.of(keyed).run_all()
+    for broken in (f"{SECRET}\n{SECRET}", f"{SECRET}–", f"{SECRET} {SECRET}"):
+        monkeypatch.setenv("MINE", broken)
+        with pytest.raises(ValueError, match="holds something else than a key") as found:
+            Pipeline.of(keyed).run_all()
+        assert SECRET not in str(found.value)
     monkeypatch.setenv("MINE", f" {SECRET}\n")
     with pytest.raises(ValueError, match="knows no model"):
         Pipeline.of(keyed).run_all()

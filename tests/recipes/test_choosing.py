@@ -14,7 +14,7 @@ from recipes.experiment import EvaluateConfig
 from recipes.llm.adapter_trainer import AdapterTrainer
 from recipes.methods import adapter, validating
 
-from .tiny_runs import Runs, copied, refused
+from .tiny_runs import Runs, copied, redone, refused
 
 SIX = ("--adapt.max_steps", 6, "--adapt.save_steps", 2, "--adapt.lora_dropout", 0.3)
 BEST = (*SIX, "--adapt.keep", "best", "--adapt.validate_at")
@@ -131,6 +131,26 @@ def test_epochs_count_train_windows_and_a_step_beyond_them_is_refused_once_they_
     assert (training["trained"], steps) == (6, [3, 6])
     assert runs("adapt", *rows, "--adapt.validate_at", "[7]") == 2
     assert "names step 7, but the training ends at step 6" in refused(capsys.readouterr().err)
+
+
+def test_an_interval_that_no_training_reaches_is_refused(runs, capsys):
+    assert runs("adapt", "--adapt.validate_every", 100) == 2
+    said = refused(capsys.readouterr().err)
+    assert "the training of 2 steps ends before adapt.validate_every=100 epochs" in said
+
+
+def test_another_measure_is_another_choice(runs, figures, capsys):
+    """Ranking by the mean of tokens in place of their sum may choose another step."""
+    figures |= {1: 0.9, 2: 0.4}
+    mean = ("--evaluate.length_normalised", "true")
+    for fields, again in (
+        (("--adapt.validate_at", "[1]", "--adapt.keep", "best"), ["adapt ilora seed 0"]),
+        ((), []),
+    ):
+        assert runs("adapt", *fields) == 0
+        capsys.readouterr()
+        assert runs("adapt", *fields, *mean) == 0
+        assert redone(capsys.readouterr().out) == again
 
 
 def test_a_report_says_what_was_chosen(runs, figures):

@@ -8,9 +8,13 @@ import torch
 from matplotlib.image import imread
 
 from recipes.artifacts import read_json
+from recipes.gradients import groups
 from recipes.gradients.groups import groups_of, ranks_from_sizes
 from recipes.gradients.measure import gradients, similarities
 from recipes.gradients.report import gradient_page, without_users
+from recipes.gradients.run import _refuse_no_direction, _sizes
+from recipes.methods import METHODS
+from recipes.methods.method import Arm
 
 from .tiny_runs import Runs, refused
 
@@ -24,6 +28,28 @@ def test_groups_are_numbered_so_that_neighbours_are_alike():
     assert set(groups_of(users, 1)) == {0}
     with pytest.raises(ValueError, match="groups=7: there are 6 different"):
         groups_of(users, 7)
+
+
+def test_groups_that_k_means_leaves_empty_are_told_as_groups(monkeypatch):
+    def none(users, count):
+        raise ValueError("adapt.num_experts=2")
+
+    monkeypatch.setattr(groups, "centroids", none)
+    with pytest.raises(ValueError, match="groups=2: 3 different representations do not fall"):
+        groups_of(torch.tensor([[0.0], [1.0], [2.0]]), 2)
+
+
+def test_ranks_are_proposed_for_as_many_groups_as_there_are_users():
+    """Two users, eight experts: no reason to refuse two groups."""
+    users = torch.tensor([[0.0], [1.0], [1.0]])
+    assert sorted(_sizes(users, 2)) == [1, 2] and _sizes(users, 4) == []
+
+
+def test_gradients_without_a_direction_are_told():
+    arm = Arm("lora", METHODS["lora"], {}, {})
+    _refuse_no_direction(arm, np.ones((2, 2)))
+    with pytest.raises(ValueError, match="gradients of lora are zero or not finite"):
+        _refuse_no_direction(arm, np.full((2, 2), np.nan))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +123,8 @@ def runs(tmp_path_factory) -> Runs:
 
 def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     fields = ("--methods", "[lora,ilora]", "--groups", 3, "--rows", 4, "--users", 5)
-    assert runs("gradients", *fields) == 0
+    assert runs("gradients", *fields, "--seeds", 2) == 0
+    assert not list(runs.folder.glob("adapt/*-seed1"))  # which is not read
     told = capsys.readouterr().out
     found = read_json(runs.folder / "gradients.json")
     assert list(found["arms"]) == ["lora", "ilora"] and found["pairs_of"] == "lora"

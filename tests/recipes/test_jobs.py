@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from recipes import jobs
 from recipes.jobs import shared_out
 from recipes.records import DATA
 
 from .tiny_runs import Runs, digests
+
+SIGNALS = {"killed": signal.SIGKILL, "terminated": signal.SIGTERM}
 
 PARENT = """
 import sys
@@ -28,15 +31,31 @@ if __name__ == "__main__":
 """
 
 
+class Unpicklable(Exception):
+    """Its copy in another process lacks what the constructor needs."""
+
+    def __init__(self, text: str, *, response: object) -> None:
+        super().__init__(text)
+        self.response = response
+
+
 def start(folder: Path):
     """What does the tasks of these tests: each leaves a file of its name."""
+    if (folder / "at once").exists():
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def do(task: str) -> None:
         (folder / task).write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
         if task == "mistake":
             raise ValueError("the task's own words")
-        if task == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "unpicklable":
+            raise Unpicklable("said the library", response=None)
+        if task == "unreadable":
+            raise Unpicklable("said the library", response=lambda: None)
+        if task in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[task])
+        if task == "exit":
+            os._exit(3)
         while task == "sleep":
             time.sleep(0.1)
 
@@ -62,9 +81,64 @@ def test_what_a_task_raises_is_raised_here(tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
 
 
-def test_a_killed_process_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MemoryError, match="choose fewer --jobs"):
-        shared_out(partial(start, tmp_path), ["killed"], 1, "tasks")
+@pytest.mark.parametrize("task", ["unpicklable", "unreadable"])
+def test_an_error_that_cannot_be_sent_is_told_in_words(tmp_path: Path, task: str) -> None:
+    with pytest.raises(RuntimeError, match="^Unpicklable: said the library") as caught:
+        shared_out(partial(start, tmp_path), [task], 1, "tasks")
+    assert "in do" in caught.value.__notes__[0]
+
+
+ENDS = {
+    "killed": (MemoryError, "killed the process that did killed: choose fewer --jobs"),
+    "terminated": (ChildProcessError, "that did terminated has ended by the signal SIGTERM: the"),
+    "exit": (ChildProcessError, "that did exit has ended by exit status 3: the same command"),
+}
+
+
+@pytest.mark.parametrize("task", ENDS)
+def test_a_process_that_ends_is_told_with_its_task(tmp_path: Path, task: str) -> None:
+    error, said = ENDS[task]
+    with pytest.raises(error, match=said):
+        shared_out(partial(start, tmp_path), [task], 1, "tasks")
+
+
+def test_a_process_that_ends_before_its_first_task_is_told(tmp_path: Path) -> None:
+    (tmp_path / "at once").touch()
+    with pytest.raises(ChildProcessError, match="that began has ended by the signal SIGTERM"):
+        shared_out(partial(start, tmp_path), ["never"], 1, "tasks")
+
+
+class Gone:
+    """A channel whose other side is gone: with or without a message that it has not read."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def recv(self) -> None:
+        raise self.error
+
+    def send(self, task: str) -> None:
+        raise self.error
+
+
+class Ended:
+    exitcode = -9
+
+    def join(self) -> None:
+        """It has ended."""
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError, BrokenPipeError])
+def test_however_the_other_side_is_gone_it_is_the_end_of_its_process(
+    error: type[Exception],
+) -> None:
+    channel = Gone(error)
+    for use in (channel.recv, lambda: channel.send("task")):
+        with (
+            pytest.raises(MemoryError, match="that did adapt lora 0: choose"),
+            jobs._told(Ended(), ("adapt", "lora", 0)),  # type: ignore[arg-type]
+        ):
+            use()
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
@@ -112,6 +186,6 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> Non
 def test_a_number_of_processes_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for jobs in ("0", "-1", "many", "1.5"):
-        assert Runs(tmp_path)("run", f"--jobs={jobs}") == 2
-        assert f"--jobs {jobs}: choose a number of processes" in capsys.readouterr().err
+    for number in ("0", "-1", "many", "1.5"):
+        assert Runs(tmp_path)("run", f"--jobs={number}") == 2
+        assert f"--jobs {number}: choose a number of processes" in capsys.readouterr().err

@@ -80,6 +80,17 @@ def test_a_preset_has_its_values_and_every_arm_takes_them(dataset, preset):
             assert (arm.settings["epochs"], arm.settings["max_steps"]) == (5, None)
 
 
+@pytest.mark.parametrize("preset", RATES)
+def test_a_preset_is_the_same_whatever_it_is_put_over(preset):
+    """`movielens-smollm2` has short prompts, few windows, kept states and few users of its own."""
+    one, other = of("movielens", preset), of("movielens-smollm2", preset)
+    for experiment in (one, other):
+        experiment.name = experiment.out = ""
+        experiment.adapt.methods = []  # which the arms replace
+        experiment.adapt.save_steps, experiment.evaluate.ks = 1, [1]
+    assert one == other
+
+
 def test_the_papers_rows_are_its_arms():
     arms = {arm.method.name for arm in Pipeline.of(of("lastfm", "paper")).arms}
     assert arms >= {"gru4rec", "caser", "sasrec", "zero-shot", "tallrec", "prefixrec", "lora"}
@@ -119,6 +130,14 @@ def test_what_a_preset_cannot_be_is_one_line(tmp_path, capsys):
     (tmp_path / "broken.yaml").write_text("datasets: {lastfm: 3}\n")
     for line, said in (
         (["run", "demo", "--preset", "paper"], "no settings for the dataset 'synthetic'; it has"),
+        (
+            ["run", "recommenders", "--preset", "recommended"],
+            "recommended.yaml, give it a block for 'custom', and name the copy",
+        ),
+        (
+            ["run", "lastfm", "--preset", "paper", "--adapt.max_steps", "9"],
+            "max_steps=9 and adapt.epochs=5 both say how long to train: set one of them to null",
+        ),
         (
             ["run", "lastfm", "--preset", "papers"],
             "is neither a shipped preset (paper, recommended",

@@ -1,18 +1,23 @@
 """A tuned arm is the best of its trials on validation, and a report says what was tried."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recipes import pipeline
 from recipes.artifacts import read_json, read_table
 from recipes.experiment import AdaptConfig, Experiment
-from recipes.methods import tuned
+from recipes.llm.divergence import DivergenceError
+from recipes.methods import adapter, tuned
+from recipes.methods.adapter import AdapterMethod
 from recipes.pipeline import Pipeline
 from recipes.report.tuning import tuning_section
 from recipes.study import read_study
 
-from .tiny_runs import Runs, redone
+from .tiny_runs import Runs, copied, redone
+from .tiny_runs import refused as one_refusal
 
 ARMS = "[{method: lora, tune: {learning_rate: [0.001, 0.1], rank: [2, 4]}}, {method: ilora}]"
 FIGURES = {(0.001, 2): 0.2, (0.001, 4): 0.4, (0.1, 2): 0.4, (0.1, 4): 0.1}
@@ -75,9 +80,87 @@ def test_what_is_done_is_not_done_again_and_a_lost_trial_is(done, capsys):
     assert redone(capsys.readouterr().out) == [f"adapt {name} seed 0"]
 
 
-def refused(arm: dict[str, Any]) -> str:
-    with pytest.raises(ValueError, match=r"method |adapt\.") as found:
-        Pipeline.of(Experiment(arms=[arm], adapt=AdaptConfig()))
+def test_trials_are_shared_among_processes_and_the_choice_comes_after_them(
+    done, monkeypatch, tmp_path
+):
+    """One tuned arm keeps several processes busy."""
+    shared: list[list[tuple[str, str, int]]] = []
+    monkeypatch.setattr(pipeline, "shared_out", lambda start, tasks, *_: shared.append(tasks))
+    monkeypatch.setattr(tuned, "hit_ratio_on_validation", scripted)
+    runs = copied(done, tmp_path)
+    shutil.rmtree(runs.folder / "adapt")
+    fields = ("--arms", ARMS, "--seeds", 2, "--jobs", 2)
+    assert runs("adapt", *fields) == 0
+    trials, choices = shared
+    names = ["ilora", *(f"lora-tuned,learning_rate={rate},rank={rank}" for rate, rank in FIGURES)]
+    adapters = [task for task in trials if task[1] != "sasrec"]  # of which nothing is left to do
+    assert sorted(adapters) == sorted(("adapt", name, seed) for name in names for seed in (0, 1))
+    assert choices == [("adapt", "lora-tuned", 0), ("adapt", "lora-tuned", 1)]
+
+
+def test_a_trial_that_diverges_loses_and_is_not_trained_again(done, monkeypatch, tmp_path, capsys):
+    runs, original = copied(done, tmp_path), AdapterMethod.train
+    shutil.rmtree(runs.folder / "adapt" / "lora-tuned-seed0")
+
+    def diverging(self, run, arm, seed, folder):
+        if not hopeless and arm.given["learning_rate"] == 0.001:
+            return original(self, run, arm, seed, folder)
+        (folder / "checkpoints").mkdir()
+        raise DivergenceError("too fast")
+
+    def without_trials():
+        for path in runs.folder.glob("adapt/lora-tuned,*"):
+            shutil.rmtree(path)
+
+    monkeypatch.setattr(tuned, "hit_ratio_on_validation", scripted)
+    monkeypatch.setattr(AdapterMethod, "train", diverging)
+    hopeless = False
+    without_trials()
+    assert runs("run", "--arms", ARMS) == 0
+    found = read_json(runs.folder / "adapt" / "lora-tuned-seed0" / "tuning.json")
+    assert [one["validation"] for one in found["trials"]] == [0.2, 0.4, None, None]
+    assert found["chosen"] == 1
+    left = runs.folder / "adapt" / "lora-tuned,learning_rate=0.1,rank=2-seed0"
+    assert read_json(left / "diverged.json") == {"why": "too fast"}
+    assert sorted(path.name for path in left.iterdir()) == ["diverged.json", "record.json"]
+    page = (runs.folder / "report.md").read_text(encoding="utf-8")
+    assert "| LoRA, best of 4 | learning_rate 0.1, rank 2 | diverged |" in page
+    capsys.readouterr()
+    assert runs("run", "--arms", ARMS) == 0
+    assert redone(capsys.readouterr().out) == []
+    hopeless = True
+    without_trials()
+    shutil.rmtree(runs.folder / "adapt" / "lora-tuned-seed0")
+    assert runs("run", "--arms", ARMS) == 2
+    assert "all 4 trials of lora-tuned seed 0 have diverged" in one_refusal(capsys.readouterr().err)
+
+
+def test_an_arm_that_diverges_is_refused_as_ever(done, monkeypatch, tmp_path, capsys):
+    def diverging(*given):
+        raise DivergenceError("too fast")
+
+    monkeypatch.setattr(AdapterMethod, "train", diverging)
+    assert copied(done, tmp_path)("run", "--adapt.learning_rate", 0.5) == 2
+    assert "too fast" in one_refusal(capsys.readouterr().err)
+
+
+def test_rows_of_validation_that_cannot_be_ranked_are_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys
+):
+    def none(run, settings):
+        raise ValueError("no rows of validation")
+
+    monkeypatch.setattr(adapter, "validation_rows", none)
+    for place, fields in enumerate((("--arms", ARMS), ("--adapt.validate_at", "[1]"))):
+        runs = Runs(tmp_path / str(place))
+        assert runs("run", *fields) == 2
+        assert "no rows of validation" in one_refusal(capsys.readouterr().err)
+        assert not list(runs.folder.glob("recommenders/*")) + list(runs.folder.glob("adapt/*"))
+
+
+def refused(*arms: dict[str, Any]) -> str:
+    with pytest.raises(ValueError, match=r"method |adapt\.|arm ") as found:
+        Pipeline.of(Experiment(arms=list(arms), adapt=AdaptConfig()))
     return str(found.value)
 
 
@@ -89,6 +172,19 @@ def test_a_grid_that_is_none_is_refused():
     assert "has no setting 'ranks'" in refused({**lora, "tune": {"ranks": [8]}})
     assert "not divisible by adapt.num_experts=4" in refused(
         {"method": "ilora", "tune": {"rank": [8, 6]}}
+    )
+    assert "the arm sets rank=4, and tune tries values of it" in refused(
+        {**lora, "rank": 4, "tune": {"rank": [8]}}
+    )
+    assert "tune.min_history would rank other rows of validation" in refused(
+        {**lora, "tune": {"min_history": [1, 3]}}
+    )
+    assert "arm name='lora-tuned,rank=8' is the folder of a trial" in refused(
+        {**lora, "tune": {"rank": [8]}}, {**lora, "name": "lora-tuned,rank=8"}
+    )
+    same = ["q_proj", "v_proj"], ["q_proj+v_proj"]
+    assert "arm name='lora-tuned,target_modules=q_proj+v_proj' is" in refused(
+        {**lora, "tune": {"target_modules": list(same)}}
     )
     assert "is for adapters of a language model" in refused(
         {"method": "sasrec", "tune": {"dropout": [0.1]}}
