@@ -17,7 +17,8 @@ from recipes.data.padding import PADDING
 from recipes.data.tables import PreparedData, Split
 from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
 from recipes.evaluation.protocol import Protocol
-from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
+from recipes.evaluation.statistics import Resampling, ratio_interval
+from recipes.evaluation.summary import difference_of
 from recipes.methods.method import Arm
 from recipes.scoring.arrays import Ints
 from recipes.scoring.rows import EvaluatedRows
@@ -184,13 +185,7 @@ def _difference(one: Outcomes, other: Outcomes, resampling: Resampling) -> dict[
     """A difference with its interval, or without one where there is a single user."""
     users = len(np.unique(one.user_ids))
     if users > 1:
-        difference = paired_difference(
-            (one.numerators, one.denominators),
-            (other.numerators, other.denominators),
-            one.user_ids,
-            resampling,
-            same_seeds=one.seeds == other.seeds,
-        )
+        difference = difference_of(one, other, resampling)
         assert difference is not None  # every row counts in both metrics
         return asdict(difference) | {"excludes_zero": difference.excludes_zero}
     value, less = (float(o.numerators.sum() / o.denominators.sum()) for o in (one, other))

@@ -10,7 +10,12 @@ import pandas as pd
 from recipes.evaluation.answers import INVALID
 from recipes.evaluation.outcomes import Metric, Outcomes, metrics_for, outcomes_of
 from recipes.evaluation.protocol import Protocol
-from recipes.evaluation.statistics import Resampling, paired_difference, ratio_interval
+from recipes.evaluation.statistics import (
+    Difference,
+    Resampling,
+    paired_difference,
+    ratio_interval,
+)
 from recipes.methods.method import Arm
 from recipes.scoring.arrays import Floats, Ints
 
@@ -117,13 +122,7 @@ def _comparison_entry(
     resampling: Resampling,
 ) -> Entry:
     (method, found), (other, baseline) = first, second
-    difference = paired_difference(
-        (found.numerators, found.denominators),
-        (baseline.numerators, baseline.denominators),
-        found.user_ids,
-        resampling,
-        same_seeds=found.seeds == baseline.seeds,
-    )
+    difference = difference_of(found, baseline, resampling)
     entry: Entry = {
         "method": method,
         "baseline": other,
@@ -141,6 +140,17 @@ def _comparison_entry(
         assert given is not None  # it is undefined where `difference` is
         entry["given_trainings"] = [given.low, given.high]
     return entry
+
+
+def difference_of(found: Outcomes, baseline: Outcomes, resampling: Resampling) -> Difference | None:
+    """The one minus the other, paired by row; None where a ratio is undefined."""
+    return paired_difference(
+        (found.numerators, found.denominators),
+        (baseline.numerators, baseline.denominators),
+        found.user_ids,
+        resampling,
+        same_seeds=found.seeds == baseline.seeds,
+    )
 
 
 def _over_seeds(found: Outcomes) -> tuple[Floats, Floats]:

@@ -257,13 +257,8 @@ def test_free_beams_are_sorted_and_told_to_be_cut_short():
     assert found.beams == alone
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_row_of_nan_leaves_the_other_rows_of_its_batch_as_they_are(num_beams):
-    adapted, rows = FakeAdapted(routed=False), [3, 0, 4]
-    lengths = np.array([len(PROMPTS[row]) for row in rows])
-    decoding = Decoding(max_new_tokens=4, num_beams=num_beams)
-    settings = {"batch_size": 9, "decoding": decoding, "allowed": ANSWERS}
-    before = generate_answers(adapted, "test", rows, lengths, **settings)
+def break_row_0(adapted):
+    """Put a NaN into the last embedding of row 0's prompt."""
     inputs_of = adapted.prompt_inputs
 
     def broken(split, asked):
@@ -272,6 +267,16 @@ def test_a_row_of_nan_leaves_the_other_rows_of_its_batch_as_they_are(num_beams):
         return inputs
 
     adapted.prompt_inputs = broken
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_row_of_nan_leaves_the_other_rows_of_its_batch_as_they_are(num_beams):
+    adapted, rows = FakeAdapted(routed=False), [3, 0, 4]
+    lengths = np.array([len(PROMPTS[row]) for row in rows])
+    decoding = Decoding(max_new_tokens=4, num_beams=num_beams)
+    settings = {"batch_size": 9, "decoding": decoding, "allowed": ANSWERS}
+    before = generate_answers(adapted, "test", rows, lengths, **settings)
+    break_row_0(adapted)
     found = generate_answers(adapted, "test", rows, lengths, **settings)
     assert [found.texts[0], found.texts[2]] == [before.texts[0], before.texts[2]]
     assert [found.beams[0], found.beams[2]] == [before.beams[0], before.beams[2]]
@@ -283,14 +288,7 @@ def test_what_a_row_of_nan_would_write_is_nothing(num_beams):
     adapted, rows = FakeAdapted(routed=False), [3, 0, 4]
     adapted.answer_ids = MANY
     adapted.prompt_lengths = lambda split, asked: np.array([len(PROMPTS[row]) for row in asked])
-    inputs_of = adapted.prompt_inputs
-
-    def broken(split, asked):
-        inputs = inputs_of(split, asked)
-        inputs.inputs_embeds[asked.index(0), -1] = float("nan")
-        return inputs
-
-    adapted.prompt_inputs = broken
+    break_row_0(adapted)
     decoding = Decoding(max_new_tokens=4, num_beams=num_beams)
     lengths = adapted.prompt_lengths("test", rows)
     found = generated_tokens(adapted, "test", rows, lengths, batch_size=9, decoding=decoding)
