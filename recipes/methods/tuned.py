@@ -21,6 +21,7 @@ from recipes.experiment import EvaluateConfig, Experiment
 from recipes.llm.adapted import adapted_model
 from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
 from recipes.methods.adapter import AdapterMethod
+from recipes.methods.ilora import CLUSTERS_FILE
 from recipes.methods.method import Arm, Method, arm_folder, folder_name, shown
 from recipes.methods.validating import hit_ratio_on_validation
 from recipes.records import Record, Stage, required_record
@@ -131,7 +132,7 @@ class Tuned(Method):
                 figures.append(measure(adapted.hybrid))
         chosen = figures.index(max(figures))
         best = arm_folder(run, self.trials(arm)[chosen], seed)
-        for name in (LOSS, PARAMETERS, TRAINING, VALIDATION):
+        for name in (CLUSTERS_FILE, LOSS, PARAMETERS, TRAINING, VALIDATION):
             if (best / name).exists():
                 shutil.copyfile(best / name, folder / name)
         tried = zip(self.choices, figures, strict=True)

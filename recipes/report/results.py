@@ -12,6 +12,7 @@ from recipes.evaluation.evaluate import GATES, METRICS, MODULATIONS, evaluated_r
 from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import stand_in_description
 from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
+from recipes.methods.ilora import CLUSTERS_FILE
 from recipes.methods.method import Arm, arm_folder, trained_name
 from recipes.methods.tuned import TUNING
 from recipes.records import Record, read_record, required_record
@@ -53,6 +54,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "curves": curves(run, arms),
         "trainings": of_each_seed(run, arms, TRAINING),
         "tuning": of_each_seed(run, arms, TUNING),
+        "clusters": of_each_seed(run, arms, CLUSTERS_FILE),
         "trainable_parameters": trainable_parameters(run, arms),
         "seeds": {
             "adapters": sorted(set(adapted.values())),

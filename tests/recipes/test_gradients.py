@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from recipes.artifacts import read_json
-from recipes.gradients.groups import groups_of, ranks_from_sizes
+from recipes.gradients.groups import groups_of
 from recipes.gradients.measure import gradients, similarities
 from recipes.gradients.report import gradient_page, without_users
 
@@ -24,26 +24,6 @@ def test_groups_are_numbered_so_that_neighbours_are_alike():
     assert set(groups_of(users, 1)) == {0}
     with pytest.raises(ValueError, match="groups=7: there are 6 different"):
         groups_of(users, 7)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "total", "ranks"),
-    [
-        ([10, 10, 10, 10], 16, [4, 4, 4, 4]),
-        ([70, 10, 10, 10], 16, [11, 2, 2, 1]),
-        ([97, 1, 1, 1], 16, [13, 1, 1, 1]),
-        ([2, 1], 4, [3, 1]),
-        ([1, 1, 1], 3, [1, 1, 1]),
-        ([5], 8, [8]),
-    ],
-)
-def test_ranks_follow_sizes_and_keep_the_sum(sizes, total, ranks):
-    assert ranks_from_sizes(sizes, total) == ranks
-
-
-def test_more_groups_than_ranks_are_refused():
-    with pytest.raises(ValueError, match="3 groups cannot share a total rank of 2"):
-        ranks_from_sizes([1, 1, 1], 2)
 
 
 def test_cosines_by_hand_are_means_over_types_that_have_a_direction():
@@ -111,7 +91,8 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     assert most["cosine"] >= least["cosine"]
     assert all(one["history"] and one["target"] for one in most["users"] + least["users"])
     assert most["users"][0]["user"] != most["users"][1]["user"]
-    assert [(len(own["sizes"]), sum(own["ranks"])) for own in found["ranks"]] == [(2, 4), (4, 4)]
+    tried = [(len(own["sizes"]), sum(own["ranks"])) for own in found["ranks"]]
+    assert tried == [(2, 4), (3, 4), (4, 4)]
     text = (runs.folder / "gradients.md").read_text()
     assert text in told and "![Cosines between groups](gradients.png)" in text
     assert imread(runs.folder / "gradients.png").shape[0] > 600
