@@ -159,10 +159,7 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         f"![{_figure_title(results)}]({figure})",
         f"![Curves over training]({curves})" if has_curves(results) else "",
         *(_tuning(results, cell) for cell in results["cells"]),
-        *(
-            clusters_section(cell.get("clusters", {}), arms_of(results))
-            for cell in results["cells"]
-        ),
+        *(clusters_section(cell.get("clusters", {}), arms) for cell in results["cells"]),
         sizes_section(results) if results.get("rivals") else "",
         gates_section(results) if results.get("rivals") or has_maps(results) else "",
         f"![Weights of experts]({gates})" if has_maps(results) else "",
