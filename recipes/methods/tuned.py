@@ -131,10 +131,7 @@ class Tuned(Method):
             with adapted_model(plan, run.llm, run.prompts, vectors, place) as adapted:
                 figures.append(measure(adapted.hybrid))
         chosen = figures.index(max(figures))
-        best = arm_folder(run, self.trials(arm)[chosen], seed)
-        for name in (CLUSTERS_FILE, LOSS, PARAMETERS, TRAINING, VALIDATION):
-            if (best / name).exists():
-                shutil.copyfile(best / name, folder / name)
+        copy_descriptions(arm_folder(run, self.trials(arm)[chosen], seed), folder)
         tried = zip(self.choices, figures, strict=True)
         trials = [{"settings": one, "validation": figure} for one, figure in tried]
         write_json(folder / TUNING, {"trials": trials, "chosen": chosen})
@@ -160,6 +157,13 @@ class Tuned(Method):
     def _record(self, run: Run, trial: Arm, seed: int) -> Record:
         stage = self.inner.stage(run, trial, seed)
         return required_record(stage, arm_folder(run, trial, seed), "adapt")
+
+
+def copy_descriptions(adapter: Path, folder: Path) -> None:
+    """Copy what tells of an adapter's training, as far as it is there, and no weights."""
+    for name in (CLUSTERS_FILE, LOSS, PARAMETERS, TRAINING, VALIDATION):
+        if (adapter / name).exists():
+            shutil.copyfile(adapter / name, folder / name)
 
 
 def _choices(owner: str, grid: Any) -> list[dict[str, Any]]:
