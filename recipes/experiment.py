@@ -440,9 +440,10 @@ class EvaluateConfig:
     batch_size: Count = 64
     """Prompts in a batch of generation; in ranking, about as many (prompt, candidate) pairs."""
 
-    decoding: Literal["free", "candidates"] = "free"
+    decoding: Literal["free", "candidates", "none"] = "free"
     """What a language model may write: `free`: anything; `candidates`: only tokens that lead to the
-    title of one of the row's candidates, which may be all items, so that every answer is valid."""
+    title of one of the row's candidates, which may be all items, so that every answer is valid;
+    `none`: nothing, so that candidates are ranked and an evaluation takes about half the time."""
 
     num_beams: Count = 1
     """Beams of a language model's generation; 1 is greedy. With several, HitRatio@K and NDCG@K of

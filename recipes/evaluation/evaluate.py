@@ -151,6 +151,11 @@ def check_config(config: EvaluateConfig, num_candidates: int | None = None) -> R
         raise ValueError(
             "evaluate.order_rows=1 gives no interval: try at least 2 rows, or 0 for none"
         )
+    if config.decoding == "none" and (config.num_beams > 1 or config.max_new_tokens is not None):
+        raise ValueError(
+            "evaluate.decoding='none' writes nothing, and evaluate.num_beams or max_new_tokens is "
+            "given: leave them out, or choose evaluate.decoding `free` or `candidates`"
+        )
     if len(set(config.ks)) < len(config.ks):
         raise ValueError(f"evaluate.ks={config.ks} names a cut-off twice: leave one out")
     if config.candidates == "sampled":
@@ -202,7 +207,7 @@ def _check_beams(arm: Arm, config: EvaluateConfig) -> None:
     if config.decoding != "candidates":
         raise ValueError(
             f"evaluate.candidates='catalogue': the arm {arm.name!r} ranks by the titles that it "
-            "writes, and evaluate.decoding='free' lets it write what is none: set it `candidates`"
+            f"writes, for which evaluate.decoding={config.decoding!r} must be `candidates`"
         )
     if max(config.ks) > config.num_beams:
         raise ValueError(

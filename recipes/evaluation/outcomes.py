@@ -30,7 +30,8 @@ class Metric:
 
 def metrics_for(protocol: Protocol) -> list[Metric]:
     """The metrics of a report."""
-    found, words = _text_metrics(protocol), f"({{source}}, {protocol.words})"
+    found = [] if protocol.config.decoding == "none" else _text_metrics(protocol)
+    words = f"({{source}}, {protocol.words})"
     for k in protocol.config.ks:
         found += [
             _rank_metric(f"hit_ratio@{k}", f"HitRatio@{k} {words}", partial(hits, k=k)),

@@ -1,7 +1,7 @@
 """A method's predictions for the evaluated rows: scores of candidates, and answers if it writes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from torch import Tensor
 from recipes.experiment import EvaluateConfig
 from recipes.llm.prompted import PromptedModel
 from recipes.prompting.written import written_titles
-from recipes.scoring.arrays import Floats
-from recipes.scoring.generate import Decoding, generate_answers, generated_tokens
+from recipes.scoring.arrays import Floats, Ints
+from recipes.scoring.generate import Decoding, Generated, generate_answers, generated_tokens
 from recipes.scoring.masking import Masked
 from recipes.scoring.modulation import modulation_summary
 from recipes.scoring.order import OrderChanges, order_changes
@@ -81,32 +81,42 @@ def llm_predictions(
             "adapt.learning_rate and train it again"
         )
     scores[lost] = np.nan
+    found = Predictions(
+        scores,
+        gates=gate_weights(adapted, rows, config.batch_size),
+        modulations=modulation_summary(adapted, rows, config.batch_size),
+        order=order_changes(adapted, label, rows, scores, config),
+    )
+    if config.decoding == "none":
+        return found
+    answers = _answers(adapted, label, rows, lengths, config)
+    return replace(
+        found,
+        texts=answers.texts,
+        cut_short=answers.cut_short,
+        titles=titles,
+        beams=answers.beams if config.num_beams > 1 else None,
+    )
+
+
+def _answers(
+    adapted: PromptedModel, label: str, rows: EvaluatedRows, lengths: Ints, config: EvaluateConfig
+) -> Generated:
+    """What the model writes; `lengths` are those of the prompts."""
     allowed = (
         [[adapted.answer_ids[item] for item in items] for items in rows.candidates]
         if config.decoding == "candidates"
         else None
     )
-    answers = generate_answers(
+    return generate_answers(
         adapted,
         rows.split,
-        wanted,
+        rows.rows.tolist(),
         lengths,
         batch_size=config.batch_size,
         decoding=decoding_of(adapted, config),
         title=f"generate {label}",
         allowed=allowed,
-    )
-    gates = gate_weights(adapted, rows, config.batch_size)
-    modulations = modulation_summary(adapted, rows, config.batch_size)
-    return Predictions(
-        scores,
-        answers.texts,
-        answers.cut_short,
-        gates,
-        modulations,
-        titles,
-        beams=answers.beams if config.num_beams > 1 else None,
-        order=order_changes(adapted, label, rows, scores, config),
     )
 
 

@@ -297,7 +297,7 @@ OPEN = {"method": "ilora", "list_candidates": False}
     [
         ([{"method": "ilora"}], {}, "'ilora' ranks only .*adapt.list_candidates false"),
         ([{"method": "zero-shot"}], {}, "'zero-shot' ranks only .*prompts: leave it out"),
-        ([OPEN], {"decoding": "free"}, "evaluate.decoding='free' lets it write what is none"),
+        ([OPEN], {"decoding": "free"}, "evaluate.decoding='free' must be `candidates`"),
         ([OPEN], {"num_beams": 9}, "ks holds 10, but evaluate.num_beams=9.*raise"),
         ([OPEN], {"num_beams": 10}, None),
     ],

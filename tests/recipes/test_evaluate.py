@@ -168,6 +168,26 @@ def test_metrics_are_those_of_the_answers_and_scores(run):
     assert entry_of(metrics, "sasrec", "hit_ratio@1/ranking")["seeds"] == [7, 8]
 
 
+def test_nothing_is_written_where_decoding_is_none_and_rankings_stay(run, monkeypatch):
+    folder, _, _ = run
+    evaluate(folder)
+    before = read_json(folder / "evaluate" / "metrics.json")
+
+    def refuse(*_, **__):
+        raise AssertionError("nothing may be generated")
+
+    monkeypatch.setattr(predictions, "generate_answers", refuse)
+    evaluate(folder, decoding="none")
+    after = read_json(folder / "evaluate" / "metrics.json")
+    ranked = {
+        name: [entry for entry in before[name] if entry["key"].endswith("/ranking")]
+        for name in ("metrics", "comparisons")
+    }
+    assert len(ranked["metrics"]) < len(before["metrics"])
+    assert {name: after[name] for name in ranked} == ranked
+    assert after["invalid"] == []
+
+
 def test_invalid_answers_are_counted_by_kind(run):
     folder, data, _ = run
     evaluate(folder, seeds=2)
@@ -338,6 +358,8 @@ def test_arms_are_evaluated_by_their_names_and_another_arm_runs_the_others_not_a
         ({"max_users": 1}, "max_users"),
         ({"min_history": 99}, "min_history"),
         ({"bootstrap_samples": 5}, "bootstrap_samples"),
+        ({"decoding": "none", "num_beams": 2}, "evaluate.decoding='none' writes nothing"),
+        ({"decoding": "none", "max_new_tokens": 9}, "evaluate.decoding='none' writes nothing"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(run, change, message):
