@@ -76,7 +76,7 @@ def _knows_the_catalogue(experiment: Experiment, arms: Sequence[Arm]) -> bool:
     return reads and experiment.adapt.llm == STAND_IN and title_form(experiment) == "token"
 
 
-def elsewhere(experiment: Experiment, arms: Sequence[Arm]) -> dict[str, Experiment]:
+def experiments_elsewhere(experiment: Experiment, arms: Sequence[Arm]) -> dict[str, Experiment]:
     """The experiments on other data that train adapters which this one evaluates.
 
     Each differs in its data and folder, and has the adapters and the recommenders that they read

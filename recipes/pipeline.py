@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipes.arms import comparison, elsewhere
+from recipes.arms import comparison, experiments_elsewhere
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
@@ -79,7 +79,7 @@ class Pipeline:
         evaluating.check_arms(experiment, compared.arms)
         run = Run(experiment, compared.networks, shared)
         others = []
-        for place, one in elsewhere(experiment, compared.arms).items():
+        for place, one in experiments_elsewhere(experiment, compared.arms).items():
             try:
                 other = replace(cls.of(one, shared, jobs), only_trains=True)
             except ValueError as error:

@@ -32,7 +32,7 @@ from recipes.methods.settings import refuse_unknown
 from recipes.methods.tuned import copy_descriptions
 from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.vectors import Vectors
-from recipes.records import Stage, required_record
+from recipes.records import Record, Stage, required_record
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, Scorer, llm_predictions
 from recipes.scoring.rows import EvaluatedRows
@@ -112,18 +112,20 @@ class Transferred(Method):
         prompts = run.outlined_prompts.prompts(run.experiment.evaluate.split, *layout)
         check_room(run, longest_evaluated(run, prompts.input_ids), settings.prompt_history)
 
-    def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
-        """The choice of the trained adapter.
+    def training(self, run: Run, arm: Arm, seed: int) -> Record:
+        """The record of the adapter's training.
 
         Raises:
             FileNotFoundError: It has not been trained.
             ValueError: It was trained with other settings.
         """
-        other, own = run.elsewhere[self.place], self.trained(arm)
-        stage = self.inner.stage(other, own, seed)
-        record = required_record(stage, arm_folder(other, own, seed), "adapt")
+        stage = self.inner.stage(run.elsewhere[self.place], self.trained(arm), seed)
+        return required_record(stage, self._folder(run, arm, seed), "adapt")
+
+    def stage(self, run: Run, arm: Arm, seed: int) -> Stage:
+        """The choice of the trained adapter; raises what `training` raises."""
         settings = {**arm.settings, "method": self.name, "seed": seed}
-        inputs = {"adapter": record.content}
+        inputs = {"adapter": self.training(run, arm, seed).content}
         return Stage(f"adapt {arm.name} seed {seed}", settings, inputs, self.version)
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
