@@ -33,6 +33,7 @@ from recipes.methods.tuned import copy_descriptions
 from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, required_record
+from recipes.registry import UnknownNameError
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, Scorer, llm_predictions
 from recipes.scoring.rows import EvaluatedRows
@@ -189,7 +190,8 @@ def _checked(owner: str, where: Any) -> dict[str, Any]:
     for name, value in given.items():
         if not (isinstance(value, str) or (name == "source" and value is None)):
             raise ValueError(f"{owner}: {TRAINED_ON}.{name}={value!r} must be a word")
-    assert DATASETS[given["dataset"]]  # else the known ones are named
+    if given["dataset"] not in DATASETS:
+        raise UnknownNameError("dataset", given["dataset"], list(DATASETS))
     return dict(given)
 
 
