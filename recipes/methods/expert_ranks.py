@@ -48,7 +48,7 @@ def clusterings(users: Tensor, total: int) -> list[Clustering]:
     chosen = np.unique(np.linspace(0, len(users) - 1, MOST_WINDOWS).round().astype(np.int64))
     points = users.double().numpy()[chosen]
     most = min(total, len(np.unique(points, axis=0)))
-    distances = cdist(points, points)
+    distances = cdist(points, points).astype(np.float64, copy=False)
     found = []
     for count in COUNTS:
         labels = _labels(points, count) if count <= most else None
