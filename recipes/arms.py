@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from recipes.experiment import Experiment
 from recipes.llm.stand_in import STAND_IN
 from recipes.methods import METHODS
-from recipes.methods.method import Arm, Method, folder_name, shown
+from recipes.methods.method import Arm, Method, default_name, folder_name
 from recipes.methods.recommender_methods import NetworkMethod
+from recipes.methods.transferred import TRAINED_ON, Transferred
 from recipes.methods.tuned import TUNE, Tuned
 from recipes.run import Network, seeded_name, title_form
 
@@ -74,6 +76,42 @@ def _knows_the_catalogue(experiment: Experiment, arms: Sequence[Arm]) -> bool:
     return reads and experiment.adapt.llm == STAND_IN and title_form(experiment) == "token"
 
 
+def experiments_elsewhere(experiment: Experiment, arms: Sequence[Arm]) -> dict[str, Experiment]:
+    """The experiments on other data that train adapters which this one evaluates.
+
+    Each differs in its data and folder, and has the adapters and the recommenders that they read
+    as its arms.
+
+    Args:
+        experiment: The experiment.
+        arms: All its arms.
+
+    Returns:
+        `Transferred.place` -> experiment.
+    """
+    known = {arm.name: arm for arm in arms}
+    found: dict[str, Experiment] = {}
+    for arm in arms:
+        method = arm.method
+        if not isinstance(method, Transferred):
+            continue
+        place, trained = method.place, method.trained(arm)
+        own = found.get(place) or replace(
+            experiment,
+            name=f"{experiment.name}, trained on {place}",
+            out=str(Path(experiment.out) / "trained-on" / folder_name(place, distinct=True)),
+            prepare=replace(experiment.prepare, **method.where),
+            arms=[],
+        )
+        entries = [{"method": method.inner.name, **trained.given}]
+        for source in (known[name] for name in method.sources(arm.settings)):
+            named = {"method": source.method.name, "name": source.name}
+            entries.append({**named, **source.given})
+        fresh = [one for one in entries if one not in (own.arms or [])]
+        found[place] = replace(own, arms=[*(own.arms or []), *fresh])
+    return found
+
+
 def named_arms(experiment: Experiment) -> Sequence[Mapping[str, Any]]:
     """The arms as the user names them.
 
@@ -96,9 +134,11 @@ def _arm(experiment: Experiment, entry: dict[str, Any]) -> Arm:
     method = METHODS[entry.pop("method")]
     if TUNE in entry:
         method = Tuned(method, entry.pop(TUNE))
+    if TRAINED_ON in entry:
+        method = Transferred(method, entry[TRAINED_ON])
     name = entry.pop("name", None)
     settings = method.configure(experiment, entry)
-    chosen = _default_name(method.name, entry) if name is None else _checked_name(method, name)
+    chosen = default_name(method.name, entry) if name is None else _checked_name(method, name)
     return Arm(folder_name(chosen), method, entry, settings)
 
 
@@ -112,10 +152,6 @@ def _checked_name(method: Method, name: Any) -> str:
             "another name"
         )
     return str(name)
-
-
-def _default_name(method: str, given: Mapping[str, Any]) -> str:
-    return ",".join([method, *(f"{key}={shown(value)}" for key, value in given.items())])
 
 
 def _refuse_twins(arms: Sequence[Arm]) -> None:

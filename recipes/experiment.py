@@ -93,8 +93,9 @@ class PrepareConfig:
     """`reference` makes the titles as the reference implementation does, with its mistakes."""
 
     source: str | None = None
-    """Folder with the official raw files; None downloads them, checks them and caches them. Of the
-    dataset `custom`: a file, a folder, or a name that `datasets.load_dataset` knows."""
+    """Folder with the official raw files, or one with such a folder in it; None downloads them,
+    checks them and caches them. Of the dataset `custom`: a file, a folder, or a name that
+    `datasets.load_dataset` knows."""
 
     train_share: Annotated[float, Range(0, 1, open="low")] = 1.0
     """Share of the train users to keep, in (0, 1]. The users kept at a smaller share are a subset

@@ -12,15 +12,17 @@
 
 A stage reads only the files of earlier stages. It is skipped while those files and its own config
 are unchanged.
+
+An arm that is `trained_on` other data has a pipeline of its own on these, up to its adapter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipes.arms import comparison
+from recipes.arms import comparison, experiments_elsewhere
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
@@ -29,6 +31,7 @@ from recipes.llm.smollm2 import SMOLLM2, check_smollm2
 from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder, trained_alone
+from recipes.methods.transferred import TRAINED_ON
 from recipes.methods.tuned import train_arm
 from recipes.preflight import preflight
 from recipes.ranges import check_ranges
@@ -51,6 +54,10 @@ class Pipeline:
     arms: tuple[Arm, ...]
     jobs: int = 1
     """Number of processes that share trainings and predictions."""
+    elsewhere: tuple["Pipeline", ...] = ()
+    """Pipelines on other data, which train adapters that this one evaluates."""
+    only_trains: bool = False
+    """Whether the adapters are evaluated by another pipeline, and not by this one."""
 
     @classmethod
     def of(cls, experiment: Experiment, shared: Path | None = None, jobs: int = 1) -> "Pipeline":
@@ -71,7 +78,16 @@ class Pipeline:
         check(experiment)
         compared = comparison(experiment)
         evaluating.check_arms(experiment, compared.arms)
-        return cls(Run(experiment, compared.networks, shared), compared.arms, jobs)
+        run = Run(experiment, compared.networks, shared)
+        others = []
+        for place, one in experiments_elsewhere(experiment, compared.arms).items():
+            try:
+                other = replace(cls.of(one, shared, jobs), only_trains=True)
+            except ValueError as error:
+                raise ValueError(f"{TRAINED_ON}={place!r}: {error}") from error
+            run.trains_elsewhere(place, other.run)
+            others.append(other)
+        return cls(run, compared.arms, jobs, tuple(others))
 
     def prepare(self) -> None:
         """Turn raw files into tables."""
@@ -88,7 +104,7 @@ class Pipeline:
         self.prepare()
         self._check_rows()
         model = self.run.llm_path, self.run.experiment.adapt.precision
-        preflight(self.run, self.arms, weights=model not in tried)
+        self._preflight(weights=model not in tried)
         if self.run.release_llm():
             tried.add(model)
 
@@ -106,7 +122,7 @@ class Pipeline:
     def evaluate(self) -> None:
         """Predict with every arm, and compute metrics."""
         with held(self.run.folder):
-            preflight(self.run, self.arms)
+            self._preflight()
             self._evaluate()
 
     def report(self) -> Mapping[str, Any]:
@@ -119,17 +135,28 @@ class Pipeline:
         with held(self.run.folder):
             self._prepare()
             self._check_rows()
-            preflight(self.run, self.arms)
+            self._preflight()
             self._before_adapters()
             self._adapt()
             self._evaluate()
             return self._report()
 
     def _prepare(self) -> None:
+        for other in self.elsewhere:
+            other._prepare()
         self.run.prepare()
+
+    def _preflight(self, *, weights: bool = True) -> None:
+        """Refuse what would be found out after hours of training, here and elsewhere."""
+        for other in self.elsewhere:
+            other._preflight(weights=weights)
+        arms = [arm for arm in self.arms if not (self.only_trains and self._is_trained(arm))]
+        preflight(self.run, arms, weights=weights)
 
     def _check_rows(self) -> None:
         """Refuse settings that leave no rows of these data, before anything is trained."""
+        for other in self.elsewhere:
+            other._check_rows()
         data, config = self.run.data, self.run.experiment.evaluate
         evaluated_rows(data, config)
         longest = data.split("train").history_lengths.max()
@@ -144,6 +171,9 @@ class Pipeline:
                 )
 
     def _recommender(self) -> None:
+        for other in self.elsewhere:  # of which only the vectors are read
+            own = other.run.networks.items()
+            other._all("recommender", [(name, network.config.seed) for name, network in own])
         networks = self.run.networks
         # Sources first, so that a fault of theirs costs no training.
         trainings = sorted(
@@ -163,7 +193,9 @@ class Pipeline:
         return any(arm.method.reads_language_model for arm in self.arms)
 
     def _adapt(self) -> None:
-        preflight(self.run, self.arms)
+        self._preflight()
+        for other in self.elsewhere:
+            other._adapt()
         experiment = self.run.experiment
         if self._reads_language_model:
             self.run.make_stand_in()
@@ -223,6 +255,10 @@ class Pipeline:
         except (FileNotFoundError, ValueError):
             return False
         return True
+
+    def _is_trained(self, arm: Arm) -> bool:
+        seeds = arm.method.seeds(self.run.experiment, arm.settings)
+        return all(self._is_done(("adapt", arm.name, seed)) for seed in seeds)
 
     def _arm(self, name: str) -> Arm:
         return next(arm for arm in (*self.arms, *trained_alone(self.arms)) if arm.name == name)

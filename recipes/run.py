@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from recipes.checksums import MEMORY, Checksums
 from recipes.data.prepare import prepare, prepare_stage
-from recipes.data.splits import SPLITS
+from recipes.data.splits import SPLITS, SplitName
 from recipes.data.tables import PreparedData
 from recipes.datasets import DATASETS
 from recipes.experiment import Experiment, RecommenderConfig
@@ -27,6 +28,7 @@ from recipes.llm.smollm2 import SMOLLM2, make_smollm2, smollm2_folder
 from recipes.llm.stand_in import STAND_IN, Form, StandIn, make_stand_in, stand_in_stage
 from recipes.pretrained import content_of, explained
 from recipes.prompting.store import PromptStore
+from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.recommender import SequenceRecommender, VectorSource
 from recipes.recommenders.source_stage import source_stage, write_vectors
 from recipes.recommenders.train import recommender_stage, train_recommender
@@ -53,6 +55,11 @@ class Network:
         """The source of the vectors; None if they are trained."""
         recommender = self.recommender
         return recommender(self.config) if issubclass(recommender, VectorSource) else None
+
+    @property
+    def is_common(self) -> bool:
+        """Whether the vectors mean the same in every dataset."""
+        return issubclass(self.recommender, VectorSource) and self.recommender.is_common
 
     def open(self) -> None:
         """Look at the files that vectors or a network come from.
@@ -107,6 +114,13 @@ class Run:
         self.is_checked = False
         """Whether `preflight` has looked at the arms."""
         self._vectors: dict[str, Vectors] = {}
+        self.elsewhere: dict[str, Run] = {}
+        """Runs on other data, which train adapters that this one evaluates; by `trained_on`."""
+        self._lender: Run | None = None
+
+    def trains_elsewhere(self, place: str, other: "Run") -> None:
+        """Have adapters trained in a run on other data, which borrows this run's language model."""
+        self.elsewhere[place], other._lender = other, self
 
     def place(self, name: str, key: Any) -> Path:
         """The folder of a stage.
@@ -222,20 +236,22 @@ class Run:
         stage, folder = self.network_stage(name, seed), self.network_folder(name, seed)
         return required_record(stage, folder, "recommender")
 
-    def vectors(self, name: str) -> Vectors:
-        """Standardised vectors of a trained recommender."""
+    def vectors(self, name: str, normaliser: Normaliser | None = None) -> Vectors:
+        """Vectors of a trained recommender, standardised by their own statistics or other ones."""
+        if normaliser is not None:
+            return self._standardised(name, normaliser)
         if name not in self._vectors:
-            self.network_record(name)
-            source = self.networks[name].source
-            means_nothing = source is None or source.reads_history
-            self._vectors[name] = Vectors.load(
-                self.network_folder(name),
-                {
-                    split: (self.data.split(split).history_lengths == 0) & means_nothing
-                    for split in SPLITS
-                },
-            )
+            self._vectors[name] = self._standardised(name, None)
         return self._vectors[name]
+
+    def _standardised(self, name: str, normaliser: Normaliser | None) -> Vectors:
+        self.network_record(name)
+        source = self.networks[name].source
+        means_nothing = source is None or source.reads_history
+        empty: dict[SplitName, np.ndarray] = {
+            split: (self.data.split(split).history_lengths == 0) & means_nothing for split in SPLITS
+        }
+        return Vectors.load(self.network_folder(name), empty, normaliser)
 
     # ---------------------------------------------------------------- language model
 
@@ -324,6 +340,8 @@ class Run:
         Raises:
             FileNotFoundError: There is no such model.
         """
+        if self._lender is not None:
+            return self._lender.llm_content
         if self.has_stand_in:
             return required_record(self._stand_in, self.stand_in_folder, "adapt").content
         if self.has_smollm2:
@@ -339,6 +357,8 @@ class Run:
             FileNotFoundError: There is no such model.
             ValueError: It cannot be used, or its folder has changed since it was first read.
         """
+        if self._lender is not None:
+            return self._lender.llm
         assert self.llm_content  # first, so that records name what is loaded now
         return LanguageModel(self.llm_path, self.experiment.adapt.precision, self._check_llm)
 
@@ -353,6 +373,8 @@ class Run:
 
     def release_llm(self) -> bool:
         """Free the language model, which is loaded again when it is used; whether there was one."""
+        for other in self.elsewhere.values():
+            other.release_llm()
         return vars(self).pop("llm", None) is not None
 
     @cached_property

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.datasets.folders import folder_with
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -21,7 +23,7 @@ class Archive:
         """Find files of the unpacked archive.
 
         Args:
-            source: The folder that holds them; None downloads the archive.
+            source: See `folder_with`; None downloads the archive.
             names: Names of the files.
 
         Returns:
@@ -29,9 +31,14 @@ class Archive:
 
         Raises:
             FileNotFoundError: A file is missing, or the archive cannot be downloaded.
-            ValueError: The downloaded archive is not the official one.
+            ValueError: The downloaded archive is not the official one, or several folders hold the
+                files.
         """
-        folder = download(self.url, self.md5, names[-1]) if source is None else source
+        folder = (
+            download(self.url, self.md5, names[-1])
+            if source is None
+            else folder_with(source, names)
+        )
         for name in names:
             if not (folder / name).is_file():
                 raise FileNotFoundError(

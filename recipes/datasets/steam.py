@@ -22,6 +22,7 @@ import pandas as pd
 
 from recipes.artifacts import read_table
 from recipes.datasets.dataset import Dataset, ReadyWindows
+from recipes.datasets.folders import folder_with
 from recipes.experiment import PrepareConfig
 
 EXAMPLES = "examples.parquet"
@@ -58,7 +59,8 @@ class Steam(Dataset):
                 f"pickles, which are never loaded. Pass a folder with {EXAMPLES} and {ITEMS}; "
                 f"where the pickles are trusted, this makes the first: {CONVERSION}"
             )
-        return {name: _existing(source, name) for name in (EXAMPLES, ITEMS)}
+        folder = folder_with(source, (EXAMPLES, ITEMS))
+        return {name: _existing(folder, name) for name in (EXAMPLES, ITEMS)}
 
     def read(self, config: PrepareConfig, files: Mapping[str, Path]) -> ReadyWindows:
         """Read the tables.

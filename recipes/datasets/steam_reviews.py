@@ -22,6 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipes.datasets.dataset import Dataset, Interactions
+from recipes.datasets.folders import folder_with
 from recipes.datasets.ordering import order_by, run_starts
 from recipes.experiment import PrepareConfig
 
@@ -48,7 +49,8 @@ class SteamReviews(Dataset):
                 f"prepare.source is missing: fetch {REVIEWS} and {GAMES} from {ADDRESS} and pass "
                 "the folder that holds them as --source"
             )
-        files = {name: source / name for name in (REVIEWS, GAMES)}
+        folder = folder_with(source, (REVIEWS, GAMES))
+        files = {name: folder / name for name in (REVIEWS, GAMES)}
         for path in files.values():
             if not path.is_file():
                 raise FileNotFoundError(

@@ -1,6 +1,4 @@
-"""Groups of users by their representations: K-means, an order of groups, ranks from their sizes."""
-
-from collections.abc import Sequence
+"""Groups of users by their representations: K-means, and an order of groups."""
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -43,24 +41,3 @@ def groups_of(users: Tensor, count: int) -> Ints:
         return nearest
     order = leaves_list(linkage(centres.double().numpy(), "average", optimal_ordering=True))
     return np.argsort(order)[nearest]
-
-
-def ranks_from_sizes(sizes: Sequence[int], total: int) -> list[int]:
-    """Ranks that sum to `total`, 1 or more each, as near as can be to shares of the sizes.
-
-    Every group gets a rank of 1; what is left is shared by sizes, and rounded by the largest
-    remainders, so that the sum is exact.
-
-    Raises:
-        ValueError: There are more groups than ranks.
-    """
-    if len(sizes) > total:
-        raise ValueError(f"{len(sizes)} groups cannot share a total rank of {total}: take fewer")
-    wanted = np.maximum(total * np.asarray(sizes) / sum(sizes), 1)
-    spare = total - len(sizes)
-    extra = (wanted - 1) * (spare / max((wanted - 1).sum(), 1e-12))
-    ranks = 1 + np.floor(extra + 1e-9).astype(int)
-    # The larger remainder first; of equal ones the larger group.
-    rest = np.lexsort((-np.asarray(sizes), -(extra - np.floor(extra + 1e-9)).round(9)))
-    ranks[rest[: total - ranks.sum()]] += 1
-    return ranks.tolist()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from recipes.report.clusters import RULE, clusters_table
 from recipes.report.naming import plain
 from recipes.report.tables import markdown_table
 
@@ -67,15 +68,10 @@ def gradient_page(results: Results, figure: str) -> str:
         ),
         f"![Cosines between groups]({figure})",
         _pairs(results),
-        "## Ranks from sizes of groups\n\nFor `expert_ranks`: the total rank, shared by the sizes "
-        "of as many groups.\n\n"
-        + markdown_table(
-            ["experts", "sizes", "expert_ranks"],
-            [
-                [str(len(own["sizes"])), ", ".join(map(str, own["sizes"])), str(own["ranks"])]
-                for own in results["ranks"]
-            ],
-        ),
+        "## Experts from clusters\n\n`expert_ranks: clusters` makes an arm of what is bold here. "
+        f"{RULE}\n\n{clusters_table(results['ranks'])}"
+        if results["ranks"]
+        else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

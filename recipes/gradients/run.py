@@ -7,22 +7,22 @@ RUN/gradients.json, gradients.md, gradients.html, gradients.png, gradients.svg
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 from peft import LoraConfig
-from torch import Tensor
 
 from recipes.artifacts import write_json, write_text
 from recipes.data.padding import PADDING
 from recipes.experiment import Experiment
-from recipes.gradients.groups import groups_of, ranks_from_sizes
+from recipes.gradients.groups import groups_of
 from recipes.gradients.measure import gradients, similarities, trained, untrained
 from recipes.gradients.report import FIGURE, gradient_figure, gradient_page
 from recipes.llm.train_adapter import training_collator, training_rows
 from recipes.locking import held
 from recipes.methods.adapter import AdapterMethod
+from recipes.methods.expert_ranks import clusterings
 from recipes.methods.method import Arm, arm_folder
 from recipes.pipeline import Pipeline
 from recipes.prompting.collator import TrainingCollator
@@ -36,8 +36,6 @@ SEED = 0
 """Training seed of the adapters whose gradients are compared; no other is trained for them."""
 MOST_WINDOWS = 5000
 """Most train windows that are clustered, evenly spaced."""
-EXPERTS = (2, 4, 8)
-"""Numbers of groups for which ranks are proposed."""
 
 
 @dataclass(kw_only=True)
@@ -133,7 +131,7 @@ class _Groups:
     singles: list[int]
     """Samples of different users."""
     ranks: list[dict[str, Any]]
-    """Ranks of experts from the sizes of as many groups."""
+    """Experts from clusters, for each number of them (`Clustering`)."""
 
 
 def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
@@ -142,8 +140,8 @@ def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
     split, settings = run.data.split("train"), arm.method.settings_of(arm)
     rows = training_rows(split, settings)
     chosen = np.unique(np.linspace(0, len(rows) - 1, MOST_WINDOWS).round().astype(np.int64))
-    users = run.vectors(run.experiment.recommender.name).users["train"][rows[chosen]]
-    groups = groups_of(users, config.groups)
+    known = run.vectors(run.experiment.recommender.name).users["train"]
+    groups = groups_of(known[rows[chosen]], config.groups)
     random = np.random.default_rng(SEED)
     return _Groups(
         rows=rows,
@@ -153,11 +151,9 @@ def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
             for group in range(config.groups)
         ],
         singles=_different_users(split.user_ids[rows], chosen, config.users, random),
-        ranks=[
-            {"sizes": sizes, "ranks": ranks_from_sizes(sizes, settings.rank)}
-            for count in EXPERTS
-            if count <= settings.rank and (sizes := _sizes(users, count))
-        ],
+        ranks=[asdict(one) for one in clusterings(known[rows], settings.rank)]
+        if settings.rank > 1
+        else [],
     )
 
 
@@ -257,11 +253,3 @@ def _user(run: Run, row: int) -> dict[str, Any]:
         "history": [titles[item] for item in history[history != PADDING]],
         "target": titles[int(split.targets[row])],
     }
-
-
-def _sizes(users: Tensor, count: int) -> list[int]:
-    """Sizes of so many groups; empty if the users do not fall into so many."""
-    try:
-        return np.bincount(groups_of(users, count), minlength=count).tolist()
-    except ValueError:
-        return []

@@ -238,15 +238,6 @@ class AdapterMethod(Method):
         longest = {"val split": longest_prompt(run, prompts, rows, answer)}
         check_room(run, longest, settings.prompt_history)
 
-    def layout(self, settings: AdapterSettings) -> tuple[int, bool, bool, bool]:
-        """The arm's prompts, as `PromptStore.prompts` takes it."""
-        return (
-            settings.prompt_history,
-            self.user_slot,
-            settings.item_slots,
-            settings.list_candidates,
-        )
-
     def _tight_epochs(
         self, run: Run, settings: AdapterSettings, prompt: int, after: int
     ) -> Iterator[tuple[int, np.ndarray]]:
@@ -263,6 +254,15 @@ class AdapterMethod(Method):
         steps = training_steps(settings, len(rows))
         for epoch in range(1, math.ceil(steps * settings.batch_size / len(rows))):
             yield epoch, rows
+
+    def layout(self, settings: AdapterSettings) -> tuple[int, bool, bool, bool]:
+        """The arm's prompts, as `PromptStore.prompts` takes it."""
+        return (
+            settings.prompt_history,
+            self.user_slot,
+            settings.item_slots,
+            settings.list_candidates,
+        )
 
     def settings_of(self, arm: Arm) -> AdapterSettings:
         """The arm's settings as an instance of `Config`."""
@@ -341,15 +341,20 @@ class AdapterMethod(Method):
         Beams write none of the user's earlier items where `evaluate.mask` leaves them out.
         """
         plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
-        folder, config = arm_folder(run, arm, seed), run.experiment.evaluate
+        return beam_scorer(run, plan, vectors, arm_folder(run, arm, seed))
 
-        def scores(rows: EvaluatedRows) -> Floats:
-            masks = config.mask == "history"
-            masked = Masked.history(run.data, rows) if masks else Masked.nothing()
-            with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
-                return beam_scores(adapted, plan.label, rows, masked, config)
 
-        return scores
+def beam_scorer(run: Run, plan: AdapterPlan, vectors: Vectors | None, folder: Path) -> Scorer:
+    """What ranks all items by the beams of an adapter that lies in `folder`."""
+    config = run.experiment.evaluate
+
+    def scores(rows: EvaluatedRows) -> Floats:
+        masks = config.mask == "history"
+        masked = Masked.history(run.data, rows) if masks else Masked.nothing()
+        with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
+            return beam_scores(adapted, plan.label, rows, masked, config)
+
+    return scores
 
 
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:

@@ -42,6 +42,7 @@ class GateHard(ILoRA):
         line=(0, (4, 2)),
     )
     unread = frozenset({"gate_learning_rate_scale"})
+    experts_are_clusters = True
     fixed_options: ClassVar[Mapping[str, Any]] = {"gate": "hard", "scaling_rank": "total"}
     derived = ILoRA.derived | {
         *("gate_form", "gate_input", "gate_scope", "gate_init", "top_k", "noise_std"),

@@ -1,16 +1,20 @@
 """iLoRA (arXiv 2408.10159): a gate reads the user's representation and mixes experts."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from peft import TaskType
 
 from peft_ilora import ILoRAConfig
 from recipes.about import About
+from recipes.artifacts import write_json
 from recipes.experiment import Experiment, GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan, RoutedBy
+from recipes.llm.train_adapter import training_rows
 from recipes.methods.adapter import SOURCE, AdapterMethod, refuse_both
+from recipes.methods.expert_ranks import Clustering, best, clusterings
 from recipes.methods.method import Arm
 from recipes.methods.settings import positive_int
 from recipes.run import Run
@@ -18,6 +22,12 @@ from recipes.run import Run
 ROUTED_BY: dict[str, RoutedBy | None] = {"routing": "vector", "prompt": "prompt", "token": None}
 """`gate_input` -> what is passed as `routing_embeds`. Token gates read hidden states instead, so
 nothing is passed to them."""
+RANKS, CLUSTERS = "expert_ranks", "clusters"
+"""Setting of the experts' ranks, and its value that makes experts of clusters of train windows:
+their number is that with the highest silhouette, their ranks follow from the clusters' sizes, and
+their sum is `rank` (`expert_ranks.py`)."""
+CLUSTERS_FILE = "clusters.json"
+"""Of an arm with such experts: `source`, the recommender, and `clusterings`, see `Clustering`."""
 
 
 class ILoRA(AdapterMethod):
@@ -41,6 +51,13 @@ class ILoRA(AdapterMethod):
     Config = GatedSettings
     Peft = ILoRAConfig
     derived = AdapterMethod.derived | {"routing_dim"}
+    experts_are_clusters: ClassVar[bool] = False
+    """Whether the method has clusters of its own, to each of which an expert belongs."""
+
+    def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As of every adapter; a number of experts that follows from clusters is not known yet."""
+        settings = super().configure(experiment, given)
+        return {**settings, "num_experts": None} if follows_clusters(settings) else settings
 
     def with_total_rank(
         self, experiment: Experiment, given: Mapping[str, Any]
@@ -51,15 +68,19 @@ class ILoRA(AdapterMethod):
 
         Raises:
             ValueError: More than one of `rank`, `r` and `expert_ranks` is given, or `expert_ranks`
-                is not a list of integers.
+                is neither a list of integers nor `clusters`, or that is not possible.
         """
+        if given.get(RANKS) == CLUSTERS:
+            self._check_clusters(experiment, given)
+            return given
         refuse_both(self.name, given, ("rank", "r", "expert_ranks"))
         values = dict(given)
         if "expert_ranks" in values:
             ranks = values["expert_ranks"]
             if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) for r in ranks):
                 raise ValueError(
-                    f"method {self.name}: expert_ranks={ranks!r} must be a list of ints"
+                    f"method {self.name}: expert_ranks={ranks!r} must be a list of ints, or "
+                    f"`{CLUSTERS}`"
                 )
             values = {"num_experts": len(ranks), "rank": sum(ranks)} | values
         experts = values.get("num_experts", experiment.adapt.num_experts)
@@ -70,8 +91,34 @@ class ILoRA(AdapterMethod):
             values["rank"] = rank * count
         return values
 
+    def _check_clusters(self, experiment: Experiment, given: Mapping[str, Any]) -> None:
+        """Refuse what experts from clusters cannot be combined with (ValueError)."""
+        told = f"method {self.name}: {RANKS}={CLUSTERS!r}"
+        if self.experts_are_clusters:
+            raise ValueError(
+                f"{told}: each expert is a cluster's already, by adapt.num_experts: leave it out"
+            )
+        for name in ("num_experts", "r"):
+            if name in given:
+                raise ValueError(
+                    f"{told} finds the number of experts and their ranks, so {name}="
+                    f"{given[name]!r} has no place: leave it out, and give the total `rank`"
+                )
+        form = {**self.fixed_options, **given}.get("gate_form", "softmax")
+        if form != "softmax":
+            raise ValueError(f"{told}: gate_form={form!r} has no experts: leave it out")
+        rank = given.get("rank", experiment.adapt.rank)
+        if positive_int(f"method {self.name}", "rank", rank) < 2:
+            raise ValueError(f"{told}: rank={rank} is too small for two experts: raise it")
+
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
-        """Configuration of iLoRA with the total rank `rank`."""
+        """Configuration of iLoRA with the total rank `rank`.
+
+        Experts from clusters, which are not known before the recommender is trained, are two here,
+        as few as there may be; `plan` has the real ones.
+        """
+        if follows_clusters(settings):
+            settings = with_ranks(settings, [settings["rank"] - 1, 1])
         rank, experts, options = (settings[name] for name in ("rank", "num_experts", "options"))
         source = self.routing_source(settings) if _routed_by(settings) == "vector" else None
         if options.get("gate") == "hard" and "gate" not in self.fixed_options:
@@ -103,8 +150,30 @@ class ILoRA(AdapterMethod):
         """Whether the gate reads the prompt's embeddings."""
         return _routed_by(settings) == "prompt"
 
+    def clusterings(self, run: Run, arm: Arm) -> list[Clustering]:
+        """What the arm's experts are chosen among, if they follow from clusters.
+
+        Raises:
+            ValueError: The train windows do not fall into two clusters.
+        """
+        rows = training_rows(run.data.split("train"), self.settings_of(arm))
+        known = run.vectors(arm.settings[SOURCE]).users["train"]
+        return clusterings(known[rows], arm.settings["rank"])
+
+    def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
+        """Train the adapter and the projector; experts from clusters are found first."""
+        if follows_clusters(arm.settings):
+            found = self.clusterings(run, arm)
+            told = {"source": arm.settings[SOURCE], "clusterings": [asdict(one) for one in found]}
+            write_json(folder / CLUSTERS_FILE, told)
+            arm = replace(arm, settings=with_ranks(arm.settings, best(found).ranks))
+        super().train(run, arm, seed, folder)
+
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
         """The plan of a routed adapter whose gate has a learning rate of its own."""
+        if follows_clusters(arm.settings):
+            ranks = best(self.clusterings(run, arm)).ranks
+            arm = replace(arm, settings=with_ranks(arm.settings, ranks))
         plan = super().plan(run, arm, seed)
         settings = plan.settings
         assert isinstance(settings, GatedSettings)
@@ -116,6 +185,17 @@ class ILoRA(AdapterMethod):
             routed_by=_routed_by(arm.settings),
             gate_learning_rate_scale=settings.gate_learning_rate_scale,
         )
+
+
+def follows_clusters(settings: Mapping[str, Any]) -> bool:
+    """Whether experts and their ranks follow from clusters of train windows."""
+    return settings["options"].get(RANKS) == CLUSTERS
+
+
+def with_ranks(settings: Mapping[str, Any], ranks: list[int]) -> dict[str, Any]:
+    """An arm's settings with these experts in place of those from clusters."""
+    options = {**settings["options"], RANKS: ranks}
+    return {**settings, "num_experts": len(ranks), "options": options}
 
 
 def _routed_by(settings: Mapping[str, Any]) -> RoutedBy | None:

@@ -62,6 +62,7 @@ class KLoRAs(ILoRA):
     )
     Config = KLoRAsSettings
     unread = frozenset({"gate_learning_rate_scale"})
+    experts_are_clusters = True
     derived = ILoRA.derived | {
         *("gate", "gate_form", "gate_input", "gate_scope", "gate_init", "top_k", "noise_std"),
         *("temperature", "scaling_rank", "missing_routing"),

@@ -51,6 +51,11 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def default_name(method: str, given: Mapping[str, Any]) -> str:
+    """The name of an arm that has none of its own: its method and settings."""
+    return ",".join([method, *(f"{key}={shown(value)}" for key, value in given.items())])
+
+
 LONGEST_NAME = 100
 """Most bytes of a folder's name; a longer name is cut and ends in a checksum."""
 

@@ -23,6 +23,7 @@ from recipes.llm.adapted import adapted_model
 from recipes.llm.divergence import DivergenceError
 from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
 from recipes.methods.adapter import AdapterMethod
+from recipes.methods.ilora import CLUSTERS_FILE
 from recipes.methods.method import Arm, Method, arm_folder, folder_name, shown
 from recipes.methods.validating import hit_ratio_on_validation
 from recipes.records import Record, Stage, required_record
@@ -141,10 +142,7 @@ class Tuned(Method):
                 f"values of {TUNE}.learning_rate"
             )
         chosen = figures.index(max(finite))
-        best = arm_folder(run, self.trials(arm)[chosen], seed)
-        for name in (LOSS, PARAMETERS, TRAINING, VALIDATION):
-            if (best / name).exists():
-                shutil.copyfile(best / name, folder / name)
+        copy_descriptions(arm_folder(run, self.trials(arm)[chosen], seed), folder)
         tried = zip(self.choices, figures, strict=True)
         trials = [{"settings": one, "validation": figure} for one, figure in tried]
         write_json(folder / TUNING, {"trials": trials, "chosen": chosen})
@@ -211,6 +209,13 @@ def _check_grid(owner: str, given: Mapping[str, Any], choice: Mapping[str, Any])
                 f"{owner}: {TUNE}.{name} would rank other rows of validation in each trial: make "
                 "them arms instead"
             )
+
+
+def copy_descriptions(adapter: Path, folder: Path) -> None:
+    """Copy what tells of an adapter's training, as far as it is there, and no weights."""
+    for name in (CLUSTERS_FILE, LOSS, PARAMETERS, TRAINING, VALIDATION):
+        if (adapter / name).exists():
+            shutil.copyfile(adapter / name, folder / name)
 
 
 def _choices(owner: str, grid: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recipes.artifacts import write_tensors
+from recipes.artifacts import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Normaliser:
 
     def users(self, representations: Tensor) -> Tensor:
         return (representations - self.user_mean) / self.user_std
+
+    @classmethod
+    def load(cls, path: Path) -> "Normaliser":
+        """Read what `save` wrote."""
+        return cls(**read_tensors(path))
 
     def save(self, path: Path) -> None:
         write_tensors(path, vars(self))

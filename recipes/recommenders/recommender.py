@@ -135,6 +135,8 @@ class VectorSource(ABC):
     settings: ClassVar[tuple[str, ...]]
     """Fields of the section `recommender` that the source reads, and that an arm may set. They say
     where the vectors come from; `inputs` says what is there."""
+    is_common: ClassVar[bool] = False
+    """Whether vectors follow from titles alone, so that they mean the same in every dataset."""
     reads_history: ClassVar[bool] = True
     """Whether a user's vector is made from the history alone, so that an empty one's means nothing.
     """

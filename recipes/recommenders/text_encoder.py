@@ -43,6 +43,7 @@ class TextEncoder(VectorSource):
         ranks_by="similarity of titles",
     )
     settings = ("encoder",)
+    is_common = True
 
     def check(self) -> None:
         """Refuse a missing name."""

@@ -29,17 +29,24 @@ class Vectors:
     normaliser: Normaliser
 
     @classmethod
-    def load(cls, folder: Path, empty: Mapping[SplitName, np.ndarray]) -> "Vectors":
+    def load(
+        cls,
+        folder: Path,
+        empty: Mapping[SplitName, np.ndarray],
+        normaliser: Normaliser | None = None,
+    ) -> "Vectors":
         """Read a recommender's folder and standardise by its items and train users.
 
         Args:
             folder: The folder of the recommender's stage.
             empty: bool [rows] by split: the windows whose representations mean nothing.
+            normaliser: Other statistics to standardise by.
         """
         raw = Representations.load(folder)
         nothing = {name: torch.tensor(empty[name])[:, None] for name in raw.users}
-        known = raw.users["train"][~nothing["train"][:, 0]]
-        normaliser = Normaliser.fit(raw.items, known)
+        if normaliser is None:
+            known = raw.users["train"][~nothing["train"][:, 0]]
+            normaliser = Normaliser.fit(raw.items, known)
         users: dict[SplitName, Tensor] = {
             name: normaliser.users(vectors).masked_fill(nothing[name], 0)
             for name, vectors in raw.users.items()

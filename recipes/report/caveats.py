@@ -194,6 +194,10 @@ def _unequal_training(results: Results) -> list[str]:
     ]
 
 
+UNGIVEN = {"num_trials": 1, "trained_on": "these data"}
+"""Settings of which most arms have none, and what that means."""
+
+
 def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Training settings in which arms differ.
 
@@ -204,12 +208,12 @@ def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, s
         Setting -> its value as text -> the titles of the arms that have it, for every setting of
         `AdapterSettings` or source of vectors that is not the same in all of them.
     """
-    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender", "num_trials"]
+    names = [*(spec.name for spec in fields(AdapterSettings)), "recommender", *UNGIVEN]
     found = {}
     for name in names:
         values: dict[str, list[str]] = {}
         for arm in arms:
-            value = arm["settings"].get(name, 1 if name == "num_trials" else None)
+            value = arm["settings"].get(name, UNGIVEN.get(name))
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             values.setdefault(text, []).append(arm["title"])
         if len(values) > 1:

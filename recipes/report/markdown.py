@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from recipes.report.clusters import clusters_section
 from recipes.report.naming import (
     GENERATED,
     NOTHING,
@@ -58,6 +59,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         paper_section(results),
         _differences(results),
         _tuning(results),
+        clusters_section(results.get("clusters", {}), arms_of(results)),
         _slices(results),
         _plots(results, plots),
         _parameters(results),

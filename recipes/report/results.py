@@ -12,7 +12,9 @@ from recipes.evaluation.evaluate import GATES, METRICS, MODULATIONS, evaluated_r
 from recipes.evaluation.parts import planned_parts
 from recipes.llm.stand_in import stand_in_description
 from recipes.llm.train_adapter import LOSS, PARAMETERS, TRAINING, VALIDATION
+from recipes.methods.ilora import CLUSTERS_FILE
 from recipes.methods.method import Arm, arm_folder, trained_name
+from recipes.methods.transferred import Transferred
 from recipes.methods.tuned import TUNING
 from recipes.records import Record, read_record, required_record
 from recipes.report.caveats import caveats
@@ -54,6 +56,7 @@ def collect(run: Run, arms: Sequence[Arm]) -> Results:
         "curves": curves(run, arms),
         "trainings": of_each_seed(run, arms, TRAINING),
         "tuning": of_each_seed(run, arms, TUNING),
+        "clusters": of_each_seed(run, arms, CLUSTERS_FILE),
         "trainable_parameters": trainable_parameters(run, arms),
         "seeds": {
             "adapters": sorted(set(adapted.values())),
@@ -98,6 +101,9 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
         label = f"recommender {name}" if own else f"recommender {name} seed {seed}"
         records[label] = run.network_record(name, seed)
     for chosen, seed in trained(run, arms):
+        if isinstance(chosen.method, Transferred):
+            records[trained_name(chosen, seed)] = chosen.method.training(run, chosen, seed)
+            continue
         for arm in (*chosen.method.trials(chosen), chosen):
             stage = arm.method.stage(run, arm, seed)
             assert stage is not None

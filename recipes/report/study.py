@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from recipes.published import Published
 from recipes.report.adapters import gates_section, rivals_section, sizes_section
 from recipes.report.along import layout_figure, layout_section
+from recipes.report.clusters import clusters_section
 from recipes.report.curves import curves_figure, has_curves
 from recipes.report.gate_maps import gates_figure, has_maps
 from recipes.report.naming import (
@@ -92,6 +93,7 @@ def study_results(
                 **{key: results[key] for key in ("llm", "dataset", "evaluated", "caveats")},
                 **{key: results[key] for key in ("metrics", "comparisons", "config", "versions")},
                 **{key: results[key] for key in ("curves", "modulations", "seconds", "tuning")},
+                "clusters": results.get("clusters", {}),
                 "gates": {name: _unnamed(one) for name, one in results["gates"].items()},
             }
             for values, results in zip(varied, found, strict=True)
@@ -142,7 +144,7 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         gates: File name of the plot of gates' weights, shown if any were kept.
     """
     results = in_markdown(results)
-    first = results["cells"][0]
+    first, arms = results["cells"][0], arms_of(results)
     caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
     confidence = first["config"]["evaluate"]["confidence"]
     sections = [
@@ -160,6 +162,7 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         f"![{_figure_title(results)}]({figure})",
         f"![Curves over training]({curves})" if has_curves(results) else "",
         *(_tuning(results, cell) for cell in results["cells"]),
+        *(clusters_section(cell.get("clusters", {}), arms) for cell in results["cells"]),
         sizes_section(results) if results.get("rivals") else "",
         gates_section(results) if results.get("rivals") or has_maps(results) else "",
         f"![Weights of experts]({gates})" if has_maps(results) else "",

@@ -128,6 +128,9 @@ area(
             "--methods [chatgpt]",
             "--methods [chat]",
             "--arms '[{method: ilora, num_experts: 3}]'",
+            "--arms '[{method: ilora, num_experts: 3, expert_ranks: clusters}]'",
+            "--arms '[{method: lora, trained_on: ring}]'",
+            "--arms '[{method: lora, trained_on: netflix}]'",
         )
     ),
 )

@@ -161,6 +161,13 @@ def test_unequal_ranks_give_experts_and_total_rank():
     assert peft_of({"method": "ilora", "expert_ranks": [2, 5]}).total_rank == 7
 
 
+def test_experts_from_clusters_keep_the_total_rank_and_have_no_number_yet():
+    settings = only({"method": "ilora", "expert_ranks": "clusters"}).settings
+    assert (settings["num_experts"], settings["rank"]) == (None, 16)
+    assert only({"method": "ilora", "expert_ranks": "clusters", "rank": 8}).settings["rank"] == 8
+    assert peft_of({"method": "reclora", "expert_ranks": "clusters"}).total_rank == 16
+
+
 def peft_of(entry):
     arm = only(entry)
     return arm.method.peft_config(arm.settings, routing_dim=7)
@@ -186,7 +193,24 @@ def test_options_of_peft_reach_the_adapter():
         ({"method": "ilora", "rank": 8, "r": 2}, "rank=8 and r=2 both set the total rank"),
         ({"method": "lora", "rank": 8, "r": 2}, "rank=8 and r=2 both set the total rank"),
         ({"method": "ilora", "rank": 8, "expert_ranks": [8]}, "both set the total rank"),
-        ({"method": "ilora", "expert_ranks": 8}, "expert_ranks=8 must be a list of ints"),
+        (
+            {"method": "ilora", "expert_ranks": 8},
+            "expert_ranks=8 must be a list of ints, or `clusters`",
+        ),
+        (
+            {"method": "ilora", "expert_ranks": "clusters", "num_experts": 4},
+            "expert_ranks='clusters' finds the number of experts and their ranks, so num_experts=4",
+        ),
+        ({"method": "ilora", "expert_ranks": "clusters", "r": 4}, "so r=4 has no place: leave it"),
+        ({"method": "ilora", "expert_ranks": "clusters", "rank": 1}, "too small for two experts"),
+        ({"method": "ilora", "expert_ranks": "clusters", "top_k": 3}, "top_k=3"),
+        (
+            {"method": "ilora", "expert_ranks": "clusters", "gate_form": "scale"},
+            "expert_ranks='clusters': gate_form='scale' has no experts: leave it out",
+        ),
+        ({"method": "layer-bias", "expert_ranks": "clusters"}, "gate_form='shift' has no experts"),
+        ({"method": "gate-hard", "expert_ranks": "clusters"}, "each expert is a cluster's already"),
+        ({"method": "k-loras", "expert_ranks": "clusters"}, "each expert is a cluster's already"),
         ({"method": "ilora", "expert_ranks": []}, "must be at least 1"),
         ({"method": "ilora", "expert_ranks": [1, 2], "num_experts": 3}, "has 2 entries"),
         ({"method": "ilora", "rank": 6}, "adapt.rank=6 is not divisible by adapt.num_experts=4"),

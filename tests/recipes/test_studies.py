@@ -14,9 +14,10 @@ from recipes.experiment_files import EXPERIMENTS, STUDIES, merged, shipped, yaml
 from recipes.report import report
 from recipes.study import Study, read_study, run_study
 
-NAMES = [name for name in shipped(STUDIES) if not re.match("recbole|s3rec|gate|smollm2", name)]
-"""Studies of recommenders are reproductions, those of gates have tests of their own, and SmolLM2 is
-no part of the suite."""
+OTHERS = "recbole|s3rec|gate|smollm2|cross-domain"
+"""Studies of recommenders are reproductions, those of gates and between datasets have tests of
+their own, and SmolLM2 is no part of the suite."""
+NAMES = [name for name in shipped(STUDIES) if not re.match(OTHERS, name)]
 TINY: dict[str, Any] = {
     "seeds": 1,
     "prepare": {
