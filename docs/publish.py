@@ -4,9 +4,9 @@ Of a run's folder with gradients.json, these go to docs/results/gradients, witho
 
 Writes NAME.json, NAME.md, NAME.png and, of a study that has them, NAME-curves.png and
 NAME-gates.png. The JSON is the study's results.json without paths of the machine that it ran on,
-with the comparisons of its headline only, and without metrics that no table or plot of the page
-shows. Plots have 256 colours, which makes them a third as large. The page is made from the JSON
-alone.
+of which an encoder's keeps its last word, with the comparisons of its headline only, and without
+metrics that no table or plot of the page shows. Plots have 256 colours, which makes them a third
+as large. The page is made from the JSON alone.
 """
 
 import sys
@@ -36,7 +36,18 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
         cell["comparisons"] = [one for one in cell["comparisons"] if one["key"] == key]
         cell["config"]["out"] = f"runs/{results['name']}"
         cell["config"]["prepare"]["source"] = None
-    return results
+    encoder = results["cells"][0]["config"]["recommender"]["encoder"]
+    named = encoder is None or not Path(encoder).is_absolute()
+    return results if named else _replaced(results, encoder, Path(encoder).name)
+
+
+def _replaced(node: Any, old: Any, new: Any) -> Any:
+    """The same JSON with another value in place of one, wherever it stands."""
+    if isinstance(node, dict):
+        return {key: _replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replaced(value, old, new) for value in node]
+    return new if node == old else node
 
 
 def files(results: dict[str, Any]) -> dict[str, str]:

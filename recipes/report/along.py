@@ -80,12 +80,15 @@ def _shown(entry: Mapping[str, Any] | None, digits: int) -> str:
 def layout_figure(results: Results, key: str, title: str) -> Figure:
     """The plot: a line for each line of the table, with intervals.
 
-    Rows without the setting are level lines. Arms that neither learn nor adapt are left out.
+    Rows without the setting are level lines. Of arms that neither learn nor adapt, only rivals are
+    drawn.
     """
     values, lines = layout(results, key)
     places = {value: place for place, value in enumerate(v for v in values if v != WITHOUT)}
     arms = arms_of(results)
-    drawn = [one for one in lines if arms[one.arm]["learns"] or arms[one.arm]["is_adapter"]]
+    shown = {name for name, arm in arms.items() if arm["learns"] or arm["is_adapter"]}
+    shown.update(results["rivals"])
+    drawn = [one for one in lines if one.arm in shown]
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(drawn):

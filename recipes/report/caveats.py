@@ -145,7 +145,7 @@ def _one_seed(results: Results) -> list[str]:
     ]
     if not once:
         return []
-    return [f"**One seed** of {', '.join(once)}: what another training would give is unknown."]
+    return [f"**One seed** of {'; '.join(once)}: what another training would give is unknown."]
 
 
 def _selected_on_these(results: Results) -> str:
@@ -217,7 +217,7 @@ def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, s
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             values.setdefault(text, []).append(arm["title"])
         if len(values) > 1:
-            found[name] = {value: ", ".join(titles) for value, titles in values.items()}
+            found[name] = {value: "; ".join(titles) for value, titles in values.items()}
     return found
 
 
@@ -262,18 +262,18 @@ def _weak_methods(results: Results) -> list[str]:
     found = []
     if mute:
         found.append(
-            f"**Mostly no valid answer**: {', '.join(mute)}. Such generated figures measure "
+            f"**Mostly no valid answer**: {'; '.join(mute)}. Such generated figures measure "
             "format, not taste; read the ranked ones."
         )
     if weak:
         found.append(
             f"**Not clearly above a random order** by ranked HitRatio@{evaluated['headline']} "
-            f"(chance: {chance:.3f}): {', '.join(weak)}. A difference between such methods means "
+            f"(chance: {chance:.3f}): {'; '.join(weak)}. A difference between such methods means "
             "little."
         )
     if behind:
         found.append(
-            f"**Below what the last item alone allows** ({ceiling:.3f}): {', '.join(behind)}. "
+            f"**Below what the last item alone allows** ({ceiling:.3f}): {'; '.join(behind)}. "
             "These have not learned what every prompt shows, so a difference to them may be one "
             "of training speed, not of what a method can do."
         )

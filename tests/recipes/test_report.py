@@ -513,7 +513,7 @@ def test_one_method_without_a_gate_and_one_seed_is_reported_too(tmp_path):
     finished(tmp_path, seeds=1, adapt=AdaptConfig(methods=["lora"])).report()
     text = (tmp_path / "report.md").read_text()
     assert "LoRA minus SASRec" in text
-    assert "**One seed** of SASRec, LoRA: what another" in text
+    assert "**One seed** of SASRec; LoRA: what another" in text
     assert not list((tmp_path / "plots").glob("gates*"))
     assert "gates" not in text
 
