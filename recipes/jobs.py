@@ -27,6 +27,8 @@ Start = Callable[[], Callable[[Any], None]]
 READY = "ready"
 KILLED = -9
 """Exit code of a process that the system has killed."""
+PATIENCE = 30
+"""Seconds that a process has to end after its last task."""
 
 
 def shared_out(start: Start, tasks: Sequence[Any], jobs: int, what: str) -> None:
@@ -131,6 +133,8 @@ def _process(start: Start) -> Iterator[tuple[Any, BaseProcess]]:
     other.close()  # else its end would not be noticed
     try:
         yield own, process
+        own.close()  # it has no more to do and ends by itself, with nothing of the system's left
+        process.join(PATIENCE)
     finally:
         process.terminate()
         process.join()

@@ -81,7 +81,8 @@ def study() -> dict[str, Any]:
         {"name": n, "learns": n != "random", "is_adapter": False}
         for n in ("random", "lora", "ilora")
     ]
-    return {"name": "users", "along": "prepare.train_share", "rows": rows, "arms": arms}
+    results = {"name": "users", "along": "prepare.train_share", "rows": rows, "arms": arms}
+    return results | {"rivals": []}
 
 
 def test_a_varied_field_runs_along_the_columns() -> None:
@@ -100,6 +101,10 @@ def test_a_varied_field_runs_along_the_columns() -> None:
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["lora", "ilora"]
+    (axes,) = layout_figure(study() | {"rivals": ["random"]}, KEY, "HitRatio@1").axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["random", "lora", "ilora"]
 
 
 def test_arms_that_differ_in_the_setting_are_one_line_and_others_are_level() -> None:
@@ -111,7 +116,7 @@ def test_arms_that_differ_in_the_setting_are_one_line_and_others_are_level() -> 
         for arm, method, own in given
     ]
     arms = [{"name": arm, "learns": True, "is_adapter": True} for arm, _, _ in given]
-    results = {"name": "experts", "along": "num_experts", "rows": rows, "arms": arms}
+    results = {"name": "experts", "along": "num_experts", "rows": rows, "arms": arms, "rivals": []}
     values, lines = layout(results, KEY)
     assert values == ["2", "8", "–"]
     assert {line.label: list(line.points) for line in lines} == {

@@ -165,7 +165,7 @@ def test_the_report_says_where_each_adapter_was_trained(done):
     assert results["trainable_parameters"][arm["name"]] == results["trainable_parameters"]["lora"]
     text = (done.run.folder / "report.md").read_text(encoding="utf-8")
     assert "`trained_on` ring (" in text and "; `trained_on`" in text.replace("**: `", "; `")
-    assert "these data (LoRA, iLoRA" in text
+    assert "these data (LoRA; iLoRA" in text
 
 
 def test_what_is_done_is_not_done_again_and_a_lost_adapter_is(done, models, capsys):
