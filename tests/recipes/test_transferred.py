@@ -1,5 +1,6 @@
 """Adapters that are trained on one dataset and evaluated on another."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,10 @@ def test_a_study_over_datasets_trains_each_adapter_once(models, tmp_path):
         ({"method": "gate-shuffled"}, "method gate-shuffled: trained_on is for adapters"),
         ({"method": "k-loras"}, "method k-loras: trained_on is for adapters"),
         ({**LORA, "tune": {"rank": [2, 4]}}, "method lora-tuned: trained_on is for adapters"),
-        ({**LORA, "trained_on": "netflix"}, "there is no dataset 'netflix'; known are"),
+        (
+            {**LORA, "trained_on": "netflix"},
+            "method lora: trained_on: there is no dataset 'netflix'; known are",
+        ),
         ({**LORA, "trained_on": None}, "trained_on=None must be a dataset's name, or a block"),
         ({**LORA, "trained_on": {"source": "x"}}, "must be a dataset's name, or a block such as"),
         (
@@ -244,6 +248,10 @@ def test_a_study_over_datasets_trains_each_adapter_once(models, tmp_path):
         (
             {**LORA, "trained_on": {"dataset": "ring", "protocol": "llara"}},
             "trained_on='ring,protocol=llara': prepare.protocol='llara': the dataset ring knows",
+        ),
+        (
+            {"method": "lora", "recommender": "file"},
+            "trained_on='synthetic': recommender='file' has vectors of one dataset",
         ),
         ({**LORA, "max_stepz": 3}, "method lora has no setting 'max_stepz'"),
     ],
@@ -261,6 +269,62 @@ def test_what_cannot_be_transferred_is_refused_before_anything_is_done(
 def test_a_stand_in_knows_one_datasets_titles_and_is_refused(models, tmp_path):
     with pytest.raises(ValueError, match="trained_on='ring', but the stand-in is trained on the"):
         Pipeline.of(Experiment(arms=[{**LORA, "trained_on": "ring"}]))
+
+
+def test_two_data_of_one_name_are_refused_and_a_path_is_no_name(models, tmp_path):
+    places = [{"dataset": "movielens", "source": f"{one}/raw"} for one in ("one", "other", "one")]
+    arms = [{**LORA, "rank": 2 * rank, "trained_on": one} for rank, one in enumerate(places, 1)]
+    pipeline = Pipeline.of(experiment(models, tmp_path, arms[::2]))
+    (other,) = pipeline.elsewhere
+    assert (
+        other.place == "movielens,source=raw" and other.run.experiment.prepare.source == "one/raw"
+    )
+    names = [arm.name for arm in pipeline.arms if arm.method.is_adapter]
+    assert names[0] == "lora-transferred,rank=2,trained_on=movielens,source=raw"
+    with pytest.raises(ValueError, match="prepare.source='one/raw' and 'other/raw' would be two"):
+        Pipeline.of(experiment(models, tmp_path, arms))
+
+
+def test_made_up_data_have_no_source_where_the_evaluated_data_have_one(models, tmp_path):
+    asked = experiment(models, tmp_path, [{**LORA, "trained_on": "ring"}], "movielens")
+    asked = replace(asked, prepare=replace(asked.prepare, source=str(tmp_path / "raw")))
+    (other,) = Pipeline.of(asked).elsewhere
+    assert other.run.experiment.prepare.source is None
+
+
+def test_a_recommender_of_the_experiment_is_trained_elsewhere_only_if_it_is_read(models, tmp_path):
+    mine = {"method": "sasrec", "name": "mine", "hidden_size": 4}
+    reading = {"lora": ["mine"], "tallrec": []}
+    for method, read in reading.items():
+        arms = [mine, {"method": method, "trained_on": THERE}]
+        asked = experiment(models, tmp_path, arms)
+        asked = replace(asked, recommender=replace(asked.recommender, name="mine"))
+        (other,) = Pipeline.of(asked).elsewhere
+        assert list(other.run.networks) == read
+
+
+def test_an_error_says_which_data_it_concerns(models, tmp_path):
+    places = [{"dataset": "movielens", "source": str(tmp_path / "none")}, THERE]
+    arms = [{**LORA, "trained_on": place} for place in places]
+    pipeline = Pipeline.of(experiment(models, tmp_path / "run", arms))
+    with pytest.raises(FileNotFoundError, match="^trained_on='movielens,source=none': .*u.item is"):
+        pipeline.prepare()
+
+
+def test_rows_of_the_training_data_are_not_evaluated_and_windows_here_not_trained_on(
+    models, tmp_path
+):
+    # Histories have 7 items at most here, and 4 to 11 there.
+    arms = [{**LORA, "trained_on": THERE, "min_history": 9}]
+    asked = experiment(models, tmp_path, arms)
+    asked = replace(asked, evaluate=replace(asked.evaluate, min_history=7, max_new_tokens=3))
+    pipeline = Pipeline.of(asked)
+    pipeline.prepare()
+    pipeline._check_rows()
+    with pytest.raises(ValueError, match="^evaluate.max_new_tokens=3"):
+        pipeline._preflight()
+    (other,) = pipeline.elsewhere
+    other._preflight()  # no answer is written there
 
 
 @pytest.mark.parametrize("small", [True, False])
