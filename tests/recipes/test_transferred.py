@@ -249,10 +249,6 @@ def test_a_study_over_datasets_trains_each_adapter_once(models, tmp_path):
             {**LORA, "trained_on": {"dataset": "ring", "protocol": "llara"}},
             "trained_on='ring,protocol=llara': prepare.protocol='llara': the dataset ring knows",
         ),
-        (
-            {"method": "lora", "recommender": "file"},
-            "trained_on='synthetic': recommender='file' has vectors of one dataset",
-        ),
         ({**LORA, "max_stepz": 3}, "method lora has no setting 'max_stepz'"),
     ],
     ids=str,
@@ -301,6 +297,16 @@ def test_a_recommender_of_the_experiment_is_trained_elsewhere_only_if_it_is_read
         asked = replace(asked, recommender=replace(asked.recommender, name="mine"))
         (other,) = Pipeline.of(asked).elsewhere
         assert list(other.run.networks) == read
+
+
+def test_vectors_of_one_datasets_users_are_refused(models, tmp_path):
+    asked = experiment(models, tmp_path, [{**LORA, "recommender": "file", "trained_on": THERE}])
+    (tmp_path / "vectors.parquet").touch()
+    names = ("user_vectors", "item_vectors")
+    files = dict.fromkeys(names, str(tmp_path / "vectors.parquet"))
+    asked = replace(asked, recommender=replace(asked.recommender, **files))
+    with pytest.raises(ValueError, match="^trained_on='synthetic': recommender='file' has vectors"):
+        Pipeline.of(asked)
 
 
 def test_an_error_says_which_data_it_concerns(models, tmp_path):
