@@ -165,6 +165,7 @@ def test_the_report_says_where_each_adapter_was_trained(done):
     assert arm["meaning"].endswith("; trained on synthetic, and on no other data")
     assert results["trainable_parameters"][arm["name"]] == results["trainable_parameters"]["lora"]
     text = (done.run.folder / "report.md").read_text(encoding="utf-8")
+    assert f"prepare of {THERE}" in text and f"recommender text of {THERE}" in text
     assert "`trained_on` ring (" in text and "; `trained_on`" in text.replace("**: `", "; `")
     assert "these data (LoRA; iLoRA" in text
 
@@ -217,6 +218,8 @@ def test_a_study_over_datasets_trains_each_adapter_once(models, tmp_path):
     assert len(list(study.out.glob("stages/evaluate/parts/*-lora-seed0-*"))) == 4
     table = {(row["arm"], row["varied"]["prepare.dataset"]) for row in results["rows"]}
     assert {(f"{one}-lora", other) for one in (HERE, THERE) for other in (HERE, THERE)} <= table
+    (cell,) = study.out.glob(f"cells/*{HERE}/report.md")
+    assert f"- **Time:** prepare and prepare of {HERE} " in cell.read_text(encoding="utf-8")
     text = (study.out / "study.md").read_text(encoding="utf-8")
     assert f"| | {HERE} | {THERE} |" in text.replace("|  |", "| |")
 
