@@ -131,6 +131,7 @@ def test_an_arm_has_the_experts_of_the_best_clusters(done):
     config = read_json(folder / "adapter" / "adapter_config.json")
     assert config["expert_ranks"] == chosen["ranks"] and sum(chosen["ranks"]) == 4
     assert config["num_experts"] == len(chosen["ranks"])
+    assert config["target_modules"] == sorted(config["target_modules"])
     results = done.results
     counts = results["trainable_parameters"]
     assert counts["ilora,expert_ranks=clusters"]["adapter"] == counts["lora"]["adapter"]
