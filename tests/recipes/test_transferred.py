@@ -24,6 +24,7 @@ from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.methods.transferred import Transferred
 from recipes.pipeline import Pipeline
 from recipes.recommenders.representations import Representations
+from recipes.records import DATA
 from recipes.study import read_study, run_study
 
 from .language_models import SMALL, saved
@@ -179,6 +180,30 @@ def test_what_is_done_is_not_done_again_and_a_lost_adapter_is(done, models, caps
     (adapter / "adapter" / "adapter_model.safetensors").unlink()
     Pipeline.of(experiment(models, done.run.folder, ARMS)).run_all()
     assert redone(capsys.readouterr().out) == ["adapt lora seed 0"]
+
+
+@pytest.mark.long
+def test_stages_one_by_one_in_two_jobs_after_a_kill_give_the_same(
+    done, models, tmp_path, monkeypatch
+):
+    asked = experiment(models, tmp_path / "run", ARMS)
+    asked = replace(asked, adapt=replace(asked.adapt, save_steps=1))
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.llm.train_adapter._save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Pipeline.of(asked).run_all()
+    (kept,) = (tmp_path / "run").glob("trained-on/*/adapt/*/.unfinished/*/checkpoints/*")
+    assert kept.name == "checkpoint-2"
+    for stage in ("prepare", "recommender", "adapt", "evaluate", "report"):
+        getattr(Pipeline.of(asked, jobs=2), stage)()
+    one, other = (digests(folder) for folder in (done.run.folder, tmp_path / "run"))
+    assert {name: digest for name, digest in one.items() if name.endswith(DATA)} == {
+        name: digest for name, digest in other.items() if name.endswith(DATA)
+    }
 
 
 def test_one_language_model_is_in_memory_for_all_data(models, tmp_path):
