@@ -41,3 +41,33 @@ def groups_of(users: Tensor, count: int) -> Ints:
         return nearest
     order = leaves_list(linkage(centres.double().numpy(), "average", optimal_ordering=True))
     return np.argsort(order)[nearest]
+
+
+def two_halves(user_ids: Ints, groups: Ints, random: np.random.Generator) -> list[Ints]:
+    """The rows of each group that belong to one half of the users, then those of the other.
+
+    Args:
+        user_ids: int64 [n], the user of each row.
+        groups: int64 [n], the group of each row, from 0.
+        random: Divides the users.
+
+    Returns:
+        Places of rows, for each group twice. No user is in the first half of a group and in the
+        second half of any.
+
+    Raises:
+        ValueError: A group has no row of one of the halves.
+    """
+    users = random.permutation(np.unique(user_ids))
+    is_first = np.isin(user_ids, users[: len(users) // 2])
+    halves = []
+    for group in range(groups.max() + 1):
+        for half in (is_first, ~is_first):
+            rows = np.flatnonzero((groups == group) & half)
+            if not len(rows):
+                raise ValueError(
+                    f"groups={groups.max() + 1}: all windows of one group are of users in the same "
+                    "half, so it cannot be compared with itself: ask for fewer groups"
+                )
+            halves.append(rows)
+    return halves

@@ -1,10 +1,9 @@
-"""Gradients of an adapter's loss on groups of rows, and how alike they are."""
+"""Gradients of an adapter's loss on groups of rows."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from recipes.prompting.collator import TrainingCollator
 from recipes.prompting.projector import new_projector
 from recipes.prompting.store import PromptStore
 from recipes.recommenders.vectors import Vectors
-from recipes.scoring.arrays import Floats
 
 
 @contextmanager
@@ -116,21 +114,3 @@ def _gradient(
             if one is not None:
                 total += one
     return sums
-
-
-def similarities(found: dict[str, Tensor]) -> Floats:
-    """Cosines between the gradients of g groups, averaged over module types: float64 [g, g].
-
-    A type whose gradient is zero for some group has no direction, and is left out.
-
-    Args:
-        found: What `gradients` returns.
-    """
-    tables = []
-    for vectors in found.values():
-        lengths = vectors.double().norm(dim=1, keepdim=True)
-        if (lengths > 0).all():
-            units = vectors.double() / lengths
-            tables.append((units @ units.T).numpy())
-    count = len(next(iter(found.values())))
-    return np.mean(tables, axis=0) if tables else np.full((count, count), np.nan)

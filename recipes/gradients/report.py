@@ -13,6 +13,11 @@ from recipes.report.tables import markdown_table
 Results = Mapping[str, Any]
 WHEN = ("before", "after")
 FIGURE = "gradients.png"
+READING = (
+    "*Within groups* is what two groups that agree in everything would have: gradients of few "
+    "windows are noisy, so it is below 1. **Groups pull one adapter apart only as far as *between* "
+    "is below *within*.** The interval (95 %) is a bootstrap over groups."
+)
 
 
 def gradient_figure(results: Results) -> Figure:
@@ -25,12 +30,15 @@ def gradient_figure(results: Results) -> Figure:
         for column, when in enumerate(WHEN):
             axes, table = grid[row][column], np.array(own[when]["cosines"])
             image = axes.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
-            mean = own[when]["mean"]
-            axes.set_title(f"{name}, {when} training\nmean of pairs {mean:+.2f}", fontsize=10)
+            between, within = (f"{own[when][what]:+.2f}" for what in ("between", "within"))
+            title = f"{name}, {when} training\nbetween groups {between}, within {within}"
+            axes.set_title(title, fontsize=10)
             axes.set_xticks(range(len(table)), [str(k + 1) for k in range(len(table))])
             axes.set_yticks(range(len(table)), [str(k + 1) for k in range(len(table))])
             axes.tick_params(length=0)
-    figure.colorbar(image, ax=grid, label="cosine of the groups' gradients", shrink=0.7)
+    figure.colorbar(
+        image, ax=grid, label="cosine of gradients of two halves of the users", shrink=0.7
+    )
     figure.suptitle(f"{results['name']}: {len(results['sizes'])} groups of users", fontsize=12)
     return figure
 
@@ -53,19 +61,30 @@ def gradient_page(results: Results, figure: str) -> str:
         f"K-means (Euclidean) puts {sum(results['sizes']):,} train windows, by the "
         f"representations of {results['source']}, into {len(results['sizes'])} groups of "
         f"{', '.join(map(str, results['sizes']))}. Groups are numbered in the order of a "
-        "hierarchical clustering of their centroids, the same for all adapters. For each group, "
-        f"the gradient of the loss on {results['rows']} of its windows (or all, if there are "
-        "fewer) with respect to A and B is averaged over the layers' modules of one type. Cosines "
-        "between groups are averaged over types. Before training B is zero, and so is A's "
-        f"gradient. Seed {results['seed']}, no dropout.",
+        "hierarchical clustering of their centroids, the same for all adapters. Users are divided "
+        f"in two at random. For each group and half, the gradient of the loss on {results['rows']} "
+        "windows (or all, if there are fewer) with respect to A and B is averaged over the layers' "
+        "modules of one type. A cosine is of one group's gradient in one half and another's in the "
+        "other, averaged over both ways and over types; on the diagonal, of a group's own two "
+        "gradients. Before training B is zero, and so is A's gradient. "
+        f"Seed {results['seed']}, no dropout.",
         "## Cosines between groups\n\n"
         + markdown_table(
-            ["adapter", *(f"{when}: {what}" for when in WHEN for what in ("mean", "lowest"))],
             [
-                [name, *(f"{own[when][what]:+.3f}" for when in WHEN for what in ("mean", "lowest"))]
-                for name, own in results["arms"].items()
+                "adapter",
+                "training",
+                "between groups",
+                "lowest",
+                "within groups",
+                "within - between",
             ],
-        ),
+            [
+                [name, when, *_figures(own[when])]
+                for name, own in results["arms"].items()
+                for when in WHEN
+            ],
+        )
+        + f"\n\n{READING}",
         f"![Cosines between groups]({figure})",
         _pairs(results),
         "## Experts from clusters\n\n`expert_ranks: clusters` makes an arm of what is bold here. "
@@ -74,6 +93,15 @@ def gradient_page(results: Results, figure: str) -> str:
         else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _figures(own: Mapping[str, Any]) -> list[str]:
+    """The cells of one adapter at one time."""
+    gap = own["gap"]
+    return [
+        *(f"{own[what]:+.3f}" for what in ("between", "lowest", "within")),
+        f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
+    ]
 
 
 def _pairs(results: Results) -> str:

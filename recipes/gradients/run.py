@@ -3,6 +3,11 @@
 The paper's analysis (arXiv 2408.10159): representations are clustered, and the gradients that the
 clusters give one LoRA are compared. Where they disagree, one LoRA for all serves none well.
 
+A low cosine alone does not say that groups disagree: a gradient of a few windows is noisy, and the
+more so after training. So users are divided in two, and the gradient of a group's windows of one
+half is compared with those of all groups' windows of the other half, its own group's too. That one
+is what two groups without any disagreement would have.
+
 RUN/gradients.json, gradients.md, gradients.html, gradients.png, gradients.svg
 """
 
@@ -16,8 +21,9 @@ from peft import LoraConfig
 from recipes.artifacts import write_json, write_text
 from recipes.data.padding import PADDING
 from recipes.experiment import Experiment
-from recipes.gradients.groups import groups_of
-from recipes.gradients.measure import gradients, similarities, trained, untrained
+from recipes.gradients.agreement import of_groups, similarities, summary
+from recipes.gradients.groups import groups_of, two_halves
+from recipes.gradients.measure import gradients, trained, untrained
 from recipes.gradients.report import FIGURE, gradient_figure, gradient_page
 from recipes.llm.train_adapter import training_collator, training_rows
 from recipes.locking import held
@@ -46,7 +52,7 @@ class GradientsConfig:
     """Number of groups of users (paper: 8)."""
 
     rows: Count = 64
-    """Train windows of each group, of which its gradient is the mean."""
+    """Train windows of each group and half of the users, of which a gradient is the mean."""
 
     users: Annotated[int, Range(2)] = 24
     """Windows of different users among which the most and the least alike pair is looked for."""
@@ -63,7 +69,7 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
 
     Raises:
         ValueError: No arm is a LoRA whose gradients could be compared, a setting is impossible, or
-            there are fewer different users than groups.
+            there are fewer different users than groups, or a group has none in half of the users.
     """
     check_ranges(config, "")
     pipeline = Pipeline.of(replace(experiment, seeds=1))
@@ -127,7 +133,8 @@ class _Groups:
     sizes: list[int]
     """Number of windows in each group."""
     samples: list[list[int]]
-    """For each group, the samples whose gradient is taken."""
+    """For each group, the samples of users of the one half whose gradient is taken, then those of
+    users of the other."""
     singles: list[int]
     """Samples of different users."""
     ranks: list[dict[str, Any]]
@@ -143,12 +150,12 @@ def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
     known = run.vectors(run.experiment.recommender.name).users["train"]
     groups = groups_of(known[rows[chosen]], config.groups)
     random = np.random.default_rng(SEED)
+    halves = two_halves(split.user_ids[rows[chosen]], groups, random)
     return _Groups(
         rows=rows,
         sizes=np.bincount(groups, minlength=config.groups).tolist(),
         samples=[
-            np.sort(random.permutation(chosen[groups == group])[: config.rows]).tolist()
-            for group in range(config.groups)
+            np.sort(random.permutation(chosen[half])[: config.rows]).tolist() for half in halves
         ],
         singles=_different_users(split.user_ids[rows], chosen, config.users, random),
         ranks=[asdict(one) for one in clusterings(known[rows], settings.rank)]
@@ -168,7 +175,7 @@ def _compared(
         tables, alone = _of_arm(run, arm, groups.samples, singles, config)
         for table in (*tables.values(), *([] if alone is None else [alone])):
             _refuse_no_direction(arm, table)
-        found[arm.name] = {when: _summary(table) for when, table in tables.items()}
+        found[arm.name] = {when: summary(table) for when, table in tables.items()}
         if alone is not None:
             pairs = _pairs(run, groups.rows[singles], alone)
     return {
@@ -201,18 +208,20 @@ def _of_arm(
     singles: Sequence[int],
     config: GradientsConfig,
 ) -> tuple[dict[str, Floats], Floats | None]:
-    """Cosines between groups before and after training, and between single samples after it."""
+    """Cosines between halves of groups before and after training, and between single samples after
+    it.
+    """
     method = arm.method
     assert isinstance(method, AdapterMethod)
     plan, vectors = method.plan(run, arm, SEED), method.vectors(run, arm, SEED)
     collator: TrainingCollator = training_collator(plan, run.prompts, vectors)
     tables: dict[str, Floats] = {}
     with untrained(plan, run.llm, vectors) as hybrid:
-        tables["before"] = similarities(gradients(hybrid, collator, samples, config.batch_size))
+        tables["before"] = of_groups(gradients(hybrid, collator, samples, config.batch_size))
     alone = None
     folder = arm_folder(run, arm, SEED)
     with trained(plan, run.llm, run.prompts, vectors, folder) as hybrid:
-        tables["after"] = similarities(gradients(hybrid, collator, samples, config.batch_size))
+        tables["after"] = of_groups(gradients(hybrid, collator, samples, config.batch_size))
         if singles:
             one_each = [[sample] for sample in singles]
             alone = similarities(gradients(hybrid, collator, one_each, config.batch_size))
@@ -226,11 +235,6 @@ def _refuse_no_direction(arm: Arm, cosines: Floats) -> None:
             f"the gradients of {arm.name} are zero or not finite for some windows, so they have no "
             "direction to compare: leave the arm out, or choose another adapt.precision"
         )
-
-
-def _summary(cosines: Floats) -> dict[str, Any]:
-    pairs = cosines[np.triu_indices(len(cosines), 1)]
-    return {"cosines": cosines.tolist(), "mean": float(pairs.mean()), "lowest": float(pairs.min())}
 
 
 def _pairs(run: Run, rows: Ints, cosines: Floats) -> dict[str, Any]:

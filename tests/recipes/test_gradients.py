@@ -9,8 +9,9 @@ from matplotlib.image import imread
 
 from recipes.artifacts import read_json
 from recipes.gradients import groups
-from recipes.gradients.groups import groups_of
-from recipes.gradients.measure import gradients, similarities
+from recipes.gradients.agreement import of_groups, similarities, summary
+from recipes.gradients.groups import groups_of, two_halves
+from recipes.gradients.measure import gradients
 from recipes.gradients.report import gradient_page, without_users
 from recipes.gradients.run import _refuse_no_direction
 from recipes.methods import METHODS
@@ -54,6 +55,30 @@ def test_cosines_by_hand_are_means_over_types_that_have_a_direction():
     }
     assert similarities(found) == pytest.approx(np.array([[1, 0.5], [0.5, 1]]))
     assert np.isnan(similarities({"o": found["o"]})).all()
+
+
+def test_halves_of_groups_are_compared_across_users_and_a_group_with_itself():
+    # Two groups; first and second half of each. Cosines of a0 with b0, b1 and of a1 with b0, b1:
+    # 1, 0; .8, .6 -> between (0 + .8) / 2.
+    halves = {"q": torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.8, 0.6], [0.0, 3.0]])}
+    table = of_groups(halves)
+    assert table == pytest.approx(np.array([[1, 0.4], [0.4, 0.6]]))
+    found = summary(table)
+    figures = [found[what] for what in ("between", "lowest", "within")]
+    assert figures == pytest.approx([0.4, 0.4, 0.8])
+    # Gaps of the groups are .6 and .2; resamples have .2, .4 or .6.
+    assert list(found["gap"].values()) == pytest.approx([0.4, 0.2, 0.6])
+
+
+def test_no_user_is_in_both_halves_and_a_group_of_one_half_is_told():
+    users, groups = np.repeat(np.arange(6), 4), np.tile([0, 1], 12)
+    found = two_halves(users, groups, np.random.default_rng(0))
+    assert [len(half) for half in found] == [6, 6, 6, 6]
+    assert [set(groups[half]) for half in found] == [{0}, {0}, {1}, {1}]
+    first, second = (set(users[np.r_[found[k], found[k + 2]]]) for k in (0, 1))
+    assert not first & second and first | second == set(range(6))
+    with pytest.raises(ValueError, match="groups=2: all windows of one group are of users in the"):
+        two_halves(np.array([0, 1, 2, 2]), np.array([0, 0, 1, 1]), np.random.default_rng(0))
 
 
 class Square(torch.nn.Module):
@@ -106,8 +131,9 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     for own in found["arms"].values():
         for when in ("before", "after"):
             table = np.array(own[when]["cosines"])
-            assert table == pytest.approx(table.T) and np.diag(table) == pytest.approx(np.ones(3))
-            assert own[when]["lowest"] == pytest.approx(table.min())
+            assert table == pytest.approx(table.T) and np.abs(table).max() < 1
+            assert own[when]["lowest"] == table[np.triu_indices(3, 1)].min()
+            assert own[when]["gap"]["low"] <= own[when]["gap"]["value"] <= own[when]["gap"]["high"]
     most, least = (found["pairs"][name] for name in ("Most alike", "Least alike"))
     assert most["cosine"] >= least["cosine"]
     assert all(one["history"] and one["target"] for one in most["users"] + least["users"])
