@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipes.experiment import Experiment
+from recipes.experiment import Experiment, RecommenderConfig
 from recipes.llm.stand_in import STAND_IN
 from recipes.methods import METHODS
 from recipes.methods.method import Arm, Method, default_name, folder_name
-from recipes.methods.recommender_methods import NetworkMethod
+from recipes.methods.recommender_methods import NetworkMethod, SourceMethod
 from recipes.methods.transferred import TRAINED_ON, Transferred
 from recipes.methods.tuned import TUNE, Tuned
 from recipes.run import Network, seeded_name, title_form
@@ -80,7 +80,7 @@ def experiments_elsewhere(experiment: Experiment, arms: Sequence[Arm]) -> dict[s
     """The experiments on other data that train adapters which this one evaluates.
 
     Each differs in its data and folder, and has the adapters and the recommenders that they read
-    as its arms.
+    as its arms. Its `recommender.name` is that of an arm of its own, or the default.
 
     Args:
         experiment: The experiment.
@@ -88,6 +88,9 @@ def experiments_elsewhere(experiment: Experiment, arms: Sequence[Arm]) -> dict[s
 
     Returns:
         `Transferred.place` -> experiment.
+
+    Raises:
+        ValueError: Arms name several folders or files alike, or read vectors of one dataset alone.
     """
     known = {arm.name: arm for arm in arms}
     found: dict[str, Experiment] = {}
@@ -96,20 +99,40 @@ def experiments_elsewhere(experiment: Experiment, arms: Sequence[Arm]) -> dict[s
         if not isinstance(method, Transferred):
             continue
         place, trained = method.place, method.trained(arm)
+        prepare = method.prepared(experiment.prepare)
         own = found.get(place) or replace(
             experiment,
             name=f"{experiment.name}, trained on {place}",
             out=str(Path(experiment.out) / "trained-on" / folder_name(place, distinct=True)),
-            prepare=replace(experiment.prepare, **method.where),
+            prepare=prepare,
+            recommender=replace(experiment.recommender, name=RecommenderConfig.name),
             arms=[],
         )
+        if own.prepare != prepare:
+            raise ValueError(
+                f"{TRAINED_ON}={place!r}: prepare.source={own.prepare.source!r} and "
+                f"{prepare.source!r} would be two data of one name: give one of them, or rename one"
+            )
         entries = [{"method": method.inner.name, **trained.given}]
         for source in (known[name] for name in method.sources(arm.settings)):
+            _refuse_bound(place, source)
             named = {"method": source.method.name, "name": source.name}
             entries.append({**named, **source.given})
+            if source.name == experiment.recommender.name:
+                own = replace(own, recommender=experiment.recommender)
         fresh = [one for one in entries if one not in (own.arms or [])]
         found[place] = replace(own, arms=[*(own.arms or []), *fresh])
     return found
+
+
+def _refuse_bound(place: str, source: Arm) -> None:
+    """Refuse vectors from elsewhere that are of one dataset's users and items (ValueError)."""
+    method = source.method
+    if isinstance(method, SourceMethod) and not method.source.is_common:
+        raise ValueError(
+            f"{TRAINED_ON}={place!r}: recommender={source.name!r} has vectors of one dataset, and "
+            "none of another's users and items: choose text, or a network such as sasrec"
+        )
 
 
 def named_arms(experiment: Experiment) -> Sequence[Mapping[str, Any]]:
@@ -136,6 +159,7 @@ def _arm(experiment: Experiment, entry: dict[str, Any]) -> Arm:
         method = Tuned(method, entry.pop(TUNE))
     if TRAINED_ON in entry:
         method = Transferred(method, entry[TRAINED_ON])
+        entry[TRAINED_ON] = method.place
     name = entry.pop("name", None)
     settings = method.configure(experiment, entry)
     chosen = default_name(method.name, entry) if name is None else _checked_name(method, name)

@@ -84,7 +84,9 @@ def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Expe
 def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
     preset, spelled = _preset_of(_spelled_out(overrides))
     for file in (path, *_config_files(spelled)):
-        _refuse_no_sections(yaml_fields(file), Experiment)  # errors of the first name the file
+        fields = yaml_fields(file)
+        _refuse_no_sections(fields, Experiment)  # errors of the first name the file
+        _refuse_no_arms(fields)
     experiment = _read(command, [path], spelled)
     if preset is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -165,6 +167,13 @@ def _refuse_no_sections(fields: Mapping[str, Any], section: type, prefix: str = 
         if not isinstance(value, Mapping):
             raise ValueError(f"{prefix}{name}={value!r} must be a section of fields with values")
         _refuse_no_sections(value, hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _refuse_no_arms(fields: Mapping[str, Any]) -> None:
+    """Refuse arms that are words, such as `arms: [lora]`, with what to write (ValueError)."""
+    arms = fields.get("arms") or []
+    if not isinstance(arms, list) or not all(isinstance(arm, Mapping) for arm in arms):
+        raise ValueError(f"arms={arms!r} must be a list of blocks, such as [{{method: ilora}}]")
 
 
 def _refuse_missing(section: Any, prefix: str = "") -> None:

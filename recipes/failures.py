@@ -1,6 +1,8 @@
 """What a user can mend, as one line: the file or field, and the remedy."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jsonargparse import ArgumentError
 from safetensors import SafetensorError
@@ -48,3 +50,17 @@ def one_line(error: BaseException) -> str:
     elif isinstance(error, SafetensorError):
         text = f"a safetensors file is damaged: {text}"
     return " ".join(text.split()) or type(error).__name__
+
+
+@contextmanager
+def concerning(what: str) -> Iterator[None]:
+    """Let a user's mistake say first what it concerns; an error of the system names its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in REMEDIES:
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"{what}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error

@@ -26,12 +26,13 @@ from recipes.arms import comparison, experiments_elsewhere
 from recipes.data import prepare as preparing
 from recipes.evaluation import evaluate as evaluating
 from recipes.experiment import Experiment
+from recipes.failures import concerning
 from recipes.jobs import shared_out
 from recipes.llm.smollm2 import SMOLLM2, check_smollm2
 from recipes.llm.stand_in import STAND_IN, check_stand_in
 from recipes.locking import held
 from recipes.methods.method import Arm, arm_folder, trained_alone
-from recipes.methods.transferred import TRAINED_ON
+from recipes.methods.transferred import TRAINED_ON, Transferred
 from recipes.methods.tuned import train_arm
 from recipes.preflight import preflight
 from recipes.ranges import check_ranges
@@ -56,8 +57,9 @@ class Pipeline:
     """Number of processes that share trainings and predictions."""
     elsewhere: tuple["Pipeline", ...] = ()
     """Pipelines on other data, which train adapters that this one evaluates."""
-    only_trains: bool = False
-    """Whether the adapters are evaluated by another pipeline, and not by this one."""
+    place: str | None = None
+    """The data, as `trained_on` of another pipeline's arms, which evaluates this one's adapters;
+    None for a pipeline that evaluates its own."""
 
     @classmethod
     def of(cls, experiment: Experiment, shared: Path | None = None, jobs: int = 1) -> "Pipeline":
@@ -81,10 +83,8 @@ class Pipeline:
         run = Run(experiment, compared.networks, shared)
         others = []
         for place, one in experiments_elsewhere(experiment, compared.arms).items():
-            try:
-                other = replace(cls.of(one, shared, jobs), only_trains=True)
-            except ValueError as error:
-                raise ValueError(f"{TRAINED_ON}={place!r}: {error}") from error
+            with concerning(f"{TRAINED_ON}={place!r}"):
+                other = replace(cls.of(one, shared, jobs), place=place)
             run.trains_elsewhere(place, other.run)
             others.append(other)
         return cls(run, compared.arms, jobs, tuple(others))
@@ -141,29 +141,35 @@ class Pipeline:
             self._evaluate()
             return self._report()
 
-    def _prepare(self) -> None:
+    def _in_others(self, do: Callable[["Pipeline"], None]) -> None:
+        """Do something in the pipelines on other data; a mistake says which data it concerns."""
         for other in self.elsewhere:
-            other._prepare()
+            with concerning(f"{TRAINED_ON}={other.place!r}"):
+                do(other)
+
+    def _prepare(self) -> None:
+        self._in_others(Pipeline._prepare)
         self.run.prepare()
 
     def _preflight(self, *, weights: bool = True) -> None:
         """Refuse what would be found out after hours of training, here and elsewhere."""
-        for other in self.elsewhere:
-            other._preflight(weights=weights)
-        arms = [arm for arm in self.arms if not (self.only_trains and self._is_trained(arm))]
+        self._in_others(lambda other: other._preflight(weights=weights))
+        arms = [arm for arm in self.arms if self.place is None or not self._is_trained(arm)]
         preflight(self.run, arms, weights=weights)
 
     def _check_rows(self) -> None:
         """Refuse settings that leave no rows of these data, before anything is trained."""
-        for other in self.elsewhere:
-            other._check_rows()
-        data, config = self.run.data, self.run.experiment.evaluate
-        evaluated_rows(data, config)
+        self._in_others(Pipeline._check_rows)
+        data = self.run.data
+        if self.run.is_evaluated:
+            evaluated_rows(data, self.run.experiment.evaluate)
         longest = data.split("train").history_lengths.max()
         for network in self.run.networks.values():
             if network.source is None:  # else nothing is trained
                 check_fits(network.config, data)
         for arm in trained_alone(self.arms):
+            if isinstance(arm.method, Transferred):
+                continue  # its windows are not these
             if arm.settings.get("min_history", 0) > longest:
                 raise ValueError(
                     f"{arm.name}: min_history={arm.settings['min_history']} leaves no training "
@@ -171,9 +177,7 @@ class Pipeline:
                 )
 
     def _recommender(self) -> None:
-        for other in self.elsewhere:  # of which only the vectors are read
-            own = other.run.networks.items()
-            other._all("recommender", [(name, network.config.seed) for name, network in own])
+        self._in_others(Pipeline._recommender)
         networks = self.run.networks
         # Sources first, so that a fault of theirs costs no training.
         trainings = sorted(
@@ -194,8 +198,7 @@ class Pipeline:
 
     def _adapt(self) -> None:
         self._preflight()
-        for other in self.elsewhere:
-            other._adapt()
+        self._in_others(Pipeline._adapt)
         experiment = self.run.experiment
         if self._reads_language_model:
             self.run.make_stand_in()

@@ -122,6 +122,11 @@ class Run:
         """Have adapters trained in a run on other data, which borrows this run's language model."""
         self.elsewhere[place], other._lender = other, self
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether predictions are made for these data, and adapters not only trained on them."""
+        return self._lender is None
+
     def place(self, name: str, key: Any) -> Path:
         """The folder of a stage.
 
@@ -182,9 +187,12 @@ class Run:
 
     @property
     def trainings(self) -> list[tuple[str, int]]:
-        """Name and seed of each recommender to train: all with their first seed, then the next."""
+        """Name and seed of each recommender to train: all with their first seed, then the next.
+
+        Where nothing is evaluated, only the vectors are read, which are those of the first seed.
+        """
         seeds = {
-            name: list(dict.fromkeys([network.config.seed, *network.seeds]))
+            name: list(dict.fromkeys([network.config.seed, *network.seeds * self.is_evaluated]))
             for name, network in self.networks.items()
         }
         turns = max(map(len, seeds.values()), default=0)

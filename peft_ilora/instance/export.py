@@ -22,9 +22,10 @@ def export_lora(
 ) -> Path:
     """Write the plain LoRA that an adapter is for one instance.
 
-    Exact: the gate is folded into B, no approximation is made. Its rank is `num_experts * r`. Under
-    `gate_form="shift"` and `"scale_shift"` it has a bias on B (`lora_bias=True`), which PEFT loads
-    and vLLM refuses: to be served there an adapter needs another form, such as `scale`.
+    Exact: the gate is folded into B, no approximation is made. Its rank is that of all experts
+    together. Under `gate_form="shift"` and `"scale_shift"` it has a bias on B (`lora_bias=True`),
+    which PEFT loads and vLLM refuses: to be served there an adapter needs another form, such as
+    `scale`.
 
     Args:
         model: A PeftModel with an iLoRA adapter.

@@ -100,7 +100,7 @@ def _is_lora(arm: Arm) -> bool:
 
 def _check(run: Run, arms: Sequence[Arm]) -> None:
     if not arms:
-        raise ValueError("no arm trains a LoRA: give --methods '[lora, ilora]'")
+        raise ValueError("no arm trains a LoRA on these data: give --methods '[lora, ilora]'")
     source = run.experiment.recommender.name
     if source not in run.networks:
         raise ValueError(

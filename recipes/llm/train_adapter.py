@@ -190,6 +190,9 @@ def _save(
     hybrid: HybridModel, vectors: Vectors | None, losses: list[dict[str, float]], folder: Path
 ) -> None:
     assert isinstance(hybrid.llm, PeftModel)
+    for config in hybrid.llm.peft_config.values():
+        if isinstance(modules := getattr(config, "target_modules", None), set):
+            setattr(config, "target_modules", sorted(modules))  # noqa: B010  # the same file always
     hybrid.llm.save_pretrained(str(folder / ADAPTER_FOLDER))
     hybrid.save_modules(folder)
     if vectors is not None:

@@ -115,6 +115,9 @@ class AdapterMethod(Method):
             self.peft_config({**settings, **self.fixed}, routing_dim=1)
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"method {self.name}: {error}") from error
+        except ValueError as error:
+            named = str(error).startswith((f"method {self.name}: ", "adapt."))
+            raise error if named else ValueError(f"method {self.name}: {error}") from error
         return settings
 
     def with_total_rank(

@@ -15,15 +15,19 @@ Longest = Mapping[str, tuple[int, int]]
 
 
 def check_answers(run: Run) -> None:
-    """Refuse titles that cannot be written within `evaluate.max_new_tokens` (ValueError)."""
+    """Refuse titles that cannot be written, or not within `evaluate.max_new_tokens` (ValueError).
+
+    How many tokens an answer has matters only where answers are written.
+    """
     store = run.outlined_prompts
     written_titles(run.outline.tokenizer, store.answer_ids, store.frame.end)
     config = run.experiment.evaluate
-    check_new_tokens(store.answers, config.max_new_tokens, config.num_beams)
+    if run.is_evaluated:
+        check_new_tokens(store.answers, config.max_new_tokens, config.num_beams)
 
 
 def longest_evaluated(run: Run, prompts: Ragged) -> Longest:
-    """The longest prompt of the evaluated rows, and what may follow it.
+    """The longest prompt of the evaluated rows, if there are any, and what may follow it.
 
     Args:
         run: The run.
@@ -32,6 +36,8 @@ def longest_evaluated(run: Run, prompts: Ragged) -> Longest:
     Raises:
         ValueError: The model has no embedding for a token.
     """
+    if not run.is_evaluated:
+        return {}
     config, answers = run.experiment.evaluate, run.outlined_prompts.answers
     rows = evaluated_rows(run.data, config).rows
     after = max(int(answers.lengths.max()), config.max_new_tokens or 0)

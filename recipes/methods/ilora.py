@@ -9,13 +9,13 @@ from peft import TaskType
 
 from peft_ilora import ILoRAConfig
 from recipes.about import About
-from recipes.artifacts import write_json
+from recipes.artifacts import read_json, write_json
 from recipes.experiment import Experiment, GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan, RoutedBy
 from recipes.llm.train_adapter import training_rows
 from recipes.methods.adapter import SOURCE, AdapterMethod, refuse_both
-from recipes.methods.expert_ranks import Clustering, best, clusterings
-from recipes.methods.method import Arm
+from recipes.methods.expert_ranks import COUNTS, Clustering, best, clusterings
+from recipes.methods.method import Arm, arm_folder
 from recipes.methods.settings import positive_int
 from recipes.run import Run
 
@@ -26,6 +26,8 @@ RANKS, CLUSTERS = "expert_ranks", "clusters"
 """Setting of the experts' ranks, and its value that makes experts of clusters of train windows:
 their number is that with the highest silhouette, their ranks follow from the clusters' sizes, and
 their sum is `rank` (`expert_ranks.py`)."""
+FEWEST = min(COUNTS)
+"""Fewest experts that clusters make."""
 CLUSTERS_FILE = "clusters.json"
 """Of an arm with such experts: `source`, the recommender, and `clusterings`, see `Clustering`."""
 
@@ -77,7 +79,8 @@ class ILoRA(AdapterMethod):
         values = dict(given)
         if "expert_ranks" in values:
             ranks = values["expert_ranks"]
-            if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) for r in ranks):
+            listed = isinstance(ranks, (list, tuple)) and len(ranks) > 0
+            if not listed or not all(isinstance(rank, int) for rank in ranks):
                 raise ValueError(
                     f"method {self.name}: expert_ranks={ranks!r} must be a list of ints, or "
                     f"`{CLUSTERS}`"
@@ -107,6 +110,12 @@ class ILoRA(AdapterMethod):
         form = {**self.fixed_options, **given}.get("gate_form", "softmax")
         if form != "softmax":
             raise ValueError(f"{told}: gate_form={form!r} has no experts: leave it out")
+        top_k = given.get("top_k")
+        if isinstance(top_k, int) and top_k > FEWEST:
+            raise ValueError(
+                f"{told} may find as few as {FEWEST} experts, so top_k={top_k} has no place: "
+                f"choose {FEWEST}, or leave it out"
+            )
         rank = given.get("rank", experiment.adapt.rank)
         if positive_int(f"method {self.name}", "rank", rank) < 2:
             raise ValueError(f"{told}: rank={rank} is too small for two experts: raise it")
@@ -163,17 +172,21 @@ class ILoRA(AdapterMethod):
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
         """Train the adapter and the projector; experts from clusters are found first."""
         if follows_clusters(arm.settings):
-            found = self.clusterings(run, arm)
-            told = {"source": arm.settings[SOURCE], "clusterings": [asdict(one) for one in found]}
-            write_json(folder / CLUSTERS_FILE, told)
-            arm = replace(arm, settings=with_ranks(arm.settings, best(found).ranks))
+            path = folder / CLUSTERS_FILE
+            if not path.exists():  # else a killed training has found them
+                found = [asdict(one) for one in self.clusterings(run, arm)]
+                write_json(path, {"source": arm.settings[SOURCE], "clusterings": found})
+            arm = _with_experts(arm, path)
         super().train(run, arm, seed, folder)
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:
-        """The plan of a routed adapter whose gate has a learning rate of its own."""
+        """The plan of a routed adapter whose gate has a learning rate of its own.
+
+        Experts from clusters are those that it was trained with: K-means need not find the same
+        ones on another machine.
+        """
         if follows_clusters(arm.settings):
-            ranks = best(self.clusterings(run, arm)).ranks
-            arm = replace(arm, settings=with_ranks(arm.settings, ranks))
+            arm = _with_experts(arm, arm_folder(run, arm, seed) / CLUSTERS_FILE)
         plan = super().plan(run, arm, seed)
         settings = plan.settings
         assert isinstance(settings, GatedSettings)
@@ -196,6 +209,12 @@ def with_ranks(settings: Mapping[str, Any], ranks: list[int]) -> dict[str, Any]:
     """An arm's settings with these experts in place of those from clusters."""
     options = {**settings["options"], RANKS: ranks}
     return {**settings, "num_experts": len(ranks), "options": options}
+
+
+def _with_experts(arm: Arm, clusters: Path) -> Arm:
+    """The arm with the experts of the best clusters in a `clusters.json`."""
+    found = [Clustering(**one) for one in read_json(clusters)["clusterings"]]
+    return replace(arm, settings=with_ranks(arm.settings, best(found).ranks))
 
 
 def _routed_by(settings: Mapping[str, Any]) -> RoutedBy | None:

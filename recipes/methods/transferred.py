@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.datasets import DATASETS
-from recipes.experiment import EvaluateConfig, Experiment
+from recipes.experiment import EvaluateConfig, Experiment, PrepareConfig
+from recipes.failures import concerning
 from recipes.llm.adapted import adapted_model
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.llm.stand_in import STAND_IN
@@ -33,14 +34,14 @@ from recipes.methods.tuned import copy_descriptions
 from recipes.recommenders.normaliser import Normaliser
 from recipes.recommenders.vectors import Vectors
 from recipes.records import Record, Stage, required_record
-from recipes.registry import UnknownNameError
 from recipes.run import Run
 from recipes.scoring.predictions import Predictions, Scorer, llm_predictions
 from recipes.scoring.rows import EvaluatedRows
 
 TRAINED_ON = "trained_on"
 """Key of an arm that names the data on which its adapter is trained."""
-FIELDS = ("dataset", "source", "protocol")
+SOURCE_FIELD = "source"
+FIELDS = ("dataset", SOURCE_FIELD, "protocol")
 """Fields of the section `prepare` that it may give; all others are the experiment's."""
 
 
@@ -67,7 +68,7 @@ class Transferred(Method):
             )
         self.inner = inner
         self.where = _checked(f"method {inner.name}", where)
-        self.place = ",".join([self.where["dataset"], *_told(self.where)])
+        self.place = _place(self.where)
         """The data in words, which name a folder and the run that `Run.elsewhere` has of them."""
         self.name = f"{inner.name}-transferred"
         self.summary = f"{inner.summary}; trained on other data"
@@ -96,6 +97,11 @@ class Transferred(Method):
         given = _without(arm.given)
         name = folder_name(default_name(self.inner.name, given))
         return Arm(name, self.inner, given, _without(arm.settings))
+
+    def prepared(self, config: PrepareConfig) -> PrepareConfig:
+        """The section `prepare` of the other data; made-up data have no raw files."""
+        made_up = {SOURCE_FIELD: None} if DATASETS[self.where["dataset"]].is_made_up else {}
+        return replace(config, **{**made_up, **self.where})
 
     def seeds(self, experiment: Experiment, settings: Mapping[str, Any]) -> list[int]:
         """Those of the adapter."""
@@ -190,13 +196,20 @@ def _checked(owner: str, where: Any) -> dict[str, Any]:
     for name, value in given.items():
         if not (isinstance(value, str) or (name == "source" and value is None)):
             raise ValueError(f"{owner}: {TRAINED_ON}.{name}={value!r} must be a word")
-    if given["dataset"] not in DATASETS:
-        raise UnknownNameError("dataset", given["dataset"], list(DATASETS))
+    with concerning(f"{owner}: {TRAINED_ON}"):
+        assert DATASETS[given["dataset"]]
     return dict(given)
 
 
-def _told(where: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={where[name]}" for name in FIELDS[1:] if name in where]
+def _place(where: Mapping[str, Any]) -> str:
+    """The data in words: dataset, protocol, and the name of the folder or file, without its path.
+
+    Where files lie makes no other data of them.
+    """
+    words = {name: where[name] for name in FIELDS if where.get(name) is not None}
+    if SOURCE_FIELD in words:
+        words[SOURCE_FIELD] = Path(words[SOURCE_FIELD]).absolute().name
+    return ",".join([words.pop("dataset"), *(f"{name}={word}" for name, word in words.items())])
 
 
 def _without(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,11 +169,13 @@ def _chosen_step(results: Results) -> list[str]:
         + ", ".join(f"{one['kept']:,} of {one['planned']:,}" for one in own)
         for name, own in trainings.items()
     )
-    same = results["evaluated"]["split"] == "val"
+    here = any(not arms_of(results)[name]["settings"].get("trained_on") for name in trainings)
+    same = results["evaluated"]["split"] == "val" and here
     flatters = " **These rows are of the same split**, so its figures flatter." if same else ""
     return [
         f"Each adapter is that of the step with the highest HitRatio@1 on "
-        f"{adapt['validate_rows']:,} validation rows (or all, if there are fewer): {listed}."
+        f"{adapt['validate_rows']:,} validation rows of its training data (or all, if there are "
+        f"fewer): {listed}."
         f"{flatters}"
     ]
 

@@ -35,18 +35,32 @@ def clusters_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def clusters_section(clusters: Mapping[str, Sequence[Mapping[str, Any]]], arms: Arms) -> str:
-    """A table for each arm whose experts follow from clusters; empty if there is none.
+    """Tables of each arm whose experts follow from clusters; empty if there is none.
 
     Args:
-        clusters: Name of an arm -> for each seed the content of `clusters.json`. Seeds share the
-            recommender, and so the clusters.
+        clusters: Name of an arm -> for each seed `seed` and the content of `clusters.json`. Seeds
+            share the recommender, and so the clusters, unless each has chosen settings of its own.
         arms: Entries of `results.json`, by name.
     """
     if not clusters:
         return ""
-    parts = [
-        f"**{arms[name]['title']}**, by the representations of {own[0]['source']}:\n\n"
-        + clusters_table(own[0]["clusterings"])
-        for name, own in clusters.items()
-    ]
+    parts = [part for name, own in clusters.items() for part in _tables(arms[name]["title"], own)]
     return f"## Experts from clusters\n\n{RULE}\n\n" + "\n\n".join(parts)
+
+
+def _tables(title: str, of_seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table for each different clustering, with the seeds that have it if others have not."""
+    found: list[tuple[Mapping[str, Any], list[str]]] = []
+    for one in of_seeds:
+        clusters = {name: value for name, value in one.items() if name != "seed"}
+        seeds = next((seeds for other, seeds in found if other == clusters), None)
+        if seeds is None:
+            found.append((clusters, seeds := []))
+        seeds.append(str(one["seed"]))
+    parts = []
+    for clusters, seeds in found:
+        whose = f", seed {', '.join(seeds)}" if len(found) > 1 else ""
+        table = clusters_table(clusters["clusterings"])
+        source = clusters["source"]
+        parts.append(f"**{title}**{whose}, by the representations of {source}:\n\n{table}")
+    return parts

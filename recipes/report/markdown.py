@@ -80,8 +80,10 @@ def _what_was_run(results: Results) -> str:
     counts, llm = dataset["counts"], results["llm"]
     users = ", ".join(f"{count:,} {split}" for split, count in counts["users"].items())
     model = "" if llm is None else f"- **Language model:** `{llm['name']}`{_size(llm)}.\n"
-    seconds = results["seconds"]
-    hours = ", ".join(f"{plain(name)} {_duration(value)}" for name, value in seconds.items())
+    hours = ", ".join(
+        f"{' and '.join(map(plain, names))} {_duration(value)}"
+        for names, value in _stages_once(results)
+    )
     every = {"last": "each user's last window", "first": "each user's first window"}.get(
         evaluated["rows"], "every window"
     )
@@ -495,6 +497,14 @@ def _seeds(seeds: Mapping[str, Any]) -> str:
     parts = [f"adapters with {_listed(found)}"] if found else []
     parts += [f"{name} with {_listed(own)}" for name, own in seeds["recommenders"].items()]
     return "; ".join(parts) or "none, nothing was trained"
+
+
+def _stages_once(results: Results) -> list[tuple[list[str], float]]:
+    """Names of each stage, and its seconds; arms that share an adapter name one training."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for name, seconds in results["seconds"].items():
+        found.setdefault((results["fingerprints"][name], seconds), []).append(name)
+    return [(names, seconds) for (_, seconds), names in found.items()]
 
 
 def _duration(seconds: float) -> str:

@@ -95,11 +95,10 @@ def described(arm: Arm) -> dict[str, Any]:
 
 def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
     """The records of all stages behind a report, by name; the evaluation comes last."""
-    records = {"prepare": run.prepared}
-    for name, seed in run.trainings:
-        own = seed == run.networks[name].config.seed
-        label = f"recommender {name}" if own else f"recommender {name} seed {seed}"
-        records[label] = run.network_record(name, seed)
+    records = _before_adapters(run)
+    for place, other in run.elsewhere.items():
+        found = _before_adapters(other).items()
+        records |= {f"{name} of {place}": record for name, record in found}
     for chosen, seed in trained(run, arms):
         if isinstance(chosen.method, Transferred):
             records[trained_name(chosen, seed)] = chosen.method.training(run, chosen, seed)
@@ -110,6 +109,16 @@ def stage_records(run: Run, arms: Sequence[Arm]) -> dict[str, Record]:
             folder = arm_folder(run, arm, seed)
             records[trained_name(arm, seed)] = required_record(stage, folder, "adapt")
     return records | {"evaluate": evaluated_record(run, arms)}
+
+
+def _before_adapters(run: Run) -> dict[str, Record]:
+    """The records of prepared data and recommenders, by name."""
+    records = {"prepare": run.prepared}
+    for name, seed in run.trainings:
+        own = seed == run.networks[name].config.seed
+        label = f"recommender {name}" if own else f"recommender {name} seed {seed}"
+        records[label] = run.network_record(name, seed)
+    return records
 
 
 def _other_versions(records: Mapping[str, Record]) -> dict[str, dict[str, str]]:

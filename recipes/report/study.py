@@ -1,7 +1,7 @@
 """The results of a study: a table with one row for each arm in each cell, a page and a plot."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -161,8 +161,8 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         rivals_section(results) if results.get("rivals") else "",
         f"![{_figure_title(results)}]({figure})",
         f"![Curves over training]({curves})" if has_curves(results) else "",
-        *(_tuning(results, cell) for cell in results["cells"]),
-        *(clusters_section(cell.get("clusters", {}), arms) for cell in results["cells"]),
+        *of_cells(results, lambda cell: _tuning(results, cell)),
+        *of_cells(results, lambda cell: clusters_section(cell.get("clusters", {}), arms)),
         sizes_section(results) if results.get("rivals") else "",
         gates_section(results) if results.get("rivals") or has_maps(results) else "",
         f"![Weights of experts]({gates})" if has_maps(results) else "",
@@ -170,6 +170,18 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         f"## How to reproduce\n\n{_reproduction(results)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def of_cells(results: Results, section: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """A section of each cell; equal ones once, headed by the values of their cells."""
+    found: dict[str, list[str]] = {}
+    for cell in results["cells"]:
+        words = ", ".join(f"`{key}: {_shown(value)}`" for key, value in cell["varied"].items())
+        found.setdefault(section(cell), []).append(words)
+    if len(found) == 1:
+        return list(found)
+    headed = {text.partition("\n"): "; ".join(cells) for text, cells in found.items() if text}
+    return [f"{head} ({cells}){line}{rest}" for (head, line, rest), cells in headed.items()]
 
 
 def _tuning(results: Results, cell: Mapping[str, Any]) -> str:

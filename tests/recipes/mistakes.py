@@ -129,6 +129,8 @@ area(
             "--methods [chat]",
             "--arms '[{method: ilora, num_experts: 3}]'",
             "--arms '[{method: ilora, num_experts: 3, expert_ranks: clusters}]'",
+            "--arms '[{method: ilora, top_k: 3, expert_ranks: clusters}]'",
+            "--arms '[{method: ilora, expert_ranks: []}]'",
             "--arms '[{method: lora, trained_on: ring}]'",
             "--arms '[{method: lora, trained_on: netflix}]'",
         )

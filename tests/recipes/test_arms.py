@@ -211,7 +211,7 @@ def test_options_of_peft_reach_the_adapter():
         ({"method": "layer-bias", "expert_ranks": "clusters"}, "gate_form='shift' has no experts"),
         ({"method": "gate-hard", "expert_ranks": "clusters"}, "each expert is a cluster's already"),
         ({"method": "k-loras", "expert_ranks": "clusters"}, "each expert is a cluster's already"),
-        ({"method": "ilora", "expert_ranks": []}, "must be at least 1"),
+        ({"method": "ilora", "expert_ranks": []}, "expert_ranks=[] must be a list of ints"),
         ({"method": "ilora", "expert_ranks": [1, 2], "num_experts": 3}, "has 2 entries"),
         ({"method": "ilora", "rank": 6}, "adapt.rank=6 is not divisible by adapt.num_experts=4"),
         ({"method": "ilora", "num_experts": 0}, "adapt.num_experts=0 must be at least 1"),

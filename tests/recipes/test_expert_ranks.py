@@ -1,5 +1,7 @@
 """Experts from clusters of users: their number by silhouette, their ranks by sizes."""
 
+import re
+import shutil
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -7,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.artifacts import read_json
+from recipes.artifacts import read_json, write_json
 from recipes.methods import METHODS
 from recipes.methods.expert_ranks import best, clusterings, ranks_from_sizes, silhouette
 from recipes.methods.ilora import ILoRA
 from recipes.methods.method import Arm
+from recipes.report.clusters import clusters_section
 
-from .tiny_runs import Runs, redone
+from .tiny_runs import Runs, copied, redone, refused
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,7 @@ def test_an_arm_has_the_experts_of_the_best_clusters(done):
     config = read_json(folder / "adapter" / "adapter_config.json")
     assert config["expert_ranks"] == chosen["ranks"] and sum(chosen["ranks"]) == 4
     assert config["num_experts"] == len(chosen["ranks"])
+    assert config["target_modules"] == sorted(config["target_modules"])
     results = done.results
     counts = results["trainable_parameters"]
     assert counts["ilora,expert_ranks=clusters"]["adapter"] == counts["lora"]["adapter"]
@@ -135,6 +139,60 @@ def test_an_arm_has_the_experts_of_the_best_clusters(done):
     page = (done.folder / "report.md").read_text(encoding="utf-8")
     assert "## Experts from clusters" in page and f"| **{chosen['ranks']}** |" in page
     assert "**iLoRA, expert_ranks clusters**, by the representations of sasrec" in page
+
+
+NAME = "ilora,expert_ranks=clusters"
+
+
+def test_an_evaluation_reads_the_clusters_that_were_trained_with(done, tmp_path, monkeypatch):
+    def elsewhere(*args: Any) -> Any:
+        raise AssertionError("clusters are found once")
+
+    runs = copied(done, tmp_path / "copy")
+    shutil.rmtree(runs.folder / "evaluate")
+    monkeypatch.setattr("recipes.methods.ilora.clusterings", elsewhere)
+    assert runs("evaluate", "--arms", ARMS) == 0 and runs("report", "--arms", ARMS) == 0
+    assert runs.results["metrics"] == done.results["metrics"]
+
+
+def test_a_training_that_was_killed_keeps_its_clusters(done, tmp_path):
+    runs = copied(done, tmp_path / "copy")
+    adapter = runs.folder / "adapt" / f"{NAME}-seed0"
+    fingerprint = read_json(adapter / "record.json")["fingerprint"]
+    shutil.rmtree(adapter)
+    kept = {"source": "sasrec", "clusterings": [{"sizes": [3], "silhouette": 1.0, "ranks": [3, 1]}]}
+    write_json(adapter / ".unfinished" / fingerprint[:16] / "clusters.json", kept)
+    assert runs("run", "--arms", ARMS) == 0
+    assert read_json(adapter / "adapter" / "adapter_config.json")["expert_ranks"] == [3, 1]
+    assert runs.results["clusters"][NAME] == [{"seed": 0, **kept}]
+
+
+def test_a_report_has_a_table_for_each_clustering_of_the_seeds():
+    two, three = (
+        [{"sizes": [9] * count, "silhouette": 0.5, "ranks": [1] * count}] for count in (2, 3)
+    )
+    seeds = [{"seed": seed, "source": "s", "clusterings": two} for seed in (0, 2)]
+    arms = {"a": {"title": "A"}}
+    alike = clusters_section({"a": seeds}, arms)
+    assert alike.count("**A**, by the representations of s:") == alike.count("| experts |") == 1
+    unlike = clusters_section({"a": [*seeds, {**seeds[0], "seed": 1, "clusterings": three}]}, arms)
+    assert "**A**, seed 0, 2, by the representations of s:\n\n| experts" in unlike
+    assert "**A**, seed 1, by" in unlike and unlike.count("| experts |") == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("expert_ranks: []", r"expert_ranks=\[\] must be a list of ints, or `clusters`"),
+        (
+            "expert_ranks: clusters, top_k: 3",
+            "'clusters' may find as few as 2 experts, so top_k=3 has no place: choose 2, or leave",
+        ),
+    ],
+)
+def test_settings_that_name_no_experts_are_refused(option, message, tmp_path, capsys):
+    assert Runs(tmp_path)("run", "--arms", f"[{{method: ilora, {option}}}]") == 2
+    assert re.search(message, refused(capsys.readouterr().err))
 
 
 def test_what_is_done_is_not_done_again_and_another_recommender_makes_other_clusters(done, capsys):

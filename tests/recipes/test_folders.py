@@ -51,3 +51,33 @@ def test_one_folder_serves_several_datasets(tmp_path):
         found = DATASETS[name].raw_files(tmp_path)
         assert {path.parent for path in found.values()} == {tmp_path / name}
         assert found.keys() == set(own)
+
+
+def test_one_folder_that_lacks_a_file_is_named_by_the_message(tmp_path):
+    half = filled(tmp_path / "raw" / "steam", "examples.parquet")
+    assert folder_with(tmp_path, ("examples.parquet", "items.parquet")) == half
+    with pytest.raises(FileNotFoundError, match=r"raw/steam/items.parquet is missing"):
+        DATASETS["steam"].raw_files(tmp_path)
+    filled(tmp_path / "other", "items.parquet")
+    assert folder_with(tmp_path, ("examples.parquet", "items.parquet")) == tmp_path
+
+
+def test_what_stages_have_written_is_no_raw_file(tmp_path):
+    tables = ("examples.parquet", "items.parquet")
+    filled(tmp_path / "run" / "prepare", *tables, "record.json")
+    filled(tmp_path / "prepare" / ".unfinished", *tables)
+    assert folder_with(tmp_path, tables) == tmp_path
+    raw = filled(tmp_path / "raw", *tables)
+    assert folder_with(tmp_path, tables) == raw
+
+
+def test_links_to_one_folder_are_one_folder(tmp_path):
+    real = filled(tmp_path / "ml-100k", *NAMES)
+    (tmp_path / "newest").symlink_to(real)
+    (tmp_path / "round").symlink_to(tmp_path)
+    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
+    assert folder_with(tmp_path, NAMES) == real
+    outside = tmp_path / "sources"
+    outside.mkdir()
+    (outside / "linked").symlink_to(real)
+    assert folder_with(outside, NAMES) == outside / "linked"

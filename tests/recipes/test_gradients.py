@@ -163,8 +163,8 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
             "the arms lora and ilora,min_history=4 train on different windows",
         ),
         (("--groups", 10_000), "groups=10000: there are "),
-        (("--methods", "[sasrec]"), "no arm trains a LoRA: give --methods"),
-        (("--methods", "[prefixrec]"), "no arm trains a LoRA: give --methods"),
+        (("--methods", "[sasrec]"), "no arm trains a LoRA on these data: give --methods"),
+        (("--methods", "[prefixrec]"), "no arm trains a LoRA on these data: give --methods"),
         (
             ("--adapt", '{"frozen_prefix": true, "last_layers": 1, "redraw_candidates": false}'),
             "adapt.frozen_prefix=true of arm ilora: gradients are taken through",

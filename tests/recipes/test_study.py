@@ -21,6 +21,7 @@ from recipes.__main__ import main
 from recipes.arms import comparison
 from recipes.datasets.synthetic import titles
 from recipes.llm.stand_in_tokenizer import new_tokenizer
+from recipes.report.study import of_cells
 from recipes.study import read_study, run_study
 
 from .language_models import SMALL, saved
@@ -346,3 +347,17 @@ def test_a_killed_study_resumes_to_the_result_of_an_undisturbed_one(done, source
     assert "[adapt two seed 0] already done" in told
     assert figures(killed) == figures(done)
     assert f"page: {killed / 'study.md'}" in told
+
+
+def test_equal_sections_of_cells_are_shown_once_and_others_name_their_cells():
+    cells = [{"varied": {"core": core}, "text": text} for core, text in enumerate(("A", "", "B"))]
+    cells += [{"varied": {"core": None}, "text": "A"}]
+
+    def section(cell):
+        return f"## Title\n\n{cell['text']}" if cell["text"] else ""
+
+    assert of_cells({"cells": cells}, section) == [
+        "## Title (`core: 0`; `core: –`)\n\nA",
+        "## Title (`core: 2`)\n\nB",
+    ]
+    assert of_cells({"cells": cells[::3]}, section) == ["## Title\n\nA"]

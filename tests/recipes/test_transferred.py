@@ -1,5 +1,6 @@
 """Adapters that are trained on one dataset and evaluated on another."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.methods.transferred import Transferred
 from recipes.pipeline import Pipeline
 from recipes.recommenders.representations import Representations
+from recipes.records import DATA
 from recipes.study import read_study, run_study
 
 from .language_models import SMALL, saved
@@ -164,6 +166,7 @@ def test_the_report_says_where_each_adapter_was_trained(done):
     assert arm["meaning"].endswith("; trained on synthetic, and on no other data")
     assert results["trainable_parameters"][arm["name"]] == results["trainable_parameters"]["lora"]
     text = (done.run.folder / "report.md").read_text(encoding="utf-8")
+    assert f"prepare of {THERE}" in text and f"recommender text of {THERE}" in text
     assert "`trained_on` ring (" in text and "; `trained_on`" in text.replace("**: `", "; `")
     assert "these data (LoRA; iLoRA" in text
 
@@ -177,6 +180,30 @@ def test_what_is_done_is_not_done_again_and_a_lost_adapter_is(done, models, caps
     (adapter / "adapter" / "adapter_model.safetensors").unlink()
     Pipeline.of(experiment(models, done.run.folder, ARMS)).run_all()
     assert redone(capsys.readouterr().out) == ["adapt lora seed 0"]
+
+
+@pytest.mark.long
+def test_stages_one_by_one_in_two_jobs_after_a_kill_give_the_same(
+    done, models, tmp_path, monkeypatch
+):
+    asked = experiment(models, tmp_path / "run", ARMS)
+    asked = replace(asked, adapt=replace(asked.adapt, save_steps=1))
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.llm.train_adapter._save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Pipeline.of(asked).run_all()
+    (kept,) = (tmp_path / "run").glob("trained-on/*/adapt/*/.unfinished/*/checkpoints/*")
+    assert kept.name == "checkpoint-2"
+    for stage in ("prepare", "recommender", "adapt", "evaluate", "report"):
+        getattr(Pipeline.of(asked, jobs=2), stage)()
+    one, other = (digests(folder) for folder in (done.run.folder, tmp_path / "run"))
+    assert {name: digest for name, digest in one.items() if name.endswith(DATA)} == {
+        name: digest for name, digest in other.items() if name.endswith(DATA)
+    }
 
 
 def test_one_language_model_is_in_memory_for_all_data(models, tmp_path):
@@ -216,6 +243,8 @@ def test_a_study_over_datasets_trains_each_adapter_once(models, tmp_path):
     assert len(list(study.out.glob("stages/evaluate/parts/*-lora-seed0-*"))) == 4
     table = {(row["arm"], row["varied"]["prepare.dataset"]) for row in results["rows"]}
     assert {(f"{one}-lora", other) for one in (HERE, THERE) for other in (HERE, THERE)} <= table
+    (cell,) = study.out.glob(f"cells/*{HERE}/report.md")
+    assert f"- **Time:** prepare and prepare of {HERE} " in cell.read_text(encoding="utf-8")
     text = (study.out / "study.md").read_text(encoding="utf-8")
     assert f"| | {HERE} | {THERE} |" in text.replace("|  |", "| |")
 
@@ -230,7 +259,10 @@ def test_a_study_over_datasets_trains_each_adapter_once(models, tmp_path):
         ({"method": "gate-shuffled"}, "method gate-shuffled: trained_on is for adapters"),
         ({"method": "k-loras"}, "method k-loras: trained_on is for adapters"),
         ({**LORA, "tune": {"rank": [2, 4]}}, "method lora-tuned: trained_on is for adapters"),
-        ({**LORA, "trained_on": "netflix"}, "there is no dataset 'netflix'; known are"),
+        (
+            {**LORA, "trained_on": "netflix"},
+            "method lora: trained_on: there is no dataset 'netflix'; known are",
+        ),
         ({**LORA, "trained_on": None}, "trained_on=None must be a dataset's name, or a block"),
         ({**LORA, "trained_on": {"source": "x"}}, "must be a dataset's name, or a block such as"),
         (
@@ -261,6 +293,72 @@ def test_what_cannot_be_transferred_is_refused_before_anything_is_done(
 def test_a_stand_in_knows_one_datasets_titles_and_is_refused(models, tmp_path):
     with pytest.raises(ValueError, match="trained_on='ring', but the stand-in is trained on the"):
         Pipeline.of(Experiment(arms=[{**LORA, "trained_on": "ring"}]))
+
+
+def test_two_data_of_one_name_are_refused_and_a_path_is_no_name(models, tmp_path):
+    places = [{"dataset": "movielens", "source": f"{one}/raw"} for one in ("one", "other", "one")]
+    arms = [{**LORA, "rank": 2 * rank, "trained_on": one} for rank, one in enumerate(places, 1)]
+    pipeline = Pipeline.of(experiment(models, tmp_path, arms[::2]))
+    (other,) = pipeline.elsewhere
+    assert (
+        other.place == "movielens,source=raw" and other.run.experiment.prepare.source == "one/raw"
+    )
+    names = [arm.name for arm in pipeline.arms if arm.method.is_adapter]
+    assert names[0] == "lora-transferred,rank=2,trained_on=movielens,source=raw"
+    with pytest.raises(ValueError, match="prepare.source='one/raw' and 'other/raw' would be two"):
+        Pipeline.of(experiment(models, tmp_path, arms))
+
+
+def test_made_up_data_have_no_source_where_the_evaluated_data_have_one(models, tmp_path):
+    asked = experiment(models, tmp_path, [{**LORA, "trained_on": "ring"}], "movielens")
+    asked = replace(asked, prepare=replace(asked.prepare, source=str(tmp_path / "raw")))
+    (other,) = Pipeline.of(asked).elsewhere
+    assert other.run.experiment.prepare.source is None
+
+
+def test_a_recommender_of_the_experiment_is_trained_elsewhere_only_if_it_is_read(models, tmp_path):
+    mine = {"method": "sasrec", "name": "mine", "hidden_size": 4}
+    reading = {"lora": ["mine"], "tallrec": []}
+    for method, read in reading.items():
+        arms = [mine, {"method": method, "trained_on": THERE}]
+        asked = experiment(models, tmp_path, arms)
+        asked = replace(asked, recommender=replace(asked.recommender, name="mine"))
+        (other,) = Pipeline.of(asked).elsewhere
+        assert list(other.run.networks) == read
+
+
+def test_vectors_of_one_datasets_users_are_refused(models, tmp_path):
+    asked = experiment(models, tmp_path, [{**LORA, "recommender": "file", "trained_on": THERE}])
+    (tmp_path / "vectors.parquet").touch()
+    names = ("user_vectors", "item_vectors")
+    files = dict.fromkeys(names, str(tmp_path / "vectors.parquet"))
+    asked = replace(asked, recommender=replace(asked.recommender, **files))
+    with pytest.raises(ValueError, match="^trained_on='synthetic': recommender='file' has vectors"):
+        Pipeline.of(asked)
+
+
+def test_an_error_says_which_data_it_concerns(models, tmp_path):
+    places = [{"dataset": "movielens", "source": str(tmp_path / "none")}, THERE]
+    arms = [{**LORA, "trained_on": place} for place in places]
+    pipeline = Pipeline.of(experiment(models, tmp_path / "run", arms))
+    with pytest.raises(FileNotFoundError, match="^trained_on='movielens,source=none': .*u.item is"):
+        pipeline.prepare()
+
+
+def test_rows_of_the_training_data_are_not_evaluated_and_windows_here_not_trained_on(
+    models, tmp_path
+):
+    # Histories have 7 items at most here, and 4 to 11 there.
+    arms = [{**LORA, "trained_on": THERE, "min_history": 9}]
+    asked = experiment(models, tmp_path, arms)
+    asked = replace(asked, evaluate=replace(asked.evaluate, min_history=7, max_new_tokens=3))
+    pipeline = Pipeline.of(asked)
+    pipeline.prepare()
+    pipeline._check_rows()
+    with pytest.raises(ValueError, match="^evaluate.max_new_tokens=3"):
+        pipeline._preflight()
+    (other,) = pipeline.elsewhere
+    other._preflight()  # no answer is written there
 
 
 @pytest.mark.parametrize("small", [True, False])
