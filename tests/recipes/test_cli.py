@@ -171,6 +171,14 @@ def test_a_section_that_is_a_value_is_refused_by_name_and_not_dropped(
     assert parse_experiment(str(whole), []).adapt.max_steps == 600
 
 
+@pytest.mark.parametrize("arms", ["lora", "[lora]", "{method: lora}"])
+def test_arms_that_are_no_list_of_blocks_are_refused(arms, tmp_path, capsys):
+    path = tmp_path / "words.yaml"
+    path.write_text(f"arms: {arms}\n")
+    assert main(["run", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert "must be a list of blocks, such as [{method: ilora}]" in capsys.readouterr().err
+
+
 LACKS = {
     "NumPy": MemoryError("Unable to allocate 7.28 TiB for an array"),
     "PyTorch, of a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
