@@ -86,7 +86,8 @@ def predict_part(
 
     def work(place: Path) -> None:
         if rows.whole_catalogue:
-            places = catalogue_places(arm.method.scorer(run, arm, seed), rows, masked, config)
+            with arm.method.scorer(run, arm, seed) as scorer:
+                places = catalogue_places(scorer, rows, masked, config)
             _refuse_all_lost(part, places)
             table = predictions_table(arm.name, seed, rows, places, titles)
         else:
