@@ -11,6 +11,7 @@ from recipes.methods.method import Arm, Method
 from recipes.methods.settings import checked, refuse_unknown
 from recipes.ranges import LAST_SEED
 from recipes.recommenders.recommender import (
+    LOCATED,
     AnyRecommender,
     Counter,
     SequenceRecommender,
@@ -69,8 +70,9 @@ class NetworkMethod(Method):
         self.about = recommender.about
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The section `recommender`, with the arm's own values in it."""
-        names = {spec.name for spec in fields(RecommenderConfig)} - {"name"}
+        """The section `recommender`, with the arm's own values in it, as far as they are read."""
+        unread = {"name", *LOCATED} - set(self.recommender.located)
+        names = {spec.name for spec in fields(RecommenderConfig)} - unread
         values = {name: getattr(experiment.recommender, name) for name in names}
         config = checked(RecommenderConfig, f"method {self.name}", values, given, names)
         check_config(self.recommender, config)
