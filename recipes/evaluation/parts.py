@@ -21,8 +21,9 @@ PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
 MODULATION, ORDER = "modulation.json", "order.json"
 SUMMARY_FIELDS = ("ks", "average", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
-VERSION = 3
-"""Version of this stage, see `Record`."""
+VERSION = 4
+"""Version of this stage, see `Record`. Raise it also when answers end or are matched otherwise.
+Since 4 eos ends an answer under a chat template, too, and titles may differ in case alone."""
 
 
 @dataclass(frozen=True)
