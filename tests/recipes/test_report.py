@@ -40,6 +40,8 @@ from recipes.report.verdict import differences, headlines, verdict
 from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
 
+pytestmark = pytest.mark.plots
+
 USERS = 60
 HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
 ORDER = [
