@@ -22,6 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from recipes.cores import usable_cores
+
 Start = Callable[[], Callable[[Any], None]]
 """Called once in each process; returns what does a task there."""
 READY = "ready"
@@ -107,7 +109,7 @@ def _end(status: int) -> str:
 @contextmanager
 def _environment(jobs: int) -> Iterator[None]:
     """What new processes find: their share of the threads, and no bars of their own."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_cores() // jobs)
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(int(given), threads) if given.isdecimal() else threads
     values = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}

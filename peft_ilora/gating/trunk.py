@@ -43,13 +43,11 @@ class Trunk(nn.Module):
             names: Names of the adapted modules in the model.
             outputs: Logits of each.
         """
-        pairs = [parted(name) for name in names]
-        layers = sorted({layer for layer, _ in pairs}, key=_natural)
-        kinds = sorted({kind for _, kind in pairs})
-        self.indices = [(layers.index(layer), kinds.index(kind)) for layer, kind in pairs]
+        self.indices = embedding_rows(names)
+        layers, kinds = (1 + max(rows) for rows in zip(*self.indices, strict=True))
         self.read = GateLinear(self.width, HIDDEN)
-        self.layer_embedding = _GateEmbedding(len(layers), EMBEDDED)
-        self.module_embedding = _GateEmbedding(len(kinds), EMBEDDED)
+        self.layer_embedding = _GateEmbedding(layers, EMBEDDED)
+        self.module_embedding = _GateEmbedding(kinds, EMBEDDED)
         self.locate = GateLinear(2 * EMBEDDED, HIDDEN, bias=False)
         self.head = GateLinear(HIDDEN, outputs)
         nn.init.zeros_(self.head.weight)
@@ -89,6 +87,18 @@ class _GateEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.to(self.weight.device))
+
+
+def embedding_rows(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the row of each module's layer, and that of its name.
+
+    They are places among the different ones in order, layers by number. Saved adapters have their
+    rows in this order, so it must not change.
+    """
+    pairs = [parted(name) for name in names]
+    layers = sorted({layer for layer, _ in pairs}, key=_natural)
+    kinds = sorted({kind for _, kind in pairs})
+    return [(layers.index(layer), kinds.index(kind)) for layer, kind in pairs]
 
 
 def parted(name: str) -> tuple[str, str]:

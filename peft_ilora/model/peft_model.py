@@ -19,8 +19,9 @@ from torch import nn
 
 from peft_ilora.config import ILoRAConfig
 from peft_ilora.model.card import README, write_card
-from peft_ilora.model.files import check_config, check_weights, is_own
+from peft_ilora.model.files import check_config, check_weights, is_own, keys_of
 from peft_ilora.model.ilora import ILoRAModel
+from peft_ilora.model.renaming import check_renaming
 from peft_ilora.model.start import read_start, take_over
 from peft_ilora.rollback import Snapshot
 from peft_ilora.routing.forward import is_routed
@@ -108,6 +109,7 @@ def _from_pretrained(original: _Method) -> _Method:
 
 def _load_adapter(original: _Method) -> _Method:
     """A load that fails leaves the adapters as they were; no pickle is loaded."""
+    signature = inspect.signature(original)
 
     @wraps(original)
     def load_adapter(self: PeftModel, model_id: Any, *args: Any, **kwargs: Any) -> Any:
@@ -117,11 +119,17 @@ def _load_adapter(original: _Method) -> _Method:
         try:
             folder = _local(model_id, kwargs)
             if folder is None:
-                _check_remote_weights(model_id, kwargs)
+                weights = _remote_weights(model_id, kwargs)
             else:
                 check_config(folder)
                 check_weights(folder)
-            return original(self, model_id, *args, **kwargs)
+                weights = folder / SAFETENSORS_WEIGHTS_NAME
+            result = original(self, model_id, *args, **kwargs)
+            given = signature.bind(self, model_id, *args, **kwargs).arguments
+            config = self.base_model.adapters.config(given["adapter_name"])
+            if config.gate == "trunk" and given.get("key_mapping"):
+                check_renaming(keys_of(weights), given["key_mapping"])
+            return result
         except BaseException as error:
             before.restore()
             if isinstance(error, KeyError) and str(error.args[0]).startswith("base_model."):
@@ -177,7 +185,7 @@ def _local(model_id: Any, kwargs: dict[str, Any]) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _check_remote_weights(model_id: Any, kwargs: dict[str, Any]) -> None:
+def _remote_weights(model_id: Any, kwargs: dict[str, Any]) -> Path:
     """Fetch an adapter's weights, which PEFT will find in the cache, lest it fetch a pickle.
 
     Raises:
@@ -186,7 +194,7 @@ def _check_remote_weights(model_id: Any, kwargs: dict[str, Any]) -> None:
     known = inspect.signature(hf_hub_download).parameters
     options = {key: value for key, value in kwargs.items() if key in known}
     try:
-        hf_hub_download(str(model_id), SAFETENSORS_WEIGHTS_NAME, **options)
+        return Path(hf_hub_download(str(model_id), SAFETENSORS_WEIGHTS_NAME, **options))
     except (EntryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"model_id={str(model_id)!r} is no folder, and no repository of the Hugging Face Hub "

@@ -6,7 +6,6 @@ each side are written beside it, but mean little on a machine with other load.
 
 import gc
 import json
-import os
 import platform
 import statistics
 import time
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from recipes.artifacts import write_json
+from recipes.cores import usable_cores
 from recipes.records import installed_versions
 
 Clock = Literal["wall", "cpu"]
@@ -211,7 +211,7 @@ def environment(config: BenchConfig) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": config.threads,
         "python": platform.python_version(),
         "versions": installed_versions(),

@@ -1,6 +1,5 @@
 """Stage `prepare`: raw files -> interactions, items, examples and frozen candidates."""
 
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from recipes.artifacts import write_json, write_parts, write_table
 from recipes.checksums import Checksums
+from recipes.cores import usable_cores
 from recipes.data.candidates import BLOCK, CandidateStream, TooFewItemsError
 from recipes.data.core import core_of
 from recipes.data.notes import NEGATIVES, Negatives, notes
@@ -40,8 +40,8 @@ SHARE_SEED = 0
 """Random seed of the order in which `train_share` drops users."""
 REFERENCE_HISTORY = 3
 """The shortest history that the reference trains and evaluates on; counted in the manifest."""
-DRAWING = min(4, os.cpu_count() or 1)
-"""Threads that draw candidates; each needs a few MiB."""
+DRAWING = 4
+"""Threads that draw candidates, at most; each needs a few MiB."""
 WRITTEN_AT_ONCE = 2**20
 """Rows of a table written at once, so that memory never holds all histories or candidates."""
 
@@ -279,7 +279,7 @@ def _candidates(
     size, seed, several = config.num_candidates, config.candidate_seed, config.candidate_draws > 1
     row = {"split": "", "row": 0, "candidates": np.zeros(1, np.int64), "seed": 0}
     schema = _schema(row | ({DRAW: 0} if several else {}))
-    with ThreadPoolExecutor(DRAWING) as threads:
+    with ThreadPoolExecutor(min(DRAWING, usable_cores())) as threads:
         for number in range(config.candidate_draws):
             streams = [CandidateStream(num_items, size, seed, split, number) for split in SPLITS]
             for rows in _parts(len(windows.targets)):

@@ -21,8 +21,9 @@ PREDICTIONS, GATE_WEIGHTS = "predictions.parquet", "gates.safetensors"
 MODULATION, ORDER = "modulation.json", "order.json"
 SUMMARY_FIELDS = ("ks", "average", "bootstrap_samples", "confidence", "seed")
 """Fields that predictions do not depend on: changing them does not run a model again."""
-VERSION = 3
-"""Version of this stage, see `Record`."""
+VERSION = 4
+"""Version of this stage, see `Record`. Raise it also when answers end or are matched otherwise.
+Since 4 eos ends an answer under a chat template, too, and titles may differ in case alone."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def predict_part(
 
     def work(place: Path) -> None:
         if rows.whole_catalogue:
-            places = catalogue_places(arm.method.scorer(run, arm, seed), rows, masked, config)
+            with arm.method.scorer(run, arm, seed) as scorer:
+                places = catalogue_places(scorer, rows, masked, config)
             _refuse_all_lost(part, places)
             table = predictions_table(arm.name, seed, rows, places, titles)
         else:

@@ -8,6 +8,9 @@ more so after training. So users are divided in two, and the gradient of a group
 half is compared with those of all groups' windows of the other half, its own group's too. That one
 is what two groups without any disagreement would have.
 
+Of an arm with `tune` the chosen trial is looked at. Adapters that are trained on other data are
+not: their train windows are others.
+
 RUN/gradients.json, gradients.md, gradients.html, gradients.png, gradients.svg
 """
 
@@ -29,7 +32,8 @@ from recipes.llm.train_adapter import training_collator, training_rows
 from recipes.locking import held
 from recipes.methods.adapter import AdapterMethod
 from recipes.methods.expert_ranks import clusterings
-from recipes.methods.method import Arm, arm_folder
+from recipes.methods.method import Arm, arm_folder, trained_alone
+from recipes.methods.tuned import Tuned
 from recipes.pipeline import Pipeline
 from recipes.prompting.collator import TrainingCollator
 from recipes.ranges import Count, Range, check_ranges
@@ -72,15 +76,16 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
             there are fewer different users than groups, or a group has none in half of the users.
     """
     check_ranges(config, "")
-    pipeline = Pipeline.of(replace(experiment, seeds=1))
-    arms = [arm for arm in pipeline.arms if _is_lora(arm)]
-    _check(pipeline.run, arms)
+    pipeline = _of_loras(Pipeline.of(replace(experiment, seeds=1)))
+    trained = trained_alone(pipeline.arms)
+    _check(pipeline.run, trained)
     pipeline.prepare()
     pipeline.recommender()
-    groups = _grouped(pipeline.run, arms[0], config)
+    groups = _grouped(pipeline.run, trained[0], config)
     pipeline.adapt()
     with held(pipeline.run.folder):
-        results = _compared(pipeline.run, arms, groups, config)
+        chosen = [_chosen(pipeline.run, arm) for arm in pipeline.arms]
+        results = _compared(pipeline.run, chosen, groups, config)
         folder = pipeline.run.folder
         write_json(folder / "gradients.json", results)
         figure = gradient_figure(results)
@@ -94,8 +99,24 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
     return results
 
 
+def _of_loras(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with those arms alone that train a LoRA on its data, and what they read."""
+    arms = tuple(arm for arm in pipeline.arms if _is_lora(arm))
+    experiment, networks = pipeline.run.experiment, pipeline.run.networks
+    read = {experiment.recommender.name}
+    read.update(source for arm in arms for source in arm.method.sources(arm.settings))
+    kept = {name: network for name, network in networks.items() if name in read}
+    return Pipeline(Run(experiment, kept), arms)
+
+
 def _is_lora(arm: Arm) -> bool:
-    return isinstance(arm.method, AdapterMethod) and issubclass(arm.method.Peft, LoraConfig)
+    method = arm.method.inner if isinstance(arm.method, Tuned) else arm.method
+    return isinstance(method, AdapterMethod) and issubclass(method.Peft, LoraConfig)
+
+
+def _chosen(run: Run, arm: Arm) -> Arm:
+    """The arm, or the trial that it has chosen."""
+    return arm.method.chosen(run, arm, SEED) if isinstance(arm.method, Tuned) else arm
 
 
 def _check(run: Run, arms: Sequence[Arm]) -> None:
@@ -137,8 +158,6 @@ class _Groups:
     users of the other."""
     singles: list[int]
     """Samples of different users."""
-    ranks: list[dict[str, Any]]
-    """Experts from clusters, for each number of them (`Clustering`)."""
 
 
 def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
@@ -158,10 +177,15 @@ def _grouped(run: Run, arm: Arm, config: GradientsConfig) -> _Groups:
             np.sort(random.permutation(chosen[half])[: config.rows]).tolist() for half in halves
         ],
         singles=_different_users(split.user_ids[rows], chosen, config.users, random),
-        ranks=[asdict(one) for one in clusterings(known[rows], settings.rank)]
-        if settings.rank > 1
-        else [],
     )
+
+
+def _ranks(run: Run, arm: Arm, rows: Ints) -> list[dict[str, Any]]:
+    """Experts from clusters, for each number of them (`Clustering`), of an arm's total rank."""
+    assert isinstance(arm.method, AdapterMethod)
+    total = arm.method.settings_of(arm).rank
+    known = run.vectors(run.experiment.recommender.name).users["train"]
+    return [asdict(one) for one in clusterings(known[rows], total)] if total > 1 else []
 
 
 def _compared(
@@ -188,7 +212,7 @@ def _compared(
         "arms": found,
         "pairs_of": first.name,
         "pairs": pairs,
-        "ranks": groups.ranks,
+        "ranks": _ranks(run, first, groups.rows),
     }
 
 

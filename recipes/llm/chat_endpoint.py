@@ -265,6 +265,7 @@ def _client(endpoint: ChatEndpoint) -> "OpenAI":
     )
     if endpoint.url != OPENAI:  # what the environment says of OpenAI's is nobody else's business
         made.organization = made.project = None
+        made._custom_headers = {}  # of OPENAI_CUSTOM_HEADERS, which the client adds on its own
     return made
 
 

@@ -56,7 +56,7 @@ class PromptedModel(ABC):
     def listing(self, split: SplitName, rows: np.ndarray, candidates: np.ndarray) -> Iterator[None]:
         """The block in which the prompts of some rows list other candidates.
 
-        The arguments are those of `PromptStore.listing`.
+        The arguments are the first fields of `Listing`.
         """
         before = self.store
         self.store = before.listing(split, rows, candidates)

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -338,7 +339,7 @@ class AdapterMethod(Method):
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)
 
-    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+    def scorer(self, run: Run, arm: Arm, seed: int) -> AbstractContextManager[Scorer]:
         """The titles that the adapted model writes by beams, of all items (`beam_scores`).
 
         Beams write none of the user's earlier items where `evaluate.mask` leaves them out.
@@ -347,17 +348,20 @@ class AdapterMethod(Method):
         return beam_scorer(run, plan, vectors, arm_folder(run, arm, seed))
 
 
-def beam_scorer(run: Run, plan: AdapterPlan, vectors: Vectors | None, folder: Path) -> Scorer:
-    """What ranks all items by the beams of an adapter that lies in `folder`."""
+@contextmanager
+def beam_scorer(
+    run: Run, plan: AdapterPlan, vectors: Vectors | None, folder: Path
+) -> Iterator[Scorer]:
+    """The block in which all items are ranked by the beams of an adapter that lies in `folder`."""
     config = run.experiment.evaluate
+    with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
 
-    def scores(rows: EvaluatedRows) -> Floats:
-        masks = config.mask == "history"
-        masked = Masked.history(run.data, rows) if masks else Masked.nothing()
-        with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
+        def scores(rows: EvaluatedRows) -> Floats:
+            masks = config.mask == "history"
+            masked = Masked.history(run.data, rows) if masks else Masked.nothing()
             return beam_scores(adapted, plan.label, rows, masked, config)
 
-    return scores
+        yield scores
 
 
 def refuse_both(method: str, given: Mapping[str, Any], names: Iterable[str]) -> None:

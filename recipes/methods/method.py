@@ -7,6 +7,7 @@ A method that trains nothing overrides only `scorer`, and `configure` if it has 
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -166,11 +167,11 @@ class Method:
         names = ("examples.parquet", "candidates.parquet")
         return {name: files[name] for name in names if name in files}
 
-    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
-        """What scores candidates, whichever they are: a row's frozen ones or all items.
+    def scorer(self, run: Run, arm: Arm, seed: int) -> AbstractContextManager[Scorer]:
+        """The block in which candidates are scored, whichever they are: frozen ones or all items.
 
-        A method that is called for some rows after others loads here what it needs for all. The
-        rows' targets must not be used.
+        What is needed for all rows is loaded once, as the block is entered. The rows' targets must
+        not be used.
         """
         raise NotImplementedError
 
@@ -178,7 +179,8 @@ class Method:
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
         """Predictions for the rows, whose targets a method must not use: by default, scores."""
-        return Predictions(self.scorer(run, arm, seed)(rows))
+        with self.scorer(run, arm, seed) as score:
+            return Predictions(score(rows))
 
 
 def trained_alone(arms: Iterable[Arm]) -> list[Arm]:

@@ -1,6 +1,7 @@
 """Makes every recommender a method of the same name, without a language model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from recipes.methods.method import Arm, Method
 from recipes.methods.settings import checked, refuse_unknown
 from recipes.ranges import LAST_SEED
 from recipes.recommenders.recommender import (
+    LOCATED,
     AnyRecommender,
     Counter,
     SequenceRecommender,
@@ -49,11 +51,12 @@ class CounterMethod(Method):
             )
         return {"counted": counted}
 
-    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+    @contextmanager
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Iterator[Scorer]:
         """The counter's scores."""
         counted = [run.data.split(name) for name in arm.settings["counted"]]
         counter = self.counter(joined(counted), run.data.num_items)
-        return lambda rows: counter.scores(
+        yield lambda rows: counter.scores(
             run.data.split(rows.split).histories[rows.rows], rows.candidates
         )
 
@@ -67,8 +70,9 @@ class NetworkMethod(Method):
         self.about = recommender.about
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The section `recommender`, with the arm's own values in it."""
-        names = {spec.name for spec in fields(RecommenderConfig)} - {"name"}
+        """The section `recommender`, with the arm's own values in it, as far as they are read."""
+        unread = {"name", *LOCATED} - set(self.recommender.located)
+        names = {spec.name for spec in fields(RecommenderConfig)} - unread
         values = {name: getattr(experiment.recommender, name) for name in names}
         config = checked(RecommenderConfig, f"method {self.name}", values, given, names)
         check_config(self.recommender, config)
@@ -93,7 +97,8 @@ class NetworkMethod(Method):
         record = run.network_record(arm.name, seed)
         return super().inputs(run, arm, seed) | {"recommender": record.content}
 
-    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+    @contextmanager
+    def scorer(self, run: Run, arm: Arm, seed: int) -> Iterator[Scorer]:
         """The network's scores: dot products of user representation and item embedding."""
         vectors = Representations.load(run.network_folder(arm.name, seed))
 
@@ -102,7 +107,7 @@ class NetworkMethod(Method):
                 return vectors.catalogue_scores(rows.split, rows.rows).numpy()
             return vectors.scores(rows.split, rows.rows, rows.candidates).double().numpy()
 
-        return scores
+        yield scores
 
 
 class SourceMethod(NetworkMethod):

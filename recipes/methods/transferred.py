@@ -15,6 +15,7 @@ the gate has never seen; they are standardised by their own statistics.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ class Transferred(Method):
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)
 
-    def scorer(self, run: Run, arm: Arm, seed: int) -> Scorer:
+    def scorer(self, run: Run, arm: Arm, seed: int) -> AbstractContextManager[Scorer]:
         """The titles that the adapted model writes by beams, of all items."""
         plan, vectors = self._plan(run, arm, seed), self._vectors(run, arm, seed)
         return beam_scorer(run, plan, vectors, self._folder(run, arm, seed))

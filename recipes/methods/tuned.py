@@ -12,6 +12,7 @@ many trials as an adapter with a gate, if their grids are as large.
 
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,7 @@ from recipes.methods.method import Arm, Method, arm_folder, folder_name, shown
 from recipes.methods.validating import hit_ratio_on_validation
 from recipes.records import Record, Stage, required_record
 from recipes.run import Run
-from recipes.scoring.predictions import Predictions
+from recipes.scoring.predictions import Predictions, Scorer
 from recipes.scoring.rows import EvaluatedRows
 
 TUNE = "tune"
@@ -173,6 +174,10 @@ class Tuned(Method):
     ) -> Predictions:
         """The predictions of the chosen trial."""
         return self.inner.predict(run, self.chosen(run, arm, seed), seed, rows, config)
+
+    def scorer(self, run: Run, arm: Arm, seed: int) -> AbstractContextManager[Scorer]:
+        """The scores of the chosen trial."""
+        return self.inner.scorer(run, self.chosen(run, arm, seed), seed)
 
     def chosen(self, run: Run, arm: Arm, seed: int) -> Arm:
         """The trial that was chosen with a seed."""

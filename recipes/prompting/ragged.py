@@ -40,6 +40,14 @@ class Ragged:
         shift = self.offsets[:-1][rows] - offsets[:-1]
         return Ragged(self.values[np.repeat(shift, lengths) + np.arange(offsets[-1])], offsets)
 
+    def replaced(self, rows: NDArray[np.integer], other: "Ragged") -> "Ragged":
+        """The same rows, but that row `rows[i]` is row i of `other`."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        both = Ragged(np.concatenate([self.values, other.values]), offsets)
+        order = np.arange(len(self))
+        order[rows] = len(self) + np.arange(len(other))
+        return both.take(order)
+
     def regrouped(self, lengths: NDArray[np.int64]) -> "Ragged":
         """Join adjacent rows: row i of the result joins the next `lengths[i]` rows of this one."""
         return Ragged(self.values, self.offsets[_offsets(lengths)])

@@ -1,7 +1,7 @@
 """The prompts and answers of a run as token ids, each encoded only once."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,19 @@ from recipes.data.tables import PreparedData
 from recipes.prompting.encoding import EncodedPrompts, encode_answers, encode_prompts
 from recipes.prompting.frame import ChatTemplate, Frame, frame_of
 from recipes.prompting.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Some rows of a split whose prompts list other candidates."""
+
+    split: SplitName
+    rows: NDArray[np.integer]
+    """Integers [m], row numbers of the split."""
+    candidates: NDArray[np.integer]
+    """Integers [m, c], item ids."""
+    store: "PromptStore"
+    """The prompts of all other rows."""
 
 
 class PromptStore:
@@ -40,6 +53,7 @@ class PromptStore:
         self._chat_template: ChatTemplate = chat_template
         self._prompts: dict[tuple[SplitName, int, bool, bool, bool], EncodedPrompts] = {}
         self._redrawn: tuple[tuple[int, int, bool, bool], EncodedPrompts] | None = None
+        self._listing: Listing | None = None
 
     @cached_property
     def frame(self) -> Frame:
@@ -56,18 +70,11 @@ class PromptStore:
     ) -> "PromptStore":
         """The same store, but that the prompts of some rows list other candidates.
 
-        Args:
-            name: Name of the split.
-            rows: Integers [m], row numbers of the split.
-            candidates: Integers [m, c], item ids.
+        No others are encoded again. The arguments are the first fields of `Listing`.
         """
-        split = self.data.split(name)
-        changed = split.candidates.copy()
-        changed[rows] = candidates
-        other = replace(split, candidates=changed)
         found = copy.copy(self)  # with the answers, if they are encoded already
-        found.data = replace(self.data, splits={**self.data.splits, name: other})
-        found._cache, found._prompts, found._redrawn = None, {}, None
+        found._cache, found._prompts = None, {}
+        found._listing = Listing(name, rows, candidates, self)
         return found
 
     def prompts(
@@ -89,11 +96,34 @@ class PromptStore:
         """
         key = (name, prompt_history, user_slot, slots, listed)
         if key not in self._prompts:
-            candidates = self.data.split(name).candidates
-            candidates = candidates if listed else candidates[:, :0]
-            found = self._encoded(name, candidates, prompt_history, user_slot, slots)
+            if self._listing is not None:
+                found = self._relisted(self._listing, *key)
+            else:
+                candidates = self.data.split(name).candidates
+                candidates = candidates if listed else candidates[:, :0]
+                found = self._encoded(name, candidates, prompt_history, user_slot, slots)
             self._prompts[key] = found
         return self._prompts[key]
+
+    def _relisted(
+        self,
+        listing: Listing,
+        name: SplitName,
+        prompt_history: int,
+        user_slot: bool,
+        slots: bool,
+        listed: bool,
+    ) -> EncodedPrompts:
+        """The other store's prompts, with those of the listing's rows in their place."""
+        found = listing.store.prompts(name, prompt_history, user_slot, slots, listed)
+        if name != listing.split or not listed:
+            return found
+        layout = prompt_history, user_slot, slots
+        own = self._encoded(name, listing.candidates, *layout, rows=listing.rows)
+        return EncodedPrompts(
+            found.input_ids.replaced(listing.rows, own.input_ids),
+            found.slot_items.replaced(listing.rows, own.slot_items),
+        )
 
     def redrawn(
         self,
@@ -124,11 +154,12 @@ class PromptStore:
         prompt_history: int,
         user_slot: bool,
         slots: bool,
+        rows: NDArray[np.integer] | slice = slice(None),
     ) -> EncodedPrompts:
         return encode_prompts(
             self.tokenizer,
             self.data.titles,
-            self.data.split(name).histories[:, -prompt_history:],
+            self.data.split(name).histories[rows, -prompt_history:],
             candidates,
             user_slot=user_slot,
             slots=slots,

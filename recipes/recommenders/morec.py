@@ -34,6 +34,7 @@ class MoRec(SASRec):
 
     name = "morec"
     version = 1
+    located = ("encoder",)
     summary = "MoRec: SASRec with a text encoder in place of item ids (Yuan et al., 2023)"
     about = About(
         title="MoRec",

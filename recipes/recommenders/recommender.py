@@ -22,6 +22,10 @@ from recipes.data.tables import PreparedData, Split
 from recipes.experiment import RecommenderConfig
 from recipes.recommenders.losses import make_loss
 
+LOCATED = ("encoder", "user_vectors", "item_vectors")
+"""Fields of the section `recommender` that say where files lie. The record of what reads them has
+their contents instead (`inputs`)."""
+
 
 class SequenceRecommender(nn.Module):
     """A network: history -> user representation, whose dot product with an item's is the score.
@@ -36,6 +40,8 @@ class SequenceRecommender(nn.Module):
     about: ClassVar[About]
     version: ClassVar[int] = 1
     """Raised when the same settings begin to give other results."""
+    located: ClassVar[tuple[str, ...]] = ()
+    """The fields of `LOCATED` that the network reads."""
 
     def __init__(self, config: RecommenderConfig, num_items: int, max_history: int) -> None:
         super().__init__()

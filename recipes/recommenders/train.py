@@ -17,7 +17,7 @@ from recipes.ranges import check_ranges
 from recipes.recommenders.checkpoint import drop_checkpoint
 from recipes.recommenders.fit import Windows, fit
 from recipes.recommenders.losses import check_loss, make_loss
-from recipes.recommenders.recommender import SequenceRecommender
+from recipes.recommenders.recommender import LOCATED, SequenceRecommender
 from recipes.recommenders.representations import encode
 from recipes.records import Stage
 
@@ -32,14 +32,14 @@ def recommender_stage(
 
     Args:
         recommender: Class of the network.
-        config: Settings of the network and its training.
+        config: Settings of the network and its training; where files lie is left out.
         prepared: Checksums of the prepare stage's files. The candidates' is not used, since
             training does not read them.
         own: Checksums of what else the network reads.
     """
     read = {name: prepared[name] for name in ("examples.parquet", "items.parquet")}
     read |= own or {}
-    settings = {**asdict(config), "name": recommender.name}
+    settings = {**asdict(config), **dict.fromkeys(LOCATED), "name": recommender.name}
     return Stage(f"recommender {recommender.name}", settings, read, recommender.version)
 
 

@@ -352,6 +352,10 @@ def _slices(results: Results) -> str:
     keys = {headline_key(results): headline, GENERATED: "HitRatio@1, generated, of total"}
     tables = []
     for by, what in SLICES.items():
+        names = {entry["slice"] for entry in results["slices"] if entry["by"] == by}
+        if len(names) == 1:
+            tables.append(f"**{what}**: all rows are of one slice, {names.pop()}.")
+            continue
         for key, label in keys.items():
             own = [e for e in results["slices"] if (e["by"], e["key"]) == (by, key)]
             if own:
@@ -363,7 +367,7 @@ def _slices(results: Results) -> str:
                     f"The same, minus {base}:\n\n{_slice_table(results, less, sign=True)}"
                 )
     told = "The same figures of parts of the rows."
-    if results["slice_differences"]:
+    if any("The same, minus" in table for table in tables):
         told += (
             " Differences are taken on the same rows and the same resamples; **bold** intervals "
             "exclude zero, and none is corrected for the number of slices."

@@ -831,6 +831,13 @@ def second_adapter(kit: Kit) -> None:
     kit.model.load_adapter(kit.watch(kit.folder), "second")
 
 
+def renamed_trunk(kit: Kit) -> None:
+    adapted(gate="trunk", target_modules=["q_proj", "o_proj"]).save_pretrained(kit.folder)
+    mapping = {"q_proj": "o_proj", "o_proj": "q_proj"}
+    PeftModel.from_pretrained(kit.llama(), kit.watch(kit.folder), key_mapping=mapping)
+
+
+misuse("a trunk whose modules are renamed to another order", renamed_trunk)
 misuse("a truncated file", truncated)
 misuse("a truncated file, loaded as a second adapter", second_adapter)
 misuse("an empty file", replaced(WEIGHTS, b""))

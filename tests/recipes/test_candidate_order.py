@@ -9,6 +9,7 @@ import pytest
 from recipes.data.tables import PreparedData, Split
 from recipes.evaluation.evaluate import check_config
 from recipes.experiment import EvaluateConfig
+from recipes.prompting import store as storing
 from recipes.prompting.encoding import encode_prompts
 from recipes.prompting.store import PromptStore
 from recipes.scoring import order
@@ -125,23 +126,33 @@ def test_it_can_be_turned_off_and_one_row_is_no_sample(monkeypatch):
         check_config(EvaluateConfig(order_rows=1))
 
 
-def test_a_store_lists_other_candidates_and_stays_as_it_is():
+def test_a_store_lists_other_candidates_and_stays_as_it_is(monkeypatch):
     tables, tokenizer = data(), byte_level(TITLES)
     store = PromptStore(tokenizer, tables)
     before = store.prompts("test", 3, user_slot=False)
     split = tables.split("test")
     turned = split.candidates[[1, 4], ::-1]
+    encoded, original = [], storing.encode_prompts
+
+    def counted(tokenizer, titles, histories, *given, **settings):
+        encoded.append(len(histories))
+        return original(tokenizer, titles, histories, *given, **settings)
+
+    monkeypatch.setattr(storing, "encode_prompts", counted)
     other = store.listing("test", np.array([1, 4]), turned)
     found = other.prompts("test", 3, user_slot=False)
+    assert other.prompts("test", 3, user_slot=False) is found and encoded == [2]
     changed = split.candidates.copy()
     changed[[1, 4]] = turned
     wanted = encode_prompts(tokenizer, TITLES, split.histories, changed)
     for row in range(ROWS):
         assert found.input_ids.row(row) == wanted.input_ids.row(row)
+        assert found.slot_items.row(row) == wanted.slot_items.row(row)
         same = found.input_ids.row(row) == before.input_ids.row(row)
         assert same == (row not in (1, 4))
     assert store.prompts("test", 3, user_slot=False) is before
-    assert np.array_equal(store.data.split("test").candidates, data().split("test").candidates)
+    unlisted = other.prompts("test", 3, user_slot=False, listed=False)
+    assert unlisted is store.prompts("test", 3, user_slot=False, listed=False)
     assert other.answer_ids == store.answer_ids
 
 

@@ -149,11 +149,11 @@ def test_a_method_scores_all_items_as_it_scores_candidates(method):
     data = data_of()
     run: Any = SimpleNamespace(data=data)
     arm = Arm(method.name, method, {}, method.configure(Experiment(), {}))
-    scorer = method.scorer(run, arm, 0)
     rows = evaluated_rows(data, ALL)
     some = evaluated_rows(data, replace(ALL, candidates="sampled"))
     assert rows.whole_catalogue and not some.whole_catalogue
-    np.testing.assert_allclose(scorer(rows), scorer(some), rtol=1e-6)
+    with method.scorer(run, arm, 0) as scorer:
+        np.testing.assert_allclose(scorer(rows), scorer(some), rtol=1e-6)
 
 
 # ------------------------------------------------------------------ several draws

@@ -397,16 +397,24 @@ def test_an_error_in_place_of_an_answer_is_told_without_the_key(
         texts(endpoint, "a")
 
 
-def test_an_organisation_is_named_to_openai_alone(
+def test_what_the_environment_says_of_openai_goes_to_openai_alone(
     server: Server, endpoint: ChatEndpoint, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("OPENAI_ORG_ID", "ours")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "mine")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Ours: theirs\nAuthorization: Bearer other")
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_WEBHOOK_SECRET"):
+        monkeypatch.setenv(name, "of OpenAI")
     server.script = echo
     texts(endpoint, "a")
-    assert not {"openai-organization", "openai-project"} & {one.lower() for one in server.headers}
+    texts(replace(endpoint, key=None), "b")
+    foreign = {"openai-organization", "openai-project", "x-ours"}
+    assert not foreign & {one.lower() for one in server.headers}
+    assert server.keys == [f"Bearer {SECRET}", "Bearer none"]
     own = chat_endpoint._client(replace(endpoint, url=chat_endpoint.OPENAI))
     assert (own.organization, own.project) == ("ours", "mine")
+    assert str(own.base_url).rstrip("/") == chat_endpoint.OPENAI
 
 
 def test_an_address_where_nobody_answers(endpoint: ChatEndpoint, waits: list[float]):

@@ -18,6 +18,8 @@ from recipes.methods import METHODS
 from recipes.pipeline import Pipeline
 from recipes.study import read_study
 
+pytestmark = pytest.mark.plots
+
 TINY = """
 name: tiny
 prepare: {dataset: synthetic, protocol: chronological, synthetic: {num_users: 80}}

@@ -8,6 +8,8 @@ import pytest
 
 from .tiny_runs import Runs, copied, digests, finished_run, found, redone, refused
 
+pytestmark = pytest.mark.plots
+
 LOGS = (
     "results.json",
     "report.md",

@@ -14,7 +14,7 @@ from recipes.gradients.groups import groups_of, two_halves
 from recipes.gradients.measure import gradients
 from recipes.gradients.report import gradient_page, without_users
 from recipes.gradients.run import _refuse_no_direction
-from recipes.methods import METHODS
+from recipes.methods import METHODS, tuned
 from recipes.methods.method import Arm
 
 from .tiny_runs import Runs, refused
@@ -152,6 +152,24 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
     assert html.count("data:image/png;base64,") == 1
 
 
+def test_a_tuned_arms_chosen_trial_is_looked_at_and_nothing_else_is_trained(
+    tmp_path: Path, monkeypatch
+):
+    def by_rank(run, plan, vectors):
+        return lambda model: plan.settings.rank / 10
+
+    monkeypatch.setattr(tuned, "hit_ratio_on_validation", by_rank)
+    arms = "[{method: lora, tune: {rank: [2, 4]}}, {method: prefixrec}, {method: gru4rec}]"
+    tried = Runs(tmp_path)
+    assert tried("gradients", "--arms", arms, "--groups", 2, "--rows", 2, "--users", 3) == 0
+    found = read_json(tried.folder / "gradients.json")
+    assert list(found["arms"]) == ["lora-tuned,rank=4"] == [found["pairs_of"]]
+    assert all(sum(own["ranks"]) == 4 for own in found["ranks"])
+    made = {path.parent.name for path in tried.folder.glob("*/*/record.json")}
+    trials = {f"lora-tuned,rank={rank}-seed0" for rank in (2, 4)}
+    assert made == {"sasrec", "stand-in", "lora-tuned-seed0"} | trials
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -161,6 +179,10 @@ def test_a_tiny_run_has_cosines_pairs_and_ranks(runs: Runs, capsys):
         (
             ("--arms", "[{method: lora}, {method: ilora, min_history: 4}]"),
             "the arms lora and ilora,min_history=4 train on different windows",
+        ),
+        (
+            ("--arms", "[{method: lora, tune: {train_windows: [8, 9]}}]"),
+            "the arms lora-tuned,train_windows=8 and lora-tuned,train_windows=9 train on different",
         ),
         (("--groups", 10_000), "groups=10000: there are "),
         (("--methods", "[sasrec]"), "no arm trains a LoRA on these data: give --methods"),

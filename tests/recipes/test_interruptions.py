@@ -23,6 +23,8 @@ from recipes.run import Run
 
 from .tiny_runs import TINY, Runs, copied, digests, finished_run, found, redone, refused
 
+pytestmark = pytest.mark.plots
+
 DROPOUT = """
 name: dropout
 prepare:

@@ -229,3 +229,32 @@ def test_another_encoder_makes_the_stage_another(config: RecommenderConfig, tmp_
     assert MoRec.inputs(own, memory) != before
     assert SASRec.inputs(config, memory) == {}
     comparison(small(tmp_path, own))  # an arm of it is known
+
+
+def test_a_moved_encoder_trains_nothing_anew_and_another_one_only_what_reads_it(
+    config: RecommenderConfig, tmp_path: Path
+) -> None:
+    assert config.encoder is not None
+    folder = shutil.copytree(config.encoder, tmp_path / "moved")
+
+    def stages(encoder: str) -> dict[str, str]:
+        run = Pipeline.of(small(tmp_path / "run", replace(config, encoder=encoder))).run
+        run.prepare()
+        return {name: run.network_stage(name).fingerprint for name in ("morec", "sasrec")}
+
+    before = stages(config.encoder)
+    assert stages(str(folder)) == before
+    (folder / "note.txt").write_text("another")
+    after = stages(str(folder))
+    assert after["morec"] != before["morec"] and after["sasrec"] == before["sasrec"]
+
+
+def test_where_an_encoder_lies_is_no_setting_of_a_network_that_reads_none(
+    config: RecommenderConfig, tmp_path: Path
+) -> None:
+    known = {arm.name: arm for arm in comparison(small(tmp_path, config)).arms}
+    assert known["morec"].settings["encoder"] == config.encoder
+    assert known["sasrec"].settings["encoder"] is None
+    given = replace(small(tmp_path, config), arms=[{"method": "sasrec", "encoder": "x"}])
+    with pytest.raises(ValueError, match="method sasrec has no setting 'encoder'"):
+        comparison(given)

@@ -13,6 +13,8 @@ from recipes.report import explorer
 from recipes.report.explorer import _rounded, explored
 from recipes.report.page import page
 
+pytestmark = pytest.mark.plots
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

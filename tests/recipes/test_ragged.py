@@ -19,6 +19,12 @@ def test_take_selects_repeats_and_reorders(rows):
     assert [taken.row(i) for i in range(len(taken))] == [[5, 6], [], [1, 2, 3], [5, 6]]
 
 
+def test_replaced_rows_may_have_another_length_and_any_order(rows):
+    changed = rows.replaced(np.array([3, 1]), Ragged.from_rows([[7], [8, 9]]))
+    assert [changed.row(i) for i in range(len(changed))] == [[1, 2, 3], [8, 9], [4], [7]]
+    assert [rows.row(i) for i in range(len(rows))] == [[1, 2, 3], [], [4], [5, 6]]
+
+
 def test_regrouped_joins_neighbours(rows):
     joined = rows.regrouped(np.array([2, 0, 2]))
     assert [joined.row(i) for i in range(len(joined))] == [[1, 2, 3], [], [4, 5, 6]]

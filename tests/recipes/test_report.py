@@ -20,6 +20,7 @@ from recipes.evaluation.summary import random_order, summarise
 from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareConfig, StandInConfig
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
+from recipes.report import markdown
 from recipes.report.caveats import caveats
 from recipes.report.curves import curves_figure
 from recipes.report.markdown import render
@@ -38,6 +39,8 @@ from recipes.report.tables import markdown_table
 from recipes.report.verdict import differences, headlines, verdict
 from recipes.scoring.rows import EvaluatedRows
 from recipes.stages import run_stage
+
+pytestmark = pytest.mark.plots
 
 USERS = 60
 HIT_RATES = {"sasrec": 0.5, "lora": 0.3, "ilora": 0.8}
@@ -233,6 +236,16 @@ def test_results_hold_metrics_with_label_n_seeds_and_interval(written):
     labels = {entry["label"] for entry in results["metrics"]}
     assert "HitRatio@1 (generation, of valid, 20 sampled candidates)" in labels
     assert "ValidRatio (generation, substring rule of the reference)" in labels
+
+
+def test_a_division_into_one_slice_repeats_no_figures_and_no_differences(written):
+    _, results, _, _ = written
+    alone = dict(results)
+    for name in ("slices", "slice_differences"):
+        alone[name] = [entry for entry in results[name] if entry["slice"] == "1"]
+    section = markdown._slices(alone)
+    assert section.endswith("as the recommender reads it**: all rows are of one slice, 1.")
+    assert "minus" not in section and "Differences" not in section
 
 
 def test_slices_have_a_table_with_their_sizes(written):

@@ -26,6 +26,8 @@ from recipes.pipeline import Pipeline
 from recipes.recommenders.vectors import Vectors
 from recipes.scoring.rows import evaluated_rows
 
+pytestmark = pytest.mark.plots
+
 ARMS = [
     {"method": "lora"},
     {"method": "ilora"},

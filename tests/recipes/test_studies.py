@@ -11,7 +11,6 @@ import yaml
 
 from recipes.artifacts import read_json
 from recipes.experiment_files import EXPERIMENTS, STUDIES, merged, shipped, yaml_fields
-from recipes.report import report
 from recipes.study import Study, read_study, run_study
 
 OTHERS = "recbole|s3rec|gate|smollm2|cross-domain"
@@ -86,11 +85,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_study_runs_to_its_page(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Most of the time would go into plots of the cells' own reports, which have tests elsewhere.
-    monkeypatch.setattr(report, "_write_plots", lambda run, results: [])
+def test_a_shipped_study_runs_to_its_page(name: str, folder: Path) -> None:
     study = tiny(name, folder)
     run_study(study)
     results = read_json(study.out / "results.json")

@@ -20,6 +20,7 @@ from recipes.experiment import (
     RecommenderConfig,
     SyntheticConfig,
 )
+from recipes.gradients.run import _of_loras
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.methods.transferred import Transferred
 from recipes.pipeline import Pipeline
@@ -377,3 +378,11 @@ def test_the_shipped_study_has_every_adapter_on_every_dataset(small, monkeypatch
         for other in pipeline.elsewhere:
             adapters = {arm.name for arm in other.arms if arm.method.is_adapter}
             assert {"lora", "ilora", "ilora,recommender=text"} <= adapters
+
+
+def test_gradients_train_nothing_on_other_data(models, tmp_path):
+    whole = Pipeline.of(experiment(models, tmp_path, [*ARMS, {"method": "gru4rec"}]))
+    assert whole.elsewhere and set(whole.run.networks) == {"sasrec", "text", "gru4rec"}
+    found = _of_loras(whole)
+    assert [arm.name for arm in found.arms] == ["lora", "ilora,num_experts=2,recommender=text"]
+    assert not found.elsewhere and set(found.run.networks) == {"sasrec", "text"}

@@ -8,6 +8,7 @@ import pytest
 
 from recipes import pipeline
 from recipes.artifacts import read_json, read_table
+from recipes.evaluation import catalogue
 from recipes.experiment import AdaptConfig, Experiment
 from recipes.llm.divergence import DivergenceError
 from recipes.methods import adapter, tuned
@@ -206,3 +207,27 @@ def test_the_shipped_study_gives_every_arm_as_many_trials(small):
     trials = {arm.name: arm.settings["num_trials"] for arm in arms if arm.method.is_adapter}
     names = ("lora-tuned", "lora-user-slot-tuned", "ilora-tuned", "scale-tuned")
     assert trials == dict.fromkeys(names, 6)
+
+
+def test_the_chosen_trial_ranks_all_items_and_every_adapter_is_loaded_once(monkeypatch, tmp_path):
+    loaded, original = [], adapter.adapted_model
+
+    def counted(plan, *given):
+        loaded.append(plan.label)
+        return original(plan, *given)
+
+    monkeypatch.setattr(adapter, "adapted_model", counted)
+    monkeypatch.setattr(tuned, "hit_ratio_on_validation", scripted)
+    monkeypatch.setattr(catalogue, "SCORES", 1)  # one row at a time
+    arms = "[{method: lora, tune: {rank: [2, 4]}}, {method: lora, rank: 4, name: single}]"
+    whole = ("--evaluate.candidates", "catalogue", "--evaluate.decoding", "candidates")
+    beams = ("--evaluate.num_beams", 2, "--evaluate.ks", "[1]", "--adapt.list_candidates", "false")
+    runs = Runs(tmp_path)
+    assert runs("run", "--arms", arms, *whole, *beams) == 0
+    assert sorted(loaded) == ["lora-tuned,rank=4 seed 0", "single seed 0"]
+    table = read_table(runs.folder / "predictions.parquet")
+    one, two = (
+        table[table["method"] == name].drop(columns="method").reset_index(drop=True)
+        for name in ("lora-tuned", "single")
+    )
+    assert len(one) > 1 and one.equals(two)
