@@ -9,6 +9,11 @@ from recipes.report.tables import markdown_table
 
 Results = Mapping[str, Any]
 
+TUNED = (
+    " A tuned arm has the settings that its seed chose: it is counted as its first seed's, and its "
+    "seconds are without those of its trials."
+)
+
 
 def rivals_section(results: Results) -> str:
     """Each adapter minus each of the study's `rivals`, in every cell."""
@@ -103,8 +108,8 @@ def sizes_section(results: Results) -> str:
         f"## Trained parameters\n\nEvery adapter was trained for {length} "
         f"{adapt['batch_size']} prompts, unless the arm says otherwise, at the learning rate "
         f"{adapt['learning_rate']:g} (gates: {adapt['gate_learning_rate_scale']:g} times that). "
-        "Seconds are those on the machine of this study, measurements of validation included.\n\n"
-        + markdown_table(head, rows)
+        "Seconds are those on the machine of this study, measurements of validation included."
+        f"{TUNED if results['cells'][0].get('tuning') else ''}\n\n" + markdown_table(head, rows)
     )
 
 
