@@ -91,8 +91,11 @@ def layout_figure(results: Results, key: str, title: str) -> Figure:
     drawn = [one for one in lines if one.arm in shown]
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
+    moving = [line for line in drawn if WITHOUT not in line.points]
     for number, line in enumerate(drawn):
-        _draw(axes, line, places, number, len(drawn))
+        # Side by side, so that intervals do not hide each other.
+        aside = moving.index(line) - (len(moving) - 1) / 2 if line in moving else 0.0
+        _draw(axes, line, places, number, 0.24 * aside / max(len(moving) - 1, 1))
     axes.set_xticks(list(places.values()), list(places))
     axes.set_xlim(-0.4, max(len(places) - 0.6, 0.4))
     axes.set_ylim(bottom=0)
@@ -104,7 +107,7 @@ def layout_figure(results: Results, key: str, title: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, line: Line, places: Mapping[str, int], number: int, count: int) -> None:
+def _draw(axes: Axes, line: Line, places: Mapping[str, int], number: int, shift: float) -> None:
     colour, label = PALETTE[number % len(PALETTE)], wrapped(line.label, 26)
     constant = line.points.get(WITHOUT)
     if constant is not None:
@@ -113,8 +116,6 @@ def _draw(axes: Axes, line: Line, places: Mapping[str, int], number: int, count:
         axes.axhspan(constant["low"], constant["high"], color=colour, alpha=0.08, linewidth=0)
         return
     shown = [value for value in places if value in line.points]
-    # Side by side, so that intervals do not hide each other.
-    shift = 0.24 * (number / max(count - 1, 1) - 0.5)
     x = np.array([places[value] for value in shown]) + shift
     entries: Sequence[Mapping[str, Any]] = [line.points[value] for value in shown]
     spread = np.hstack([np.array(whiskers(entry)) for entry in entries])
