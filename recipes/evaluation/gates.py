@@ -36,7 +36,7 @@ def gate_summary(weights: Floats, user_ids: Ints, rows: Ints, seed: int) -> Mapp
         "rows": rows[shown].tolist(),
         "weights": weights[shown].tolist(),
         "mean_weights": weights.mean(axis=0).tolist(),
-        "mean_entropy": float(-(weights * logs).sum(axis=1).mean()),
+        "mean_entropy": float(abs((weights * logs).sum(axis=1).mean())),  # no -0.0
         "uniform_entropy": float(np.log(weights.shape[1])),
         "num_rows": len(rows),
     }

@@ -77,11 +77,11 @@ def run_gradients(experiment: Experiment, config: GradientsConfig) -> Mapping[st
     """
     check_ranges(config, "")
     pipeline = _of_loras(Pipeline.of(replace(experiment, seeds=1)))
-    trained = trained_alone(pipeline.arms)
-    _check(pipeline.run, trained)
+    trainings = trained_alone(pipeline.arms)
+    _check(pipeline.run, trainings)
     pipeline.prepare()
     pipeline.recommender()
-    groups = _grouped(pipeline.run, trained[0], config)
+    groups = _grouped(pipeline.run, trainings[0], config)
     pipeline.adapt()
     with held(pipeline.run.folder):
         chosen = [_chosen(pipeline.run, arm) for arm in pipeline.arms]
@@ -232,8 +232,11 @@ def _of_arm(
     singles: Sequence[int],
     config: GradientsConfig,
 ) -> tuple[dict[str, Floats], Floats | None]:
-    """Cosines between halves of groups before and after training, and between single samples after
-    it.
+    """Cosines between halves of groups, before and after training, and between samples after it.
+
+    Returns:
+        `before` and `after` -> float64 [g, g], see `of_groups`; float64 [n, n] of the n singles, or
+        None without any.
     """
     method = arm.method
     assert isinstance(method, AdapterMethod)

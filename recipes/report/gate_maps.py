@@ -36,7 +36,7 @@ def weights_section(results: Results) -> str:
             plain(label),
             str(gate["seed"]),
             ", ".join(f"{weight:.2f}" for weight in gate["mean_weights"]),
-            f"{abs(gate['mean_entropy']):.2f} of {gate['uniform_entropy']:.2f}",
+            f"{gate['mean_entropy']:.2f} of {gate['uniform_entropy']:.2f}",
             f"{math.exp(gate['mean_entropy']):.2f}",
             f"{effective_number(gate['mean_weights']):.2f}",
         ]
