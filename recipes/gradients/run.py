@@ -240,13 +240,13 @@ def _of_arm(
     """
     method = arm.method
     assert isinstance(method, AdapterMethod)
-    plan, vectors = method.plan(run, arm, SEED), method.vectors(run, arm, SEED)
+    folder = arm_folder(run, arm, SEED)
+    plan, vectors = method.plan(run, arm, SEED), method.vectors(run, arm, SEED, folder)
     collator: TrainingCollator = training_collator(plan, run.prompts, vectors)
     tables: dict[str, Floats] = {}
     with untrained(plan, run.llm, vectors) as hybrid:
         tables["before"] = of_groups(gradients(hybrid, collator, samples, config.batch_size))
     alone = None
-    folder = arm_folder(run, arm, SEED)
     with trained(plan, run.llm, run.prompts, vectors, folder) as hybrid:
         tables["after"] = of_groups(gradients(hybrid, collator, samples, config.batch_size))
         if singles:

@@ -158,8 +158,11 @@ class AdapterMethod(Method):
             first_layer=self.first_layer(run, arm),
         )
 
-    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors | None:
-        """The vectors as the arm's adapter reads them; None for a method that reads none."""
+    def vectors(self, run: Run, arm: Arm, seed: int, folder: Path) -> Vectors | None:
+        """The vectors as the adapter reads them that lies in `folder`, or is being trained there.
+
+        None for a method that reads none.
+        """
         return run.vectors(arm.settings[SOURCE]) if self.reads_vectors else None
 
     def routing_dim(self, run: Run, arm: Arm) -> int:
@@ -296,7 +299,7 @@ class AdapterMethod(Method):
 
     def train(self, run: Run, arm: Arm, seed: int, folder: Path) -> None:
         """Train the adapter and the projector."""
-        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed, folder)
         train_adapter(
             plan,
             run.experiment.adapt,
@@ -334,8 +337,8 @@ class AdapterMethod(Method):
         self, run: Run, arm: Arm, seed: int, rows: EvaluatedRows, config: EvaluateConfig
     ) -> Predictions:
         """Log-probabilities of the candidates, greedy answers, and the gate's weights if any."""
-        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
         folder = arm_folder(run, arm, seed)
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed, folder)
         with adapted_model(plan, run.llm, run.prompts, vectors, folder) as adapted:
             return llm_predictions(adapted, plan.label, rows, config)
 
@@ -344,8 +347,9 @@ class AdapterMethod(Method):
 
         Beams write none of the user's earlier items where `evaluate.mask` leaves them out.
         """
-        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed)
-        return beam_scorer(run, plan, vectors, arm_folder(run, arm, seed))
+        folder = arm_folder(run, arm, seed)
+        plan, vectors = self.plan(run, arm, seed), self.vectors(run, arm, seed, folder)
+        return beam_scorer(run, plan, vectors, folder)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,9 @@ class GateControl(ILoRA):
             float32 [rows, d] by split.
         """
 
-    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
+    def vectors(self, run: Run, arm: Arm, seed: int, folder: Path) -> Vectors:
         """The recommender's vectors, those of users exchanged, in training and in evaluation."""
-        own = super().vectors(run, arm, seed)
+        own = super().vectors(run, arm, seed, folder)
         assert own is not None
         user_ids: dict[SplitName, np.ndarray] = {
             name: run.data.split(name).user_ids for name in own.users

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +13,14 @@ from recipes.about import About
 from recipes.data.splits import SPLITS, SplitName
 from recipes.data.tables import Split
 from recipes.methods.adapter import SOURCE
-from recipes.methods.clusters import centroids, nearest
-from recipes.methods.ilora import ILoRA
+from recipes.methods.clustered import ClusteredILoRA, read_centroids
+from recipes.methods.clusters import nearest
 from recipes.methods.method import Arm
 from recipes.recommenders.vectors import Vectors
 from recipes.run import Run
 
 
-class GateHard(ILoRA):
+class GateHard(ClusteredILoRA):
     """The experts of `ILoRA`, of which a user has one; nothing is mixed, and no gate is trained.
 
     The plugin's gate is `hard`, which takes the expert's number and has no parameters (iLoRA's
@@ -41,22 +42,16 @@ class GateHard(ILoRA):
         colour="#8C6BB1",
         line=(0, (4, 2)),
     )
-    unread = frozenset({"gate_learning_rate_scale"})
-    experts_are_clusters = True
     fixed_options: ClassVar[Mapping[str, Any]] = {"gate": "hard", "scaling_rank": "total"}
-    derived = ILoRA.derived | {
-        *("gate_form", "gate_input", "gate_scope", "gate_init", "top_k", "noise_std"),
-        *("temperature", "missing_routing"),
-    }
 
     def routing_source(self, settings: Mapping[str, Any]) -> str:
         """What the gate reads, for the model card."""
         return f"numbers of K-means clusters of users ({settings[SOURCE]}, standardised)"
 
-    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
+    def vectors(self, run: Run, arm: Arm, seed: int, folder: Path) -> Vectors:
         """The recommender's vectors, with experts, int64 [rows], in place of users' vectors."""
         found = run.vectors(arm.settings[SOURCE])
-        centres = centroids(found.users["train"], arm.settings["num_experts"])
+        centres = read_centroids(folder)
         own: dict[SplitName, Tensor] = {
             name: nearest(found.users[name], centres) for name in SPLITS
         }

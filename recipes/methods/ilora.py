@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import TaskType
 
@@ -53,8 +53,6 @@ class ILoRA(AdapterMethod):
     Config = GatedSettings
     Peft = ILoRAConfig
     derived = AdapterMethod.derived | {"routing_dim"}
-    experts_are_clusters: ClassVar[bool] = False
-    """Whether the method has clusters of its own, to each of which an expert belongs."""
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """As of every adapter; a number of experts that follows from clusters is not known yet."""
@@ -73,7 +71,7 @@ class ILoRA(AdapterMethod):
                 is neither a list of integers nor `clusters`, or that is not possible.
         """
         if given.get(RANKS) == CLUSTERS:
-            self._check_clusters(experiment, given)
+            self.check_clusters(experiment, given)
             return given
         refuse_both(self.name, given, ("rank", "r", "expert_ranks"))
         values = dict(given)
@@ -94,13 +92,9 @@ class ILoRA(AdapterMethod):
             values["rank"] = rank * count
         return values
 
-    def _check_clusters(self, experiment: Experiment, given: Mapping[str, Any]) -> None:
+    def check_clusters(self, experiment: Experiment, given: Mapping[str, Any]) -> None:
         """Refuse what experts from clusters cannot be combined with (ValueError)."""
         told = f"method {self.name}: {RANKS}={CLUSTERS!r}"
-        if self.experts_are_clusters:
-            raise ValueError(
-                f"{told}: each expert is a cluster's already, by adapt.num_experts: leave it out"
-            )
         for name in ("num_experts", "r"):
             if name in given:
                 raise ValueError(

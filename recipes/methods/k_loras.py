@@ -7,6 +7,7 @@ distances, as iLoRA (arXiv 2408.10159) does by a learned gate.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,8 @@ from recipes.about import About
 from recipes.experiment import GatedSettings
 from recipes.llm.adapter_plan import AdapterPlan
 from recipes.methods.adapter import SOURCE
-from recipes.methods.clusters import centroids, log_weights, spread
-from recipes.methods.ilora import ILoRA
+from recipes.methods.clustered import ClusteredILoRA, read_centroids
+from recipes.methods.clusters import log_weights, spread
 from recipes.methods.method import Arm
 from recipes.recommenders.vectors import Vectors
 from recipes.run import Run
@@ -40,7 +41,7 @@ class KLoRAsSettings(GatedSettings):
     train windows to their nearest one."""
 
 
-class KLoRAs(ILoRA):
+class KLoRAs(ClusteredILoRA):
     """`num_experts` LoRAs of rank `rank / num_experts` each: together the parameters of one LoRA.
 
     They are iLoRA's experts under weights that are given. What stands in for the gate is the
@@ -61,12 +62,7 @@ class KLoRAs(ILoRA):
         line=(0, (4, 2)),
     )
     Config = KLoRAsSettings
-    unread = frozenset({"gate_learning_rate_scale"})
-    experts_are_clusters = True
-    derived = ILoRA.derived | {
-        *("gate", "gate_form", "gate_input", "gate_scope", "gate_init", "top_k", "noise_std"),
-        *("temperature", "scaling_rank", "missing_routing"),
-    }
+    derived = ClusteredILoRA.derived | {"gate", "scaling_rank"}
 
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> ILoRAConfig:
         """Configuration of the experts, which are routed by logarithms of K weights."""
@@ -80,12 +76,12 @@ class KLoRAs(ILoRA):
             f"logarithms of the weights of K-means clusters of {super().routing_source(settings)}"
         )
 
-    def vectors(self, run: Run, arm: Arm, seed: int) -> Vectors:
+    def vectors(self, run: Run, arm: Arm, seed: int, folder: Path) -> Vectors:
         """The recommender's vectors, with logarithms of weights, [rows, K], in place of users'."""
         found = run.vectors(arm.settings[SOURCE])
-        known = found.users["train"]
-        centres = centroids(known, arm.settings["num_experts"])
-        scale = spread(known, centres) if arm.settings["assignment"] == "mixed" else None
+        centres = read_centroids(folder)
+        mixed = arm.settings["assignment"] == "mixed"
+        scale = spread(found.users["train"], centres) if mixed else None
         weights = {name: log_weights(own, centres, scale) for name, own in found.users.items()}
         return replace(found, users=weights)
 

@@ -153,7 +153,8 @@ class Tuned(Method):
         place = arm_folder(run, trial, seed)
         if (place / DIVERGED).exists():
             return None
-        plan, vectors = self.inner.plan(run, trial, seed), self.inner.vectors(run, trial, seed)
+        plan = self.inner.plan(run, trial, seed)
+        vectors = self.inner.vectors(run, trial, seed, place)
         measure = hit_ratio_on_validation(run, plan, vectors)
         with adapted_model(plan, run.llm, run.prompts, vectors, place) as adapted:
             try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.artifacts import read_json, read_table, read_tensors
+from recipes.artifacts import read_json, read_table, read_tensors, write_tensors
 from recipes.experiment import (
     AdaptConfig,
     EvaluateConfig,
@@ -22,6 +22,8 @@ from recipes.experiment import (
 )
 from recipes.llm.adapter_trainer import AdapterTrainer
 from recipes.methods import METHODS
+from recipes.methods.clustered import CENTROIDS
+from recipes.methods.clusters import centroids
 from recipes.pipeline import Pipeline
 
 ARMS: list[dict[str, Any]] = [
@@ -176,6 +178,20 @@ def test_separate_loras_have_the_weights_of_clusters_and_no_gate_is_trained(fini
         assert torch.equal(gate, torch.eye(4))
         config = config_of(finished, name)
         assert (config["scaling_rank"], config["routing_dim"]) == (scaling, 4)
+
+
+@pytest.mark.parametrize("name", ["k-loras", "gate-hard"])
+def test_clusters_are_those_that_the_adapter_was_trained_with(finished, name, tmp_path) -> None:
+    (arm,) = (arm for arm in finished.arms if arm.name == name)
+    folder, known = folder_of(finished, name), finished.run.vectors("sasrec").users["train"]
+    found = read_tensors(folder / CENTROIDS)["centroids"]
+    assert torch.equal(found, centroids(known, 4))
+    write_tensors(tmp_path / CENTROIDS, {"centroids": found.flip(0).contiguous()})
+    own, other = (
+        arm.method.vectors(finished.run, arm, 0, place).users["test"]
+        for place in (folder, tmp_path)
+    )
+    assert torch.equal(other, own.flip(1) if name == "k-loras" else 3 - own)
 
 
 def test_a_text_system_alone_trains_no_recommender(tmp_path) -> None:
