@@ -83,10 +83,13 @@ def experiment_from(fields: Mapping[str, Any], overrides: Sequence[str]) -> Expe
 
 def _parsed(command: str, path: Path, overrides: Sequence[str]) -> Experiment:
     preset, spelled = _preset_of(_spelled_out(overrides))
-    for file in (path, *_config_files(spelled)):
+    further = (Path(file) for file in _given("--config", spelled))
+    for file in (path, *(file for file in further if file.is_file())):
         fields = yaml_fields(file)
         _refuse_no_sections(fields, Experiment)  # errors of the first name the file
-        _refuse_no_arms(fields)
+        _refuse_no_arms(fields.get("arms"))
+    for arms in _given("--arms", spelled):
+        _refuse_no_arms(_yaml_value(arms))
     experiment = _read(command, [path], spelled)
     if preset is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -169,9 +172,9 @@ def _refuse_no_sections(fields: Mapping[str, Any], section: type, prefix: str = 
         _refuse_no_sections(value, hint, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def _refuse_no_arms(fields: Mapping[str, Any]) -> None:
+def _refuse_no_arms(arms: Any) -> None:
     """Refuse arms that are words, such as `arms: [lora]`, with what to write (ValueError)."""
-    arms = fields.get("arms") or []
+    arms = [] if arms is None else arms
     if not isinstance(arms, list) or not all(isinstance(arm, Mapping) for arm in arms):
         raise ValueError(f"arms={arms!r} must be a list of blocks, such as [{{method: ilora}}]")
 
@@ -214,11 +217,19 @@ def yaml_fields(path: Path) -> dict[str, Any]:
     return found
 
 
-def _config_files(arguments: Sequence[str]) -> list[Path]:
-    """The files that `--config` names."""
-    named = [value for flag, value in pairwise(arguments) if flag == "--config"]
-    named += [one.partition("=")[2] for one in arguments if one.startswith("--config=")]
-    return [Path(one) for one in named if Path(one).is_file()]
+def _given(option: str, arguments: Sequence[str]) -> list[str]:
+    """The values that an option is given, after a blank or an equals sign."""
+    apart = [value for flag, value in pairwise(arguments) if flag == option]
+    joined = (one.partition("=") for one in arguments)
+    return apart + [value for flag, equals, value in joined if flag == option and equals]
+
+
+def _yaml_value(text: str) -> Any:
+    """What a word of the command line stands for; None for what is no YAML, which is told later."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _spelled_out(arguments: Sequence[str]) -> list[str]:

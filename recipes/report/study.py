@@ -1,5 +1,6 @@
 """The results of a study: a table with one row for each arm in each cell, a page and a plot."""
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -145,11 +146,11 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
     """
     results = in_markdown(results)
     first, arms = results["cells"][0], arms_of(results)
-    caveats = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
+    caveats = caveats_of_cells(results)
     confidence = first["config"]["evaluate"]["confidence"]
     sections = [
         f"# Study: {results['name']}",
-        "> **Read this first**\n>\n" + "\n".join(f"> - {note}" for note in caveats),
+        "\n".join(["> **Read this first**\n>", *(f"> - {note}" for note in caveats)]),
         f"{_what_was_run(results)} In brackets: {confidence:.0%} intervals by bootstrap over "
         f"{_resampled(results)}.",
         _notes(results),
@@ -170,6 +171,31 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
         f"## How to reproduce\n\n{_reproduction(results)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+FIGURE = re.compile(r"\d+\.\d+ \[[^]]*\]")
+"""A figure with its interval."""
+GAP = "\0"
+"""Stands for a figure, which no text holds."""
+
+
+def caveats_of_cells(results: Results) -> list[str]:
+    """The cells' caveats, each once; those that differ in a figure alone have its range."""
+    notes = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
+    alike: dict[str, list[list[str]]] = {}
+    for note in notes:
+        alike.setdefault(FIGURE.sub(GAP, note), []).append(FIGURE.findall(note))
+    found = []
+    for text, figures in alike.items():
+        for values in zip(*figures, strict=True):
+            least, most = (pick(values, key=_number) for pick in (min, max))
+            text = text.replace(GAP, least if least == most else f"{least} to {most}", 1)
+        found.append(text)
+    return found
+
+
+def _number(figure: str) -> float:
+    return float(figure.partition(" ")[0])
 
 
 def of_cells(results: Results, section: Callable[[Mapping[str, Any]], str]) -> list[str]:

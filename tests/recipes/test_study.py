@@ -21,7 +21,7 @@ from recipes.__main__ import main
 from recipes.arms import comparison
 from recipes.datasets.synthetic import titles
 from recipes.llm.stand_in_tokenizer import new_tokenizer
-from recipes.report.study import of_cells
+from recipes.report.study import caveats_of_cells, of_cells
 from recipes.study import read_study, run_study
 
 from .language_models import SMALL, saved
@@ -361,3 +361,15 @@ def test_equal_sections_of_cells_are_shown_once_and_others_name_their_cells():
         "## Title (`core: 2`)\n\nB",
     ]
     assert of_cells({"cells": cells[::3]}, section) == ["## Title\n\nA"]
+
+
+def test_caveats_that_differ_in_figures_alone_are_one_with_their_range():
+    cells = [
+        {"caveats": [f"before it is {figure}, of 20; then 0.5 [0.4, 0.6].", "**One seed**"]}
+        for figure in ("0.048 [0.04, 0.05]", "0.041 [0.03, 0.05]", "0.10 [-0.1, 0.3]")
+    ]
+    assert caveats_of_cells({"cells": [*cells, {"caveats": ["other: 0.1"]}]}) == [
+        "before it is 0.041 [0.03, 0.05] to 0.10 [-0.1, 0.3], of 20; then 0.5 [0.4, 0.6].",
+        "**One seed**",
+        "other: 0.1",
+    ]
