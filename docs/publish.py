@@ -5,10 +5,14 @@ Of a run's folder with gradients.json, these go to docs/results/gradients, witho
 Writes NAME.json, NAME.md, NAME.png and, of a study that has them, NAME-curves.png and
 NAME-gates.png. The JSON is the study's results.json without paths of the machine that it ran on,
 of which an encoder's keeps its last word, with the comparisons of its headline only, and without
-metrics that no table or plot of the page shows. Plots have 256 colours, which makes them a third
-as large. The page is made from the JSON alone.
+metrics and settings that no table or plot of the page shows. Points of curves have five digits, and
+the JSON is one line: both together make it half as large. Plots have 256 colours, which makes them
+a third as large. The page is made from the JSON alone.
+
+Of a published NAME.json in place of a folder, the same files are written anew.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,15 +34,26 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
     shown = shown_metrics(results)
     for row in results["rows"]:
         row["metrics"] = {key: entry for key, entry in row["metrics"].items() if key in shown}
+        row.pop("settings", None)  # they follow from `given` and the cell's configuration
     for cell in results["cells"]:
         key = headline_key(cell)
         cell["metrics"] = [one for one in cell["metrics"] if one["key"] in shown]
         cell["comparisons"] = [one for one in cell["comparisons"] if one["key"] == key]
         cell["config"]["out"] = f"runs/{results['name']}"
         cell["config"]["prepare"]["source"] = None
+        cell["curves"] = _rounded(cell.get("curves", {}))
     encoder = results["cells"][0]["config"]["recommender"]["encoder"]
     named = encoder is None or not Path(encoder).is_absolute()
     return results if named else _replaced(results, encoder, Path(encoder).name)
+
+
+def _rounded(node: Any) -> Any:
+    """The same JSON, whose fractions have five digits."""
+    if isinstance(node, dict):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_rounded(value) for value in node]
+    return float(f"{node:.5g}") if isinstance(node, float) else node
 
 
 def _replaced(node: Any, old: Any, new: Any) -> Any:
@@ -78,13 +93,18 @@ def publish_gradients(folder: Path) -> None:
     write_text(place / f"{name}.md", gradient_page(results, f"{name}.png"))
 
 
-def publish(folder: Path) -> None:
-    """Write the files of one study, or of gradients."""
-    if (folder / "gradients.json").exists():
-        publish_gradients(folder)
+def in_one_line(results: dict[str, Any]) -> str:
+    """The content of a published JSON file. NaN is refused, as in a run's own."""
+    return json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def publish(place: Path) -> None:
+    """Write the files of one study, of its folder or published JSON, or of gradients."""
+    if (place / "gradients.json").exists():
+        publish_gradients(place)
         return
-    results = shortened(read_json(folder / "results.json"))
-    write_json(RESULTS / f"{results['name']}.json", results)
+    results = shortened(read_json(place if place.is_file() else place / "results.json"))
+    write_text(RESULTS / f"{results['name']}.json", in_one_line(results))
     for plot, figure in study_figures(results).items():
         draw(figure, RESULTS / files(results)[plot])
     write_text(RESULTS / f"{results['name']}.md", page(results))

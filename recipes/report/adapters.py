@@ -109,6 +109,7 @@ def sizes_section(results: Results) -> str:
         f"{adapt['batch_size']} prompts, unless the arm says otherwise, at the learning rate "
         f"{adapt['learning_rate']:g} (gates: {adapt['gate_learning_rate_scale']:g} times that). "
         "Seconds are those on the machine of this study, measurements of validation included."
+        f"{_of_first_cell(results)}"
         f"{TUNED if results['cells'][0].get('tuning') else ''}\n\n" + markdown_table(head, rows)
     )
 
@@ -119,6 +120,13 @@ def _seconds(cell: Mapping[str, Any], arm: str) -> str:
         seconds for name, seconds in cell["seconds"].items() if name.rpartition("-seed")[0] == arm
     ]
     return f"{sum(found) / len(found):.0f}" if found else "–"
+
+
+def _of_first_cell(results: Results) -> str:
+    """A sentence that names the first cell, where there are others."""
+    first, *others = results["cells"]
+    words = ", ".join(f"`{key}: {value}`" for key, value in first["varied"].items())
+    return f" All this is of {words} alone." if others else ""
 
 
 def _first_rows(results: Results) -> list[Mapping[str, Any]]:
@@ -152,8 +160,8 @@ def gates_section(results: Results) -> str:
             "What a gate adds to plain LoRA, over all modules, rank coordinates and evaluated "
             "rows: the mean magnitude; that of the mean over rows, which is what all users share; "
             "the standard deviation over users, of each user's mean; and over rows. The value "
-            "of plain LoRA is 0 (`factor`: 1, which is subtracted).\n\n"
-            + markdown_table(head, values)
+            "of plain LoRA is 0 (`factor`: 1, which is subtracted)."
+            f"{_of_first_cell(results)}\n\n" + markdown_table(head, values)
         )
     parts += [weights_section(results)] if weights_section(results) else []
     return "## What the gates did\n\n" + "\n\n".join(parts) if parts else ""

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,54 @@ def test_a_published_result_names_no_path_of_a_machine(path):
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_published_result_holds_nothing_that_no_page_shows(path):
-    text = path.read_text(encoding="utf-8")
-    assert publisher().shortened(json.loads(text)) == json.loads(text)
-    assert len(text) < 700_000
+    text, publish = path.read_text(encoding="utf-8"), publisher()
+    assert publish.in_one_line(publish.shortened(json.loads(text))) == text
+    assert len(text) < 350_000
+
+
+QUOTED = re.compile(r"([+-]?\.\d+) \[([+-]?\.\d+), ([+-]?\.\d+)\]")
+MADE_UP = "| [demo]"
+"""The row of the README that is not of a published study."""
+
+
+def quoted() -> dict[str, tuple[str, ...]]:
+    """Every figure with an interval that prose takes from a published study, by where it stands."""
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    places = {
+        "results": text[text.index("## Public tables") : text.index("## The data")],
+        "README": " ".join(line for line in readme if not line.startswith(MADE_UP)),
+    }
+    return {
+        f"{place}: {found[0]}": found.groups()
+        for place, words in places.items()
+        for found in QUOTED.finditer(" ".join(words.split()))
+    }
+
+
+def measured(node: Any) -> Iterator[tuple[float, float, float]]:
+    """Every figure with its interval in a published JSON; differences in both directions."""
+    if isinstance(node, dict):
+        value, low, high = (node.get(key) for key in ("value", "low", "high"))
+        if value is not None and low is not None and high is not None:
+            yield from ((value, low, high), (-value, -high, -low))
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for one in inner:
+        yield from measured(one)
+
+
+def rounds_to(value: float, shown: str) -> bool:
+    """Whether a figure is shown so with that many digits."""
+    return abs(value - float(shown)) <= 0.5 * 10.0 ** -len(shown.partition(".")[2]) + 1e-9
+
+
+def test_figures_that_prose_quotes_are_those_of_a_published_study():
+    texts = [path.read_text(encoding="utf-8") for path in (DOCS / "results").rglob("*.json")]
+    known = {one for text in texts for one in measured(json.loads(text))}
+    wrong = [
+        where
+        for where, shown in quoted().items()
+        if not any(all(map(rounds_to, one, shown)) for one in known)
+    ]
+    assert len(quoted()) > 100
+    assert wrong == []

@@ -666,6 +666,38 @@ def test_trainings_of_different_length_have_one_mean_where_all_of_them_are():
     assert sorted(len(line.get_xdata()) for line in axes.lines) == [2, 2, 3]
 
 
+def of_steps(last: int) -> list[list[dict[str, float]]]:
+    return [[{"step": step, "loss": 1 / step} for step in (1, last)]]
+
+
+def test_curves_of_every_cell_have_a_column_that_names_it_and_equal_ones_share_it():
+    arms = [{"name": name, "given": {}} for name in ("lora", "ilora")]
+    cells = [
+        {
+            "varied": {"adapt.max_steps": last, "evaluate.mask": mask},
+            "curves": {"lora": {"loss": of_steps(last)}, "ilora": {"loss": of_steps(last)}},
+        }
+        for last in (200, 400)
+        for mask in ("none", "history")
+    ]
+    figure = curves_figure({"name": "epochs", "arms": arms, "cells": cells})
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        f"max_steps {last}, mask none; max_steps {last}, mask history" for last in (200, 400)
+    ]
+    assert [axes.lines[0].get_xdata().tolist() for axes in figure.axes] == [[1, 200], [1, 400]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["lora", "ilora"]
+
+
+def test_no_two_arms_of_a_column_of_curves_look_alike():
+    names = [f"arm-{number}" for number in range(20)]
+    arms = [{"name": name, "given": {}} for name in names]
+    cells = [{"curves": {name: {"loss": of_steps(3)} for name in names}}]
+    (axes,) = curves_figure({"name": "x", "arms": arms, "cells": cells}).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 20
+
+
 def test_words_that_users_chose_are_no_markup_in_any_file(tmp_path):
     name = "<script>alert(1)</script> $x_$ | *b* & `c` [d](e)"
     arms = [

@@ -21,6 +21,7 @@ from recipes.__main__ import main
 from recipes.arms import comparison
 from recipes.datasets.synthetic import titles
 from recipes.llm.stand_in_tokenizer import new_tokenizer
+from recipes.report.adapters import gates_section, sizes_section
 from recipes.report.study import caveats_of_cells, of_cells
 from recipes.study import read_study, run_study
 
@@ -361,6 +362,28 @@ def test_equal_sections_of_cells_are_shown_once_and_others_name_their_cells():
         "## Title (`core: 2`)\n\nB",
     ]
     assert of_cells({"cells": cells[::3]}, section) == ["## Title\n\nA"]
+
+
+def test_sizes_and_modulations_of_several_cells_say_whose_they_are():
+    adapt = {"max_steps": 4, "batch_size": 8, "learning_rate": 0.1, "gate_learning_rate_scale": 1.0}
+    one = {"seed": 0, "of": "scale"}
+    one |= dict.fromkeys(("mean_abs", "mean_abs_of_mean", "std_users", "std_rows"), 0.5)
+    cells = [
+        {
+            "varied": {"prepare.dataset": name},
+            "config": {"adapt": adapt},
+            "seconds": {"ilora-seed0": 3.0},
+            "modulations": {"ilora": [one]},
+        }
+        for name in ("movielens", "lastfm")
+    ]
+    counts = {"adapter": 6, "gate": 2, "projector": 0, "total": 8}
+    row = {"arm": "ilora", "given": {}, "parameters": counts, "varied": cells[0]["varied"]}
+    several = {"cells": cells, "rows": [row]}
+    for section in (sizes_section, gates_section):
+        words = " All this is of `prepare.dataset: movielens` alone.\n"
+        assert words in section(several)
+        assert words not in section({**several, "cells": cells[:1]})
 
 
 def test_caveats_that_differ_in_figures_alone_are_one_with_their_range():
