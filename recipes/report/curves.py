@@ -34,6 +34,8 @@ def has_curves(results: Results) -> bool:
 def curves_figure(results: Results) -> Figure | None:
     """Curves of the first cell, one column for each value of the study's setting `panels`.
 
+    The title names the cell, where there are several.
+
     Arms without that setting are in every column, in greys. Lines are means over seeds; validation
     has a mark for each measurement, and thin lines for single seeds.
 
@@ -73,8 +75,16 @@ def curves_figure(results: Results) -> Figure | None:
         )
     count = max(len(seeds) for own in curves.values() for seeds in own.values())
     means = f"means of {count} seeds" if count > 1 else "one seed"
-    figure.suptitle(f"{results['name']}: {means}", fontsize=12)
+    figure.suptitle(f"{results['name']}: {_of_cell(results)}{means}", fontsize=12)
     return figure
+
+
+def _of_cell(results: Results) -> str:
+    """What distinguishes the first cell, for a title; empty where there is no other."""
+    if len(results["cells"]) == 1:
+        return ""
+    varied = results["cells"][0]["varied"].items()
+    return ", ".join(f"{key} {value}" for key, value in varied) + " alone, "
 
 
 def _panel(arm: Mapping[str, Any], setting: str | None) -> Any:

@@ -666,6 +666,17 @@ def test_trainings_of_different_length_have_one_mean_where_all_of_them_are():
     assert sorted(len(line.get_xdata()) for line in axes.lines) == [2, 2, 3]
 
 
+def test_a_figure_of_curves_says_which_of_several_cells_it_shows():
+    arm = {"name": "lora", "method": "lora", "title": "LoRA", "given": {}}
+    curves = {"lora": {"loss": [[{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]]}}
+    cells = [{"curves": curves, "varied": {"adapt.max_steps": steps}} for steps in (200, 400)]
+    titles = [
+        curves_figure({"name": "x", "arms": [arm], "cells": cells[:count]}).get_suptitle()
+        for count in (1, 2)
+    ]
+    assert titles == ["x: one seed", "x: adapt.max_steps 200 alone, one seed"]
+
+
 def test_words_that_users_chose_are_no_markup_in_any_file(tmp_path):
     name = "<script>alert(1)</script> $x_$ | *b* & `c` [d](e)"
     arms = [
