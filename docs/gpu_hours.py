@@ -7,9 +7,12 @@ the tokens of a dataset's prompts with SmolLM2's tokenizer, as `TOKENS` has them
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from recipes.experiment import AdapterSettings
 from recipes.experiment_files import parse_experiment
@@ -124,7 +127,9 @@ utilisation of {utilisation:.0%}, for one seed under `--preset paper`: Llama-2-7
 epochs, {candidates} candidates, an evaluation of the test rows, and {measured:,} validation
 rows after each epoch. At another peak or utilisation they scale inversely.
 
-The rows that name no hours run no language model: minutes on two cores.
+The rows that name no hours run no language model here: minutes on two cores. `morec` reads titles
+by a text encoder, which is named or lies in a folder; `chat` sends one request a row to an
+[endpoint](chat.md).
 
 ```bash
 python -m recipes run lastfm --source FOLDER --preset paper      # all rows of the paper's table
@@ -152,9 +157,10 @@ TAIL = """
 {tokens}
 - Steam's train windows are counted as published ({steam:,}); how many have a history of three
   is not known here. The files at hand hold 1,000 of them.
-- A tuned arm (`tune`) costs its trials: six trials are six times a row. `--seeds 5` is five
-  times. `--preset recommended` trains four adapters with five seeds, which `patience` may end
-  early.
+- A tuned arm costs its trials: six of them, as in
+  `{tuned}`, are six
+  times a row. `--seeds 5` is five times. `--preset recommended` trains four adapters with five
+  seeds, which `patience` may end early.
 
 ## What is out of scope
 
@@ -168,23 +174,45 @@ one's own (`custom`).
 """
 
 
+OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "chat": {"model": "gpt-4"},
+    "morec": {"encoder": "sentence-transformers/all-MiniLM-L6-v2"},
+}
+"""What a row must be told that neither the preset nor its method knows."""
+TUNED = {
+    "method": "lora",
+    "tune": {"learning_rate": [1.0e-4, 2.0e-4, 4.0e-4], "rank": [8, 16]},
+}
+
+
+@cache
+def preset_arms() -> list[dict[str, Any]]:
+    """The arms of the preset `paper`."""
+    return parse_experiment("lastfm", ["--preset", "paper"]).arms or []
+
+
 def arms_of(method: Method) -> str:
-    """What `--arms` takes for a row; a mixture of experts is scaled as the paper's preset does."""
+    """What `--arms` takes for a row: the preset's own arm, where it has one.
+
+    A mixture of experts that it has not is scaled as its iLoRA is.
+    """
+    for arm in preset_arms():
+        if arm["method"] == method.name:
+            return written([arm])
     own = {"gate_form", "scaling_rank"}
     mixes = isinstance(method, ILoRA) and not own & (method.derived | method.fixed_options.keys())
-    return f"[{{method: {method.name}{', scaling_rank: total' if mixes else ''}}}]"
+    scale = {"scaling_rank": "total"} if mixes else {}
+    return written([{"method": method.name, **OWN_SETTINGS.get(method.name, {}), **scale}])
+
+
+def written(arms: list[dict[str, Any]]) -> str:
+    """Arms in one line, as a command line takes them."""
+    return yaml.safe_dump(arms, default_flow_style=True, sort_keys=False, width=1000).strip()
 
 
 def rows() -> dict[str, Method]:
-    """The methods of the page, by name. Sources of vectors need files or models of one's own, and
-    so does `morec`; what `chat` asks runs elsewhere.
-    """
-    left_out = {"chat", "morec"}
-    return {
-        name: one
-        for name, one in METHODS.items()
-        if not isinstance(one, SourceMethod) and name not in left_out
-    }
+    """The methods of the page, by name. `text` and `file` are sources of vectors, and no rows."""
+    return {name: one for name, one in METHODS.items() if not isinstance(one, SourceMethod)}
 
 
 def shown(figure: float | None) -> str:
@@ -220,6 +248,7 @@ def page() -> str:
         candidates=CANDIDATES,
         tokens=tokens,
         steam=TOKENS["steam"].windows,
+        tuned=written([TUNED]),
     )
     return head + "\n".join(lines) + "\n" + tail
 

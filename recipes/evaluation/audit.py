@@ -9,7 +9,9 @@ with Wilson's interval, and says which answers a rule calls invalid, and why.
 
 import ast
 import csv
+import io
 import json
+import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -110,17 +112,29 @@ def _answered(path: Path, number: int, line: dict[str, str | None]) -> Answered:
         raise ValueError(f"{path}, line {number} ends before its last column: is the file whole?")
     try:
         candidates = ast.literal_eval(listed)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        glued = _strings(listed) > len(candidates)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise _no_list(path, number, listed) from error
     whole = isinstance(candidates, list | tuple) and candidates
-    if not whole or not all(isinstance(title, str) for title in candidates):
+    if glued or not whole or not all(isinstance(title, str) for title in candidates):
         raise _no_list(path, number, listed)
     return Answered(answer, target, tuple(candidates))
 
 
+def _strings(listed: str) -> int:
+    """How many titles in quotes a list is written with.
+
+    An array of numpy has no commas between them, and Python reads what is side by side as one.
+    """
+    tokens = tokenize.generate_tokens(io.StringIO(listed.strip()).readline)
+    return sum(token.type == tokenize.STRING for token in tokens)
+
+
 def _no_list(path: Path, number: int, listed: str) -> ValueError:
     shown = listed if len(listed) < 60 else f"{listed[:57]}..."
-    return ValueError(f"{path}, line {number}: cans={shown!r} is not a list of titles in quotes")
+    return ValueError(
+        f"{path}, line {number}: cans={shown!r} is not a list of titles in quotes, with commas"
+    )
 
 
 def audit(rows: Sequence[Answered]) -> Audit:

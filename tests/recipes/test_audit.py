@@ -98,8 +98,22 @@ def test_the_command_prints_text_and_json(written: Path, capsys) -> None:
         ('generate,real,cans\na,b,"[a, b]"\n', "line 2: cans='[a, b]' is not a list of titles"),
         ("generate,real,cans\na,b,[]\n", "line 2: cans='[]' is not a list of titles"),
         ('generate,real,cans\na,b,"[1, 2]"\n', "is not a list of titles"),
+        ("generate,real,cans\na,b,['a' 'b']\n", "is not a list of titles in quotes, with commas"),
+        ("generate,real,cans\na,b,\"['a',\n 'b' 'c']\"\n", "line 3: cans="),
+        ("generate,real,cans\na,b,7\n", "line 2: cans='7' is not a list"),
     ],
-    ids=["no cans", "nothing", "no rows", "cut", "no quotes", "empty list", "numbers"],
+    ids=[
+        "no cans",
+        "nothing",
+        "no rows",
+        "cut",
+        "no quotes",
+        "empty list",
+        "numbers",
+        "an array of numpy",
+        "a comma is missing",
+        "a number",
+    ],
 )
 def test_another_format_is_refused_by_file_and_line(text, message, tmp_path, capsys) -> None:
     path = tmp_path / "answers.csv"
@@ -107,6 +121,14 @@ def test_another_format_is_refused_by_file_and_line(text, message, tmp_path, cap
     assert main(["audit", str(path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {path}") and message in told
+
+
+def test_titles_of_any_quotes_and_marks_are_read(tmp_path) -> None:
+    titles = ['It\'s a "Wonderful" Life', "a, b", "#1 'x' 'y'", "line\nend", "Amélie\u2028", "\\"]
+    path = tmp_path / "answers.csv"
+    frame = pd.DataFrame({"generate": titles, "real": titles, "cans": [titles] * len(titles)})
+    frame.to_csv(path)
+    assert [row.candidates for row in read_answers(path)] == [tuple(titles)] * len(titles)
 
 
 def test_other_arguments_and_other_files_are_refused(tmp_path, capsys) -> None:
