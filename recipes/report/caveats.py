@@ -208,15 +208,17 @@ def unequal_settings(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, s
 
     Returns:
         Setting -> its value as text -> the titles of the arms that have it, for every setting of
-        `AdapterSettings` or source of vectors that is not the same in all of them.
+        `AdapterSettings` or source of vectors that is not the same in all that have it.
     """
     names = [*(spec.name for spec in fields(AdapterSettings)), "recommender", *UNGIVEN]
     found = {}
     for name in names:
         values: dict[str, list[str]] = {}
         for arm in arms:
+            if name not in arm["settings"].keys() | UNGIVEN.keys():
+                continue  # the method has no such setting
             value = arm["settings"].get(name, UNGIVEN.get(name))
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
             values.setdefault(text, []).append(arm["title"])
         if len(values) > 1:
             found[name] = {value: "; ".join(titles) for value, titles in values.items()}

@@ -173,8 +173,8 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-FIGURE = re.compile(r"\d+\.\d+ \[[^]]*\]")
-"""A figure with its interval."""
+FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?(?: \[[^]]*\])?")
+"""A number, and its interval if it has one."""
 GAP = "\0"
 """Stands for a figure, which no text holds."""
 
@@ -195,7 +195,7 @@ def caveats_of_cells(results: Results) -> list[str]:
 
 
 def _number(figure: str) -> float:
-    return float(figure.partition(" ")[0])
+    return float(figure.partition(" ")[0].replace(",", ""))
 
 
 def of_cells(results: Results, section: Callable[[Mapping[str, Any]], str]) -> list[str]:

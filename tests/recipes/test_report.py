@@ -21,7 +21,7 @@ from recipes.experiment import AdaptConfig, EvaluateConfig, Experiment, PrepareC
 from recipes.methods.method import arm_folder
 from recipes.pipeline import Pipeline
 from recipes.report import markdown
-from recipes.report.caveats import caveats
+from recipes.report.caveats import caveats, unequal_settings
 from recipes.report.curves import curves_figure
 from recipes.report.markdown import render
 from recipes.report.plots import (
@@ -696,6 +696,21 @@ def test_no_two_arms_of_a_column_of_curves_look_alike():
     cells = [{"curves": {name: {"loss": of_steps(3)} for name in names}}]
     (axes,) = curves_figure({"name": "x", "arms": arms, "cells": cells}).axes
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 20
+
+
+def test_arms_are_unlike_in_settings_that_they_have():
+    arms = [
+        {"title": "A", "settings": {"rank": 8, "mistakes": []}},
+        {
+            "title": "B",
+            "settings": {"rank": 8, "mistakes": ["text-only-test"], "weight_decay": 0.1},
+        },
+    ]
+    assert unequal_settings(arms) == {"mistakes": {"none": "A", "text-only-test": "B"}}
+    assert unequal_settings([*arms, {"title": "C", "settings": {"rank": 4}}])["rank"] == {
+        "8": "A; B",
+        "4": "C",
+    }
 
 
 def test_words_that_users_chose_are_no_markup_in_any_file(tmp_path):

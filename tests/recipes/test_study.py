@@ -388,11 +388,11 @@ def test_sizes_and_modulations_of_several_cells_say_whose_they_are():
 
 def test_caveats_that_differ_in_figures_alone_are_one_with_their_range():
     cells = [
-        {"caveats": [f"before it is {figure}, of 20; then 0.5 [0.4, 0.6].", "**One seed**"]}
-        for figure in ("0.048 [0.04, 0.05]", "0.041 [0.03, 0.05]", "0.10 [-0.1, 0.3]")
+        {"caveats": [f"it is {figure}, of {rows} rows; then 0.5 [0.4, 0.6].", "**One seed**"]}
+        for figure, rows in (("0.04 [0.03, 0.05]", 20), ("0.1 [-0.1, 0.3]", "1,000"), ("0.05", 30))
     ]
     assert caveats_of_cells({"cells": [*cells, {"caveats": ["other: 0.1"]}]}) == [
-        "before it is 0.041 [0.03, 0.05] to 0.10 [-0.1, 0.3], of 20; then 0.5 [0.4, 0.6].",
+        "it is 0.04 [0.03, 0.05] to 0.1 [-0.1, 0.3], of 20 to 1,000 rows; then 0.5 [0.4, 0.6].",
         "**One seed**",
         "other: 0.1",
     ]
