@@ -100,7 +100,7 @@ def layout_figure(results: Results, key: str, title: str) -> Figure:
     axes.set_xlim(-0.4, max(len(places) - 0.6, 0.4))
     axes.set_ylim(bottom=0)
     axes.set_xlabel(results["along"])
-    axes.set_ylabel(title)
+    axes.set_ylabel(wrapped(title, 60))
     axes.set_title(results["name"], fontsize=11)
     clean(axes)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -146,7 +146,7 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
     """
     results = in_markdown(results)
     first, arms = results["cells"][0], arms_of(results)
-    caveats = caveats_of_cells(results)
+    caveats = ranged(note for cell in results["cells"] for note in cell["caveats"])
     confidence = first["config"]["evaluate"]["confidence"]
     sections = [
         f"# Study: {results['name']}",
@@ -179,12 +179,11 @@ GAP = "\0"
 """Stands for a figure, which no text holds."""
 
 
-def caveats_of_cells(results: Results) -> list[str]:
-    """The cells' caveats, each once; those that differ in a figure alone have its range."""
-    notes = dict.fromkeys(note for cell in results["cells"] for note in cell["caveats"])
+def ranged(texts: Iterable[str]) -> list[str]:
+    """Texts, each once; those that differ in figures alone are one with their ranges."""
     alike: dict[str, list[list[str]]] = {}
-    for note in notes:
-        alike.setdefault(FIGURE.sub(GAP, note), []).append(FIGURE.findall(note))
+    for text in texts:
+        alike.setdefault(FIGURE.sub(GAP, text), []).append(FIGURE.findall(text))
     found = []
     for text, figures in alike.items():
         for values in zip(*figures, strict=True):
@@ -300,7 +299,7 @@ def _what_was_run(results: Results) -> str:
 
 def _words(results: Results) -> str:
     """What targets were ranked among, in any of the cells."""
-    found = dict.fromkeys(cell["evaluated"]["words"] for cell in results["cells"])
+    found = ranged(cell["evaluated"]["words"] for cell in results["cells"])
     return " or ".join(found)
 
 

@@ -22,7 +22,7 @@ from recipes.arms import comparison
 from recipes.datasets.synthetic import titles
 from recipes.llm.stand_in_tokenizer import new_tokenizer
 from recipes.report.adapters import gates_section, sizes_section
-from recipes.report.study import caveats_of_cells, of_cells
+from recipes.report.study import of_cells, ranged
 from recipes.study import read_study, run_study
 
 from .language_models import SMALL, saved
@@ -386,12 +386,12 @@ def test_sizes_and_modulations_of_several_cells_say_whose_they_are():
         assert words not in section({**several, "cells": cells[:1]})
 
 
-def test_caveats_that_differ_in_figures_alone_are_one_with_their_range():
-    cells = [
-        {"caveats": [f"it is {figure}, of {rows} rows; then 0.5 [0.4, 0.6].", "**One seed**"]}
+def test_texts_that_differ_in_figures_alone_are_one_with_their_ranges():
+    texts = [
+        f"it is {figure}, of {rows} rows; then 0.5 [0.4, 0.6]."
         for figure, rows in (("0.04 [0.03, 0.05]", 20), ("0.1 [-0.1, 0.3]", "1,000"), ("0.05", 30))
     ]
-    assert caveats_of_cells({"cells": [*cells, {"caveats": ["other: 0.1"]}]}) == [
+    assert ranged([*texts, "**One seed**", "**One seed**", "other: 0.1"]) == [
         "it is 0.04 [0.03, 0.05] to 0.1 [-0.1, 0.3], of 20 to 1,000 rows; then 0.5 [0.4, 0.6].",
         "**One seed**",
         "other: 0.1",
