@@ -1,6 +1,7 @@
 """Puts a finished study into docs/results: `python docs/publish.py RUNS/STUDY`.
 
-Of a run's folder with gradients.json, these go to docs/results/gradients, without users and items.
+Of a run's folder, results.json, report.md and plots go to docs/results/experiments/NAME, and
+gradients.json to docs/results/gradients, both without users and items.
 
 Writes NAME.json, NAME.md, NAME.png and, of a study that has them, NAME-curves.png and
 NAME-gates.png. The JSON is the study's results.json without paths of the machine that it ran on,
@@ -9,7 +10,7 @@ metrics and settings that no table or plot of the page shows. Points of curves h
 the JSON is one line: both together make it half as large. Plots have 256 colours, which makes them
 a third as large. The page is made from the JSON alone.
 
-Of a published NAME.json in place of a folder, the same files are written anew.
+Of a published NAME.json, or a published run's folder, the same files are written anew.
 """
 
 import json
@@ -22,8 +23,11 @@ from PIL import Image
 
 from recipes.artifacts import read_json, write_json, write_text, written_whole
 from recipes.gradients.report import gradient_figure, gradient_page, without_users
+from recipes.report.markdown import render
 from recipes.report.naming import headline_key
-from recipes.report.plots import save
+from recipes.report.plots import hit_ratio_figure, loss_figure, save
+from recipes.report.report import PLOTS, REPORT
+from recipes.report.report import RESULTS as RUN_RESULTS
 from recipes.report.study import FIGURES, shown_metrics, study_figures, study_page
 
 RESULTS = Path(__file__).parent / "results"
@@ -93,17 +97,57 @@ def publish_gradients(folder: Path) -> None:
     write_text(place / f"{name}.md", gradient_page(results, f"{name}.png"))
 
 
+def shortened_run(results: dict[str, Any]) -> dict[str, Any]:
+    """The results of a run, without folders of the machine, and without users."""
+    results["config"]["out"] = f"runs/{results['name']}"
+    results["config"]["prepare"]["source"] = None
+    results["curves"] = _rounded(results["curves"])
+    for gate in results["gates"].values():
+        for key in ("user_ids", "rows", "weights"):
+            gate.pop(key, None)
+    return results
+
+
+def run_page(results: dict[str, Any]) -> str:
+    """The page of a published run."""
+    return render(results, list(run_figures(results)))
+
+
+def run_figures(results: dict[str, Any]) -> dict[str, Figure]:
+    """The plots of a published run by file name: no gates of single users."""
+    losses = {name: own["loss"] for name, own in results["curves"].items() if "loss" in own}
+    found = {"hit_ratio.png": hit_ratio_figure(results)}
+    return found | ({"loss.png": loss_figure(losses, results)} if losses else {})
+
+
+def publish_run(results: dict[str, Any]) -> None:
+    """Write the files of one run."""
+    results = shortened_run(results)
+    folder = RESULTS / "experiments" / results["name"]
+    write_text(folder / RUN_RESULTS, in_one_line(results))
+    for name, figure in run_figures(results).items():
+        draw(figure, folder / PLOTS / name)
+    write_text(folder / REPORT, run_page(results))
+
+
 def in_one_line(results: dict[str, Any]) -> str:
     """The content of a published JSON file. NaN is refused, as in a run's own."""
     return json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def publish(place: Path) -> None:
-    """Write the files of one study, of its folder or published JSON, or of gradients."""
+    """Write the files of one study, of its folder or published JSON, or of a run."""
     if (place / "gradients.json").exists():
         publish_gradients(place)
-        return
-    results = shortened(read_json(place if place.is_file() else place / "results.json"))
+    results = read_json(place if place.is_file() else place / RUN_RESULTS)
+    if "cells" in results:
+        publish_study(shortened(results))
+    else:
+        publish_run(results)
+
+
+def publish_study(results: dict[str, Any]) -> None:
+    """Write the files of one study."""
     write_text(RESULTS / f"{results['name']}.json", in_one_line(results))
     for plot, figure in study_figures(results).items():
         draw(figure, RESULTS / files(results)[plot])

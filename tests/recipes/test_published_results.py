@@ -13,6 +13,7 @@ from recipes.gradients.report import gradient_page, without_users
 
 DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED = sorted((DOCS / "results").glob("*.json"))
+RUNS = sorted((DOCS / "results" / "experiments").glob("*/results.json"))
 
 
 def publisher():
@@ -37,9 +38,22 @@ def test_published_gradients_name_no_user_and_make_their_page():
         assert path.with_suffix(".md").read_text(encoding="utf-8") == page
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_the_page_of_a_published_run_is_made_from_its_json_and_names_no_user(path):
+    text, publish = path.read_text(encoding="utf-8"), publisher()
+    results = json.loads(text)
+    assert publish.in_one_line(publish.shortened_run(json.loads(text))) == text
+    assert (path.parent / "report.md").read_text(encoding="utf-8") == publish.run_page(results)
+    assert (path.parent / "plots" / "hit_ratio.png").stat().st_size > 10_000
+    assert "user_ids" not in text
+
+
+@pytest.mark.parametrize(
+    "path", [*PUBLISHED, *RUNS], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_a_published_result_names_no_path_of_a_machine(path):
-    text = path.read_text(encoding="utf-8") + path.with_suffix(".md").read_text(encoding="utf-8")
+    page = path.parent / "report.md" if path in RUNS else path.with_suffix(".md")
+    text = path.read_text(encoding="utf-8") + page.read_text(encoding="utf-8")
     assert not re.findall(
         r"(?<![\w.])(?:/[\w.+-]+){2,}", re.sub(r"https?://\S+|\w+@\d+/\w+", "", text)
     )
@@ -62,7 +76,7 @@ def quoted() -> dict[str, tuple[str, ...]]:
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
     places = {
-        "results": text[text.index("## Public tables") : text.index("## The data")],
+        "results": text[: text.index("## The data")],
         "README": " ".join(line for line in readme if not line.startswith(MADE_UP)),
     }
     return {
