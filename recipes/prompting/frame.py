@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from recipes.prompting.plain_text import reserved_ids
@@ -74,15 +73,15 @@ def _chat(tokenizer: PreTrainedTokenizerBase, instruction: str, cache: Path | No
     """The turns of a chat: an instruction if there is a system turn, the prompt, the answer."""
     prompt = {"role": "user", "content": _PROMPT}
     chat = [{"role": "system", "content": _SYSTEM}, prompt]
-    text = _rendered(tokenizer, chat)
-    before, _, after = (text or "").partition(_PROMPT)
+    text, why = _rendered(tokenizer, chat)
+    before, _, after = text.partition(_PROMPT)
     if before.count(_SYSTEM) != 1 or _SYSTEM in after:
         chat = [prompt]
-        text = _rendered(tokenizer, chat)
-    if text is None or text.count(_PROMPT) != 1:
+        text, why = _rendered(tokenizer, chat)
+    if text.count(_PROMPT) != 1:
         raise ValueError(
             f"the chat template of the tokenizer {tokenizer.name_or_path!r} does not write what a "
-            "user says: set adapt.chat_template none, or choose another adapt.llm"
+            f"user says{why}: set adapt.chat_template none, or choose another adapt.llm"
         )
     opening, closing = text.split(_PROMPT)
     ids: list[int] = []
@@ -125,7 +124,7 @@ def _newline(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> int:
 def _end(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> int:
     """The first token of its own that the template puts after an answer, else eos."""
     answered = [*chat, {"role": "assistant", "content": _ANSWER}]
-    text = _rendered(tokenizer, answered, add_generation_prompt=False) or ""
+    text, _ = _rendered(tokenizer, answered, add_generation_prompt=False)
     if text.count(_ANSWER) == 1:
         reserved = reserved_ids(tokenizer)
         for token in _markup(tokenizer, text.split(_ANSWER)[1]):
@@ -139,8 +138,8 @@ def _rendered(
     chat: list[dict[str, str]],
     *,
     add_generation_prompt: bool = True,
-) -> str | None:
-    """The chat as text; None if the template refuses it, or stumbles over a content of text."""
+) -> tuple[str, str]:
+    """The chat as text, and why there is none, in brackets, if the template refuses it."""
     try:
         found = tokenizer.apply_chat_template(
             chat,
@@ -149,10 +148,10 @@ def _rendered(
             add_generation_prompt=add_generation_prompt,
             enable_thinking=False,
         )
-    except (TemplateError, TypeError):
-        return None
+    except Exception as error:  # a template may stumble over anything
+        return "", f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     assert isinstance(found, str)
-    return found
+    return found, ""
 
 
 def _markup(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
