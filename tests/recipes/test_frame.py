@@ -189,7 +189,10 @@ def test_a_template_that_hides_what_the_user_says_is_refused() -> None:
         ("{{ 1 // 0 }}", "ZeroDivisionError: integer division"),
         ("{{ messages[0]['content'].index('no') }}", "ValueError: substring not found"),
         ("{% for m in messages %}{{ m['content'] }}", "TemplateSyntaxError: Unexpected end"),
-        ({"tool_use": CHATML}, "ValueError: This model has multiple chat templates with no default"),
+        (
+            {"tool_use": CHATML},
+            "ValueError: .* multiple chat templates",
+        ),
     ],
 )
 def test_a_template_that_stumbles_is_refused_with_the_reason(stumbling, why) -> None:
