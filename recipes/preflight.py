@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from recipes.evaluation.parts import is_finished
 from recipes.llm.frozen_prefix import check_frozen_prefix
+from recipes.llm.user_prefix import check_prefix_is_read
 from recipes.methods.adapter import AdapterMethod
 from recipes.methods.method import Arm, trained_alone
 from recipes.run import Run
-from recipes.scoring.probe import check_beams, check_language_model
+from recipes.scoring.probe import check_beams, check_language_model, check_wrapped
 
 
 def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
@@ -40,9 +41,23 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
         check_language_model(run.llm.base, run.llm_path)
         if run.experiment.evaluate.num_beams > 1:
             check_beams(run.llm.base, run.llm_path)
+        _check_adapters(run, unfinished)
         for first in sorted(_first_layers(run, unfinished)):
             check_frozen_prefix(run.llm.base, first, run.llm_path)
     run.is_checked = True
+
+
+def _check_adapters(run: Run, arms: Sequence[Arm]) -> None:
+    """Try what the arms put into the language model, each kind once."""
+    targets, prefix = None, False
+    for arm in trained_alone(arms):
+        if isinstance(arm.method, AdapterMethod):
+            targets = targets or arm.settings.get("target_modules")
+            prefix = prefix or arm.method.puts_prefix
+    if targets:
+        check_wrapped(run.llm, targets, run.llm_path)
+    if prefix:
+        check_prefix_is_read(run.llm.base, run.llm_path)
 
 
 def _first_layers(run: Run, arms: Sequence[Arm]) -> set[int]:

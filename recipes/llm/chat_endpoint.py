@@ -152,7 +152,7 @@ class ChatEndpoint:
                 if not _passes(error):
                     raise
                 asked_for, said = _retry_after(error), _said(error)
-            except ValueError:  # the body is no JSON
+            except (ValueError, RecursionError):  # the body is no JSON, or nested without end
                 pass
             wait = _backoff(turn) if asked_for is None else asked_for
             turn += 1
@@ -255,13 +255,17 @@ def check_client() -> None:
 
 
 def _client(endpoint: ChatEndpoint) -> "OpenAI":
-    from openai import OpenAI, Timeout
+    from openai import OpenAI
 
+    from recipes.llm.bounded_client import bounded_client
+
+    http = bounded_client(TIMEOUT)
     made = OpenAI(
         base_url=endpoint.url,
         api_key=endpoint.key or "none",
-        timeout=Timeout(TIMEOUT, connect=5.0),
+        timeout=http.timeout,
         max_retries=0,
+        http_client=http,
     )
     if endpoint.url != OPENAI:  # what the environment says of OpenAI's is nobody else's business
         made.organization = made.project = None

@@ -42,8 +42,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__} has no one list of {count} decoder layers: set "
-            "adapt.frozen_prefix false, or choose another adapt.llm"
+            f"{type(model).__name__} has no one list of {count} decoder layers: choose another "
+            "adapt.llm, or leave out what needs them (adapt.frozen_prefix, and the methods "
+            "prefixrec and deep-prompt)"
         )
     return found[0]
 

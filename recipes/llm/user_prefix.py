@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recipes.llm.frozen_prefix import decoder_layers
+from recipes.llm.prefix import prefixed
+from recipes.llm.training import accepted
 
 
 class UserPrefix(nn.Module):
@@ -55,3 +57,46 @@ def start_prefix(prefix: UserPrefix, seed: int) -> None:
     prefix.first.weight.normal_(std=prefix.first.in_features**-0.5, generator=generator)
     for tensor in (prefix.first.bias, prefix.second.weight, prefix.second.bias):
         tensor.zero_()
+
+
+def check_prefix_is_read(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose layers do not all read the keys and values of a prefix.
+
+    That a layer looks as if it did (`check_prefix`) is not enough: hybrid models hand their cache
+    to layers of other kinds too. So a prefix is tried on a few tokens.
+
+    Args:
+        model: The frozen model, without an adapter.
+        name: As the user wrote it, for messages.
+
+    Raises:
+        ValueError: What happened, and the advice to choose another.
+    """
+    try:
+        gradient = _gradient_of_a_prefix(model)
+        if not gradient.abs().amax(dim=(0, 1, 4)).all():
+            raise ValueError("not every layer reads it")
+    except Exception as error:  # a family may stumble over anything
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"adapt.llm={name!r}: {type(model).__name__} cannot be given a prefix of keys and "
+            f"values ({why}): choose another adapt.llm, or leave out prefixrec and deep-prompt"
+        ) from error
+
+
+@torch.enable_grad()
+def _gradient_of_a_prefix(model: PreTrainedModel) -> Tensor:
+    """How a few tokens' scores change with a random prefix, [1, n, layers, 2, width]."""
+    ids = torch.arange(3, 9, device=model.device)[None]
+    mask = torch.ones_like(ids)
+    places = accepted(model, position_ids=mask.cumsum(dim=1) - 1)
+    layers = len(decoder_layers(model))
+    like = user_prefix(model, recommender_width=1, tokens=2, last_layers=None).second
+    generator = torch.Generator().manual_seed(0)
+    prefix = torch.randn(1, 2, like.out_features // 2, generator=generator).to(model.device)
+    prefix.requires_grad_()
+    with prefixed(model, prefix, layers):
+        outputs = model(input_ids=ids, attention_mask=mask, use_cache=False, **places)
+    score = outputs.logits.float().log_softmax(dim=-1)[0, :, 0].sum()
+    (gradient,) = torch.autograd.grad(score, prefix)
+    return gradient.unflatten(2, (layers, 2, -1))

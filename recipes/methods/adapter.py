@@ -82,6 +82,8 @@ class AdapterMethod(Method):
     """Whether the arm reads a recommender's vectors. Without any there is no projector."""
     user_slot: ClassVar[bool] = False
     """Whether the prompt shows the user representation in a slot of its own."""
+    puts_prefix: ClassVar[bool] = False
+    """Whether keys and values are put in front of a prompt's (`recipes/llm/prefix.py`)."""
     version = 4
 
     def configure(self, experiment: Experiment, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -46,6 +46,7 @@ class DeepPrompt(LoRA):
         line=(0, (1, 1)),
     )
     Config = DeepPromptSettings
+    puts_prefix = True
     derived = LoRA.derived | {"layers_to_transform", "layers_pattern"}  # `last_layers` says it
 
     def plan(self, run: Run, arm: Arm, seed: int) -> AdapterPlan:

@@ -52,6 +52,7 @@ class PrefixRec(AdapterMethod):
         | {"curriculum", "mistakes", "weight_decay"}
     )
     reads_vectors = False
+    puts_prefix = True
 
     def peft_config(self, settings: Mapping[str, Any], routing_dim: int) -> PrefixTuningConfig:
         """Configuration of prefix tuning; without `prefix_projection`, of which a checkpoint holds

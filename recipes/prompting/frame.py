@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from recipes.prompting.plain_text import reserved_ids
@@ -74,16 +73,16 @@ def _chat(tokenizer: PreTrainedTokenizerBase, instruction: str, cache: Path | No
     """The turns of a chat: an instruction if there is a system turn, the prompt, the answer."""
     prompt = {"role": "user", "content": _PROMPT}
     chat = [{"role": "system", "content": _SYSTEM}, prompt]
-    text = _rendered(tokenizer, chat)
-    before, _, after = (text or "").partition(_PROMPT)
+    text, _ = _rendered_or_why(tokenizer, chat)
+    before, _, after = text.partition(_PROMPT)
     if before.count(_SYSTEM) != 1 or _SYSTEM in after:
         chat = [prompt]
-        text = _rendered(tokenizer, chat)
-    if text is None or text.count(_PROMPT) != 1:
-        raise ValueError(
-            f"the chat template of the tokenizer {tokenizer.name_or_path!r} does not write what a "
-            "user says: set adapt.chat_template none, or choose another adapt.llm"
-        )
+        text, why = _rendered_or_why(tokenizer, chat)
+        if text.count(_PROMPT) != 1:
+            raise ValueError(
+                f"the chat template of the tokenizer {tokenizer.name_or_path!r} does not write "
+                f"what a user says{why}: set adapt.chat_template none, or choose another adapt.llm"
+            )
     opening, closing = text.split(_PROMPT)
     ids: list[int] = []
     if _SYSTEM in opening:
@@ -125,7 +124,7 @@ def _newline(tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> int:
 def _end(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> int:
     """The first token of its own that the template puts after an answer, else eos."""
     answered = [*chat, {"role": "assistant", "content": _ANSWER}]
-    text = _rendered(tokenizer, answered, add_generation_prompt=False) or ""
+    text, _ = _rendered_or_why(tokenizer, answered, add_generation_prompt=False)
     if text.count(_ANSWER) == 1:
         reserved = reserved_ids(tokenizer)
         for token in _markup(tokenizer, text.split(_ANSWER)[1]):
@@ -134,13 +133,23 @@ def _end(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> int:
     return required_id(tokenizer, "eos")
 
 
-def _rendered(
+def _rendered_or_why(
     tokenizer: PreTrainedTokenizerBase,
     chat: list[dict[str, str]],
     *,
     add_generation_prompt: bool = True,
-) -> str | None:
-    """The chat as text; None if the template refuses it, or stumbles over a content of text."""
+) -> tuple[str, str]:
+    """The chat as text, "" if the template refuses it; and then why, in brackets."""
+    try:
+        return _rendered(tokenizer, chat, add_generation_prompt), ""
+    except ValueError as error:
+        return "", f" ({error})"
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], add_generation_prompt: bool
+) -> str:
+    """The chat as text (ValueError: the template refuses it, or stumbles over anything)."""
     try:
         found = tokenizer.apply_chat_template(
             chat,
@@ -149,8 +158,9 @@ def _rendered(
             add_generation_prompt=add_generation_prompt,
             enable_thinking=False,
         )
-    except (TemplateError, TypeError):
-        return None
+    except Exception as error:  # such as a content of text, or a division by zero
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{type(error).__name__}: {said}") from error
     assert isinstance(found, str)
     return found
 

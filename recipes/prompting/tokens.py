@@ -74,6 +74,7 @@ def _key(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps([VERSION, code, list(texts)]).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        for path in sorted(Path(folder).iterdir()):
-            digest.update(path.name.encode() + path.read_bytes())
+        for path in sorted(Path(folder).rglob("*")):  # further chat templates lie in a folder
+            if path.is_file():
+                digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

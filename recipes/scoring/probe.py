@@ -4,12 +4,15 @@ Whatever its family: later tokens must not change earlier ones, padding must cha
 the fast ways of ranking and generating must give what whole sequences give, run one by one.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
+from peft import LoraConfig, PeftModel, TaskType
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from recipes.llm.language_model import LanguageModel
 from recipes.llm.loading import embedding_rows
 from recipes.llm.prompted import PromptInputs
 from recipes.llm.training import accepted
@@ -66,6 +69,38 @@ def check_beams(model: PreTrainedModel, name: str) -> None:
         raise ValueError(_message(model, name, fault, remedy)) from error
     if fault is not None:
         raise ValueError(_message(model, name, fault, remedy))
+
+
+@torch.no_grad()
+def check_wrapped(llm: LanguageModel, target_modules: Sequence[str], name: str) -> None:
+    """Refuse a model that PEFT cannot run from embeddings, though it can run by itself.
+
+    Args:
+        llm: The language model, without an adapter.
+        target_modules: Names of modules to adapt.
+        name: As the user wrote it, for messages.
+
+    Raises:
+        ValueError: What goes wrong, and the advice to choose another.
+    """
+    base = llm.base
+    peft = LoraConfig(task_type=TaskType.CAUSAL_LM, r=1, target_modules=list(target_modules))
+    inputs = _padded(base, [_tokens(base, length, seed) for seed, length in enumerate(LENGTHS)])
+    wanted = _run(base, inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            with llm.wrapped(peft) as model:
+                found = _run(model.eval(), inputs)
+    except Exception as error:  # PEFT has rules of its own for some families
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        fault = f"cannot be used with an adapter ({said})"
+        raise ValueError(_message(base, name, fault)) from error
+    mask = inputs.attention_mask.bool()
+    if _error(found[mask], wanted[mask]) > TOLERANCE.get(base.dtype, COARSE):
+        raise ValueError(
+            _message(base, name, "gives other scores with an adapter that adds nothing")
+        )
 
 
 def _message(
@@ -184,7 +219,7 @@ def _padded(model: PreTrainedModel, prompts: Sequence[list[int]]) -> PromptInput
     return PromptInputs(embeds, torch.tensor(mask, device=model.device), None)
 
 
-def _run(model: PreTrainedModel, inputs: PromptInputs) -> Tensor:
+def _run(model: PreTrainedModel | PeftModel, inputs: PromptInputs) -> Tensor:
     mask = inputs.attention_mask
     places = accepted(model, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0))
     outputs = model(

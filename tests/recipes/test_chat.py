@@ -32,7 +32,7 @@ from recipes.pipeline import Pipeline
 openai = pytest.importorskip("openai")
 
 SECRET = "sk-very-secret"
-Reply = tuple[int, dict[str, str], bytes]
+Reply = tuple[int, dict[str, str], bytes | Iterator[bytes]]
 
 
 def reply(body: Any, status: int = 200, **headers: str) -> Reply:
@@ -86,10 +86,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             status, headers, sent = self.server.script(number, body)
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(sent)), **headers}.items():
+        length = {"Content-Length": str(len(sent))} if isinstance(sent, bytes) else {}
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(sent)
+        for piece in (sent,) if isinstance(sent, bytes) else sent:
+            self.wfile.write(piece)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -237,6 +239,7 @@ GARBAGE: dict[str, Reply] = {
     "no message": reply({"choices": [{"index": 0}]}),
     "odd message": reply({"choices": [{"message": "text"}]}),
     "odd content": reply({"choices": [{"message": {"content": {"text": "a"}}}]}),
+    "nested without end": (200, {"Content-Type": "application/json"}, b"[" * 200_000),
     "half a body": (200, {"Content-Type": "application/json", "Content-Length": "90"}, b"{"),
 }
 
@@ -286,6 +289,29 @@ def test_a_wait_beyond_all_patience_is_told_at_once(
     with pytest.raises(ConnectionError, match="tomorrow.*asked once; it says to wait for 86,400 s"):
         texts(endpoint, "a")
     assert not waits
+
+
+def test_a_server_that_keeps_a_connection_alive_is_given_up_too(
+    server: Server, endpoint: ChatEndpoint, waits: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chat_endpoint, "TIMEOUT", 0.3)
+    monkeypatch.setattr(chat_endpoint, "PATIENCE", 0.5)
+    released = threading.Event()
+
+    def blanks() -> Iterator[bytes]:
+        for _ in range(500):
+            yield b" "
+            if released.wait(0.02):
+                return
+
+    server.script = lambda number, body: (200, {"Content-Type": "application/json"}, blanks())
+    began = time.monotonic()
+    try:
+        with pytest.raises(ConnectionError, match="timed out.*asked (once|2 times)"):
+            texts(endpoint, "a")
+    finally:
+        released.set()
+    assert time.monotonic() - began < 5
 
 
 def test_a_server_that_hangs_is_given_up(

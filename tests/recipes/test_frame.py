@@ -180,9 +180,31 @@ def test_without_a_token_for_unknown_text_a_slot_is_a_new_line(names, chat_templ
 def test_a_template_that_hides_what_the_user_says_is_refused() -> None:
     with pytest.raises(ValueError, match=r"does not write what a user says: set adapt.chat_templ"):
         frame_of(with_turns(byte_level(TITLES), SILENT), "auto")
-    stumbling = "{{ 1 + messages[0]['content'] }}"
-    with pytest.raises(ValueError, match="does not write what a user says"):
+
+
+@pytest.mark.parametrize(
+    ("stumbling", "why"),
+    [
+        ("{{ 1 + messages[0]['content'] }}", "TypeError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: integer division"),
+        ("{{ messages[0]['content'].index('no') }}", "ValueError: substring not found"),
+        ("{% for m in messages %}{{ m['content'] }}", "TemplateSyntaxError: Unexpected end"),
+        (
+            {"tool_use": CHATML},
+            "ValueError: .* multiple chat templates",
+        ),
+    ],
+)
+def test_a_template_that_stumbles_is_refused_with_the_reason(stumbling, why) -> None:
+    said = rf"does not write what a user says \({why}.*\): set adapt.chat_template none"
+    with pytest.raises(ValueError, match=said):
         frame_of(with_turns(byte_level(TITLES), stumbling), "auto")
+
+
+def test_of_several_templates_the_default_is_taken_also_with_tokens_on_disk(tmp_path) -> None:
+    several = with_turns(byte_level(TITLES), {"default": CHATML, "tool_use": SILENT})
+    one = with_turns(byte_level(TITLES), CHATML)
+    assert frame_of(several, "auto", tmp_path) == frame_of(one, "auto")
 
 
 def test_a_system_turn_that_would_stand_after_the_prompt_is_left_out() -> None:

@@ -12,11 +12,17 @@ from recipes.llm.frozen_prefix import decoder_layers, prefix_states, without_lay
 from recipes.llm.language_model import peft_wrapping
 from recipes.llm.prefix import check_prefix, prefixed
 from recipes.llm.prompted import PromptInputs
-from recipes.llm.user_prefix import UserPrefix, start_prefix, user_prefix
+from recipes.llm.user_prefix import (
+    UserPrefix,
+    check_prefix_is_read,
+    start_prefix,
+    user_prefix,
+)
 from recipes.scoring import rank
 from recipes.scoring.rank import answer_log_probs
 
 from .language_models import SMALL, tiny_model
+from .test_causal_families import CACHED, UNCACHED
 
 TOKENS, LAYERS, WIDTH = 3, 2, 8  # one head of keys
 LENGTHS = 7, 4
@@ -174,3 +180,28 @@ def test_a_model_without_keys_and_values_in_every_layer_is_refused() -> None:
     mamba = tiny_model("mamba", 40, **sizes)
     with pytest.raises(ValueError, match=r"adapt.llm='m': MambaForCausalLM .* choose another"):
         check_prefix(mamba, "m")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt"])
+def test_a_prefix_that_every_layer_reads_is_let_pass(family) -> None:
+    made = tiny_model(family, 40, **CACHED[family])
+    check_prefix(made, "m")
+    check_prefix_is_read(made, "m")
+
+
+def test_a_hybrid_model_whose_other_layers_have_a_cache_too_is_refused() -> None:
+    made = tiny_model("lfm2", 40, **UNCACHED["lfm2"])
+    check_prefix(made, "m")
+    with pytest.raises(ValueError, match=r"Lfm2ForCausalLM cannot be given a prefix .* leave out"):
+        check_prefix_is_read(made, "m")
+
+
+def test_a_prefix_that_a_layer_does_not_read_is_refused(model, monkeypatch) -> None:
+    last = decoder_layers(model)[-1].self_attn.forward
+
+    def alone(*args, past_key_values=None, attention_mask=None, **kwargs):
+        return last(*args, past_key_values=None, attention_mask=None, **kwargs)
+
+    monkeypatch.setattr(decoder_layers(model)[-1].self_attn, "forward", alone)
+    with pytest.raises(ValueError, match="not every layer reads it"):
+        check_prefix_is_read(model, "m")

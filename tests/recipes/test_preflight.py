@@ -157,6 +157,21 @@ def test_the_default_list_is_refused_where_a_family_names_its_modules_otherwise(
     assert f"names {missing}, which" in said and there in said
 
 
+def test_a_family_that_peft_cannot_run_from_embeddings_is_refused(out, tmp_path, tokenizer):
+    sizes = {"d_model": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": 1024}
+    llm = saved(tmp_path / "mpt", "mpt", tokenizer, **sizes)
+    said = refusal(out, llm, adapt_target_modules=["Wqkv"])
+    assert "MptForCausalLM cannot be used with an adapter (AssertionError: forward in MPT" in said
+    assert said.endswith("choose another adapt.llm")
+
+
+def test_a_prefix_that_a_layer_cannot_read_is_refused_before_training(out, tmp_path, tokenizer):
+    sizes = {**LLAMA, "layer_types": ["conv", "full_attention"]}
+    llm = saved(tmp_path / "lfm2", "lfm2", tokenizer, **sizes)
+    said = refusal(out, llm, adapt_methods=["deep-prompt"], adapt_target_modules=["q_proj"])
+    assert "Lfm2ForCausalLM cannot be given a prefix of keys and values" in said
+
+
 UNFIT = {
     "a module to save": ({"modules_to_save": ["nope"]}, "modules_to_save of arm a names nope"),
     "a module to leave out": ({"exclude_modules": ["nope"]}, "exclude_modules of arm a names"),
