@@ -16,7 +16,8 @@ from recipes.report.tables import markdown_table
 Results = Mapping[str, Any]
 WITHOUT = "–"
 """Stands for the value of rows that do not have the setting, such as LoRA's number of experts."""
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vPX"
+"""One fewer than the colours, so that no two of the first 56 lines look alike."""
 
 
 @dataclass
@@ -80,8 +81,8 @@ def _shown(entry: Mapping[str, Any] | None, digits: int) -> str:
 def layout_figure(results: Results, key: str, title: str) -> Figure:
     """The plot: a line for each line of the table, with intervals.
 
-    Rows without the setting are level lines. Of arms that neither learn nor adapt, only rivals are
-    drawn.
+    Rows without the setting are level lines, and values that are no numbers are not joined. Of arms
+    that neither learn nor adapt, only rivals are drawn.
     """
     values, lines = layout(results, key)
     places = {value: place for place, value in enumerate(v for v in values if v != WITHOUT)}
@@ -121,4 +122,15 @@ def _draw(axes: Axes, line: Line, places: Mapping[str, int], number: int, shift:
     spread = np.hstack([np.array(whiskers(entry)) for entry in entries])
     marker = MARKERS[number % len(MARKERS)]
     y = [entry["value"] for entry in entries]
-    axes.errorbar(x, y, yerr=spread, color=colour, marker=marker, capsize=3, label=label)
+    joined = "-" if all(map(_is_number, places)) else "none"
+    axes.errorbar(
+        x, y, yerr=spread, color=colour, marker=marker, linestyle=joined, capsize=3, label=label
+    )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from recipes.methods import METHODS
-from recipes.report.along import layout, layout_figure, layout_section
+from recipes.report.along import MARKERS, layout, layout_figure, layout_section
 from recipes.report.gate_maps import effective_number, gates_figure, weights_section
 from recipes.report.paper import FIGURES, MENDED, PAPER, paper_section
 
@@ -127,6 +127,30 @@ def test_arms_that_differ_in_the_setting_are_one_line_and_others_are_level() -> 
     (axes,) = layout_figure(results, KEY, "HitRatio@1").axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "8"]
     assert layout_section({"along": None}, KEY, "HitRatio@1") == ""
+
+
+def test_values_that_are_no_numbers_are_not_joined_and_no_two_arms_look_alike() -> None:
+    names = [f"arm{number}" for number in range(20)]
+    rows = [
+        {
+            "arm": arm,
+            "method": arm,
+            "varied": {"d": value},
+            "given": {},
+            "metrics": {KEY: entry(0.1)},
+        }
+        for arm in names
+        for value in ("movielens", "lastfm")
+    ]
+    arms = [{"name": arm, "learns": True, "is_adapter": True} for arm in names]
+    results = {"name": "n", "along": "d", "rows": rows, "arms": arms, "rivals": []}
+    (axes,) = layout_figure(results, KEY, "HitRatio@1").axes
+    drawn = [line for line in axes.lines if str(line.get_marker()) in MARKERS]
+    assert {line.get_linestyle() for line in drawn} == {"None"}
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == len(names)
+    numbered = [row | {"varied": {"d": len(row["varied"]["d"])}} for row in rows]
+    (axes,) = layout_figure({**results, "rows": numbered}, KEY, "HitRatio@1").axes
+    assert {one.get_linestyle() for one in axes.lines if str(one.get_marker()) in MARKERS} == {"-"}
 
 
 def test_gates_of_all_cells_are_counted_and_drawn_if_their_rows_were_kept() -> None:
