@@ -56,7 +56,8 @@ def yaml_file(folder: Path, name: str, kind: str) -> Path:
 def parser_for(command: str) -> ArgumentParser:
     """A parser without arguments for `python -m recipes COMMAND`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(prog=f"python -m recipes {command}", exit_on_error=False)
+    prog = f"python -m recipes {command}"
+    return ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
 
 
 def parse_experiment(name: str, overrides: Sequence[str]) -> Experiment:

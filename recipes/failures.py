@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from jsonargparse import ArgumentError
 from safetensors import SafetensorError
 
+from recipes.type_errors import worded
+
 USER_ERRORS = (ArgumentError, ValueError, OSError, SafetensorError)
 """What becomes one line, and a lack of memory; a traceback of anything else is a fault of this
 package."""
@@ -45,6 +47,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in REMEDIES:
         what = f"{error.filename}: {error.strerror}" if error.filename else text
         text = f"{what}; {REMEDIES[error.errno]}"
+    elif isinstance(error, ArgumentError):
+        text = worded(text)
     elif lacks_memory(error):
         text = f"memory does not suffice ({text[:200]}): lower {SIZES}, and run the command again"
     elif isinstance(error, SafetensorError):

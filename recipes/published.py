@@ -19,6 +19,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from recipes.type_errors import worded
+
 
 @dataclass(frozen=True)
 class Published:
@@ -90,7 +92,7 @@ def published_from(
     try:
         parsed = parser.parse_object(value)
     except ArgumentError as error:
-        raise ValueError(f"{place}: published: {error.message}") from error
+        raise ValueError(f"{place}: published: {worded(error.message)}") from error
     found = Published(**vars(parsed))
     if not any(dict(cell) == found.where for cell in cells):
         raise ValueError(f"{place}: published.where={found.where!r} is no cell of this study")

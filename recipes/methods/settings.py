@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from recipes.type_errors import worded
+
 Config = TypeVar("Config")
 
 
@@ -36,7 +38,7 @@ def checked(
     try:
         parsed = parser.parse_object({**shared, **given})
     except ArgumentError as error:
-        raise ValueError(f"{owner}: {error.message}") from error
+        raise ValueError(f"{owner}: {worded(error.message)}") from error
     return config(**vars(parsed))
 
 

@@ -1,0 +1,35 @@
+"""What the parser says of a value that has a wrong type, in the words of this package."""
+
+import re
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a block of fields with values",
+    "NoneType": "null",
+}
+"""Types of fields in words."""
+FIELD = re.compile(r'Parser key "([^"]+)":')
+WANTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^]]+)\])")
+VALUE = re.compile(
+    r"(?:Got value|Given value|Unable to load config)(?:: | ['\"])([^\n]*?)['\"]?$", re.MULTILINE
+)
+
+
+def worded(message: str) -> str:
+    """One of jsonargparse's messages as `FIELD=VALUE must be ...`; any other is left as it is."""
+    field, value = FIELD.search(message), VALUE.search(message)
+    wanted = [
+        KINDS.get(kind, kind) if kind else f"one of {choices}"
+        for kind, choices in WANTED.findall(message)
+    ]
+    if message.startswith("unrecognized arguments"):
+        return f"{message}: `--help` lists every field"
+    if "Unable to load config" in message:
+        wanted = ["a section of fields with values"]
+    if field is None or value is None or not wanted:
+        return message
+    return f"{field[1]}={value[1]} must be {' or '.join(dict.fromkeys(wanted))}"
