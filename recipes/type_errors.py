@@ -22,8 +22,8 @@ VALUE = re.compile(
 def worded(message: str) -> str:
     """One of jsonargparse's messages as `FIELD=VALUE must be ...`; any other is left as it is."""
     field, value = FIELD.search(message), VALUE.search(message)
-    wanted = [
-        KINDS.get(kind, kind) if kind else f"one of {choices}"
+    wanted: list[str] = [
+        KINDS.get(str(kind), str(kind)) if kind else f"one of {choices}"
         for kind, choices in WANTED.findall(message)
     ]
     if message.startswith("unrecognized arguments"):

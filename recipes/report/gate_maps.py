@@ -97,7 +97,10 @@ def _map(axes: Axes, label: str, gate: Mapping[str, Any]) -> Any:
                 column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7
             )
     axes.axhline(len(table) - 1.5, color="white", linewidth=3)
-    axes.set_xticks(range(table.shape[1]), [str(k + 1) for k in range(table.shape[1])])
+    count = table.shape[1]
+    axes.set_xticks(
+        range(count), [str(k + 1) for k in range(count)], fontsize=9 if count < 9 else 6
+    )
     axes.set_yticks(
         range(len(table)), [*(f"row {k + 1}" for k in range(len(table) - 1)), "mean"], fontsize=7
     )
