@@ -301,6 +301,32 @@ def test_the_official_files_give_the_published_counts(tmp_path: Path, protocol: 
 
 @needs_genuine
 @pytest.mark.parametrize(
+    ("last", "most", "least", "num_rows"), [(True, 0.0492, 0.1735, 122), (False, 0.242, None, 2495)]
+)
+def test_the_last_rows_run_against_popularity_as_documented(
+    last: bool, most: float, least: float | None, num_rows: int, tmp_path: Path
+) -> None:
+    """HitRatio@1 of the most popular candidate first, and of the rarest; ties share it."""
+    config = PrepareConfig(dataset="lastfm", protocol="llara", source=str(GENUINE))
+    prepare(config, tmp_path / "prepare", Checksums(tmp_path / "checksums.json"))
+    table = read_table(tmp_path / "prepare" / "interactions.parquet")
+    data = PreparedData.load(tmp_path / "prepare")
+    train = table["item_id"].to_numpy()[(table["split"] == "train").to_numpy()]
+    counts = np.bincount(train, minlength=data.num_items)
+    test = data.split("test")
+    rows = (test.history_lengths >= 3) & (test.is_last | (not last))
+    found = counts[test.candidates[rows]]
+    is_target = test.candidates[rows] == test.targets[rows, None]
+    assert len(found) == num_rows
+    for sign, expected in ((1, most), (-1, least)):
+        first = sign * found == (sign * found).max(axis=1, keepdims=True)
+        if expected is not None:
+            hits = (first & is_target).sum(axis=1) / first.sum(axis=1)
+            assert hits.mean() == pytest.approx(expected, abs=5e-4)
+
+
+@needs_genuine
+@pytest.mark.parametrize(
     ("protocol", "ties", "hit_ratio"),
     [
         ("llara", "stable", 0.32),
