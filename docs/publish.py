@@ -43,10 +43,16 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
         key = headline_key(cell)
         cell["metrics"] = [one for one in cell["metrics"] if one["key"] in shown]
         cell["comparisons"] = [one for one in cell["comparisons"] if one["key"] == key]
-        cell["config"]["out"] = f"runs/{results['name']}"
-        cell["config"]["prepare"]["source"] = None
         cell["curves"] = _rounded(cell.get("curves", {}))
-    encoder = results["cells"][0]["config"]["recommender"]["encoder"]
+    return _without_folders(results, [cell["config"] for cell in results["cells"]])
+
+
+def _without_folders(results: dict[str, Any], configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results, whose configurations name no folder of the machine."""
+    for config in configs:
+        config["out"] = f"runs/{results['name']}"
+        config["prepare"]["source"] = None
+    encoder = configs[0]["recommender"]["encoder"]
     named = encoder is None or not Path(encoder).is_absolute()
     return results if named else _replaced(results, encoder, Path(encoder).name)
 
@@ -99,13 +105,11 @@ def publish_gradients(folder: Path) -> None:
 
 def shortened_run(results: dict[str, Any]) -> dict[str, Any]:
     """The results of a run, without folders of the machine, and without users."""
-    results["config"]["out"] = f"runs/{results['name']}"
-    results["config"]["prepare"]["source"] = None
     results["curves"] = _rounded(results["curves"])
     for gate in results["gates"].values():
         for key in ("user_ids", "rows", "weights"):
             gate.pop(key, None)
-    return results
+    return _without_folders(results, [results["config"]])
 
 
 def run_page(results: dict[str, Any]) -> str:
@@ -136,9 +140,11 @@ def in_one_line(results: dict[str, Any]) -> str:
 
 
 def publish(place: Path) -> None:
-    """Write the files of one study, of its folder or published JSON, or of a run."""
+    """Write the files of one study, of its folder or published JSON, of a run, or of gradients."""
     if (place / "gradients.json").exists():
         publish_gradients(place)
+        if not (place / RUN_RESULTS).exists():
+            return
     results = read_json(place if place.is_file() else place / RUN_RESULTS)
     if "cells" in results:
         publish_study(shortened(results))

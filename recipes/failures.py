@@ -41,6 +41,17 @@ def lacks_memory(error: BaseException) -> bool:
     return said or isinstance(error, MemoryError)
 
 
+def stumble(error: Exception) -> str:
+    """What a language model stumbled over when it was tried, in a few words.
+
+    Raises:
+        Exception: The same error, if memory does not suffice: no other model mends that.
+    """
+    if lacks_memory(error):
+        raise error
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def one_line(error: BaseException) -> str:
     """An error of `USER_ERRORS`, or a lack of memory, as one line."""
     text = getattr(error, "message", None) or str(error)

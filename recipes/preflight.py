@@ -49,13 +49,14 @@ def preflight(run: Run, arms: Sequence[Arm], *, weights: bool = True) -> None:
 
 def _check_adapters(run: Run, arms: Sequence[Arm]) -> None:
     """Try what the arms put into the language model, each kind once."""
-    targets, prefix = None, False
+    targets, prefix = {}, False
     for arm in trained_alone(arms):
         if isinstance(arm.method, AdapterMethod):
-            targets = targets or arm.settings.get("target_modules")
+            names = arm.settings.get("target_modules")
+            targets |= {tuple(names): names} if names else {}
             prefix = prefix or arm.method.puts_prefix
-    if targets:
-        check_wrapped(run.llm, targets, run.llm_path)
+    for names in targets.values():
+        check_wrapped(run.llm, names, run.llm_path)
     if prefix:
         check_prefix_is_read(run.llm.base, run.llm_path)
 

@@ -17,6 +17,8 @@ WANTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^]]+)\])"
 VALUE = re.compile(
     r"(?:Got value|Given value|Unable to load config)(?:: | ['\"])([^\n]*?)['\"]?$", re.MULTILINE
 )
+WHOLE = re.compile(r"Given value: ([^\n]*)$", re.MULTILINE)
+"""The value of a field of which one element is wrong."""
 
 
 def worded(message: str) -> str:
@@ -29,7 +31,11 @@ def worded(message: str) -> str:
     if message.startswith("unrecognized arguments"):
         return f"{message}: `--help` lists every field"
     if "Unable to load config" in message:
-        wanted = ["a section of fields with values"]
+        wanted = ["a section of fields with values, or a YAML file of one"]
     if field is None or value is None or not wanted:
         return message
+    whole = WHOLE.search(message)
+    if "Got value" in message and whole is not None:  # of one element of the value
+        wanted = [one for one in wanted if one != KINDS["NoneType"]]
+        return f"{field[1]}={whole[1]}: {value[1]} must be {' or '.join(dict.fromkeys(wanted))}"
     return f"{field[1]}={value[1]} must be {' or '.join(dict.fromkeys(wanted))}"

@@ -24,6 +24,8 @@ COLUMNS = ("generate", "real", "cans")
 CONFIDENCE = 0.95
 INCOMPLETE = {120: ("LastFM", 122), 88: ("MovieLens", 95), 1184: ("Steam", 1186)}
 """Rows that the reference's loader leaves of a test set, since it drops the last batch."""
+UNREADABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError)
+"""What Python raises where it cannot read a list."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _answered(path: Path, number: int, line: dict[str, str | None]) -> Answered:
     try:
         candidates = ast.literal_eval(listed)
         glued = _strings(listed) > len(candidates)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _no_list(path, number, listed) from error
     whole = isinstance(candidates, list | tuple) and candidates
     if glued or not whole or not all(isinstance(title, str) for title in candidates):

@@ -16,9 +16,10 @@ ENDS = "peft_ilora_ends"
 
 
 def bounded_client(seconds: float) -> httpx2.Client:
-    """A client as the package `openai` makes it, whose answers take `seconds` at most.
+    """A client as the package `openai` makes it, which waits `seconds` for an answer as a whole.
 
-    An answer that is not whole by then is a `httpx2.ReadTimeout`, as one that never begins is.
+    An answer that is not whole by then is a `httpx2.ReadTimeout`, as one that never begins is: at
+    the first piece that comes after that time, so after twice the time at most.
     """
 
     def starts(request: httpx2.Request) -> None:

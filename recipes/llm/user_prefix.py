@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from recipes.failures import stumble
 from recipes.llm.frozen_prefix import decoder_layers
 from recipes.llm.prefix import prefixed
 from recipes.llm.training import accepted
@@ -77,10 +78,10 @@ def check_prefix_is_read(model: PreTrainedModel, name: str) -> None:
         if not gradient.abs().amax(dim=(0, 1, 4)).all():
             raise ValueError("not every layer reads it")
     except Exception as error:  # a family may stumble over anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(
             f"adapt.llm={name!r}: {type(model).__name__} cannot be given a prefix of keys and "
-            f"values ({why}): choose another adapt.llm, or leave out prefixrec and deep-prompt"
+            f"values ({stumble(error)}): choose another adapt.llm, or leave out prefixrec and "
+            "deep-prompt"
         ) from error
 
 

@@ -78,8 +78,11 @@ def curves_figure(results: Results) -> Figure | None:
                 loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False, ncols=3
             )
     if alike:
-        lines, labels = grid[-1][0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", fontsize=9, frameon=False, ncols=4)
+        drawn = {line.get_label(): line for axes in grid.flat for line in axes.lines}
+        lines = {arm: drawn[arm] for arm in (*columns[0].shared, *columns[0].own) if arm in drawn}
+        figure.legend(
+            lines.values(), lines, loc="outside lower center", fontsize=9, frameon=False, ncols=4
+        )
     count = max(len(seeds) for own in found for seeds in own.values())
     means = f"means of {count} seeds" if count > 1 else "one seed"
     figure.suptitle(f"{results['name']}: {means}", fontsize=12)

@@ -173,8 +173,8 @@ def study_page(results: Results, figure: str, curves: str, gates: str) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?(?: \[[^]]*\])?")
-"""A number, and its interval if it has one."""
+FIGURE = re.compile(r"[+-]?\d+\.\d+ \[[^]]*\]|\d+(?=(?: sampled)? candidates)")
+"""A figure with its interval, or a number of candidates."""
 GAP = "\0"
 """Stands for a figure, which no text holds."""
 
@@ -187,14 +187,14 @@ def ranged(texts: Iterable[str]) -> list[str]:
     found = []
     for text, figures in alike.items():
         for values in zip(*figures, strict=True):
-            least, most = (pick(values, key=_number) for pick in (min, max))
+            least, most = (pick(values, key=_numbers) for pick in (min, max))
             text = text.replace(GAP, least if least == most else f"{least} to {most}", 1)
         found.append(text)
     return found
 
 
-def _number(figure: str) -> float:
-    return float(figure.partition(" ")[0].replace(",", ""))
+def _numbers(figure: str) -> list[float]:
+    return [float(one) for one in re.findall(r"[+-]?\d+(?:\.\d+)?", figure)]
 
 
 def of_cells(results: Results, section: Callable[[Mapping[str, Any]], str]) -> list[str]:

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, TaskType
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from recipes.failures import stumble
 from recipes.llm.language_model import LanguageModel
 from recipes.llm.loading import embedding_rows
 from recipes.llm.prompted import PromptInputs
@@ -43,8 +44,7 @@ def check_language_model(model: PreTrainedModel, name: str) -> None:
     try:
         found = _fault(model)
     except Exception as error:  # a family may stumble over anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(_message(model, name, f"cannot be used ({said})")) from error
+        raise ValueError(_message(model, name, f"cannot be used ({stumble(error)})")) from error
     if found is not None:
         raise ValueError(_message(model, name, found))
 
@@ -64,8 +64,7 @@ def check_beams(model: PreTrainedModel, name: str) -> None:
     try:
         fault = _beam_fault(model, TOLERANCE.get(model.dtype, COARSE))
     except Exception as error:  # a family may stumble over anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        fault = f"cannot generate by beams ({said})"
+        fault = f"cannot generate by beams ({stumble(error)})"
         raise ValueError(_message(model, name, fault, remedy)) from error
     if fault is not None:
         raise ValueError(_message(model, name, fault, remedy))
@@ -93,8 +92,7 @@ def check_wrapped(llm: LanguageModel, target_modules: Sequence[str], name: str) 
             with llm.wrapped(peft) as model:
                 found = _run(model.eval(), inputs)
     except Exception as error:  # PEFT has rules of its own for some families
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        fault = f"cannot be used with an adapter ({said})"
+        fault = f"cannot be used with an adapter ({stumble(error)})"
         raise ValueError(_message(base, name, fault)) from error
     mask = inputs.attention_mask.bool()
     if _error(found[mask], wanted[mask]) > TOLERANCE.get(base.dtype, COARSE):

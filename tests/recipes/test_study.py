@@ -386,13 +386,22 @@ def test_sizes_and_modulations_of_several_cells_say_whose_they_are():
         assert words not in section({**several, "cells": cells[:1]})
 
 
-def test_texts_that_differ_in_figures_alone_are_one_with_their_ranges():
-    texts = [
-        f"it is {figure}, of {rows} rows; then 0.5 [0.4, 0.6]."
-        for figure, rows in (("0.04 [0.03, 0.05]", 20), ("0.1 [-0.1, 0.3]", "1,000"), ("0.05", 30))
-    ]
-    assert ranged([*texts, "**One seed**", "**One seed**", "other: 0.1"]) == [
-        "it is 0.04 [0.03, 0.05] to 0.1 [-0.1, 0.3], of 20 to 1,000 rows; then 0.5 [0.4, 0.6].",
-        "**One seed**",
-        "other: 0.1",
-    ]
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a 0.04 [0.03, 0.05].", "a 0.1 [-0.1, 0.3].", "a 0.05 [0.0, 0.1]."],
+         ["a 0.04 [0.03, 0.05] to 0.1 [-0.1, 0.3]."]),
+        (["a 0.04 [0.03, 0.05]", "a 0.04 [0.02, 0.06]"],
+         ["a 0.04 [0.02, 0.06] to 0.04 [0.03, 0.05]"]),
+        (["d -0.3 [-0.4, -0.2]", "d +0.1 [-0.1, +0.3]"],
+         ["d -0.3 [-0.4, -0.2] to +0.1 [-0.1, +0.3]"]),
+        (["20 sampled candidates, all windows", "100 sampled candidates, all windows"],
+         ["20 to 100 sampled candidates, all windows"]),
+        (["**One seed**", "**One seed**", "step 200 of 400", "step 300 of 400", "rate 1e-05"],
+         ["**One seed**", "step 200 of 400", "step 300 of 400", "rate 1e-05"]),
+        (["torch 2.11.0", "torch 2.12.1", "num_experts 4 (0.05)", "num_experts 8 (0.06)"],
+         ["torch 2.11.0", "torch 2.12.1", "num_experts 4 (0.05)", "num_experts 8 (0.06)"]),
+    ],
+)  # fmt: skip
+def test_texts_that_differ_in_figures_alone_are_one_with_their_ranges(texts, expected):
+    assert ranged(texts) == expected
