@@ -171,7 +171,7 @@ def test_a_compiled_step_with_checkpointed_blocks_has_the_eager_gradients(
     assert counter.frame_count <= 2  # the first forward lets the blocks know their routing
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @item("torch.compile (training)")
 def test_inductor_trains_to_the_eager_gradients(make_adapted, ids, z) -> None:
     few = {"target_modules": ["q_proj", "v_proj", "down_proj"], "layers": 1}

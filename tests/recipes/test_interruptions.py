@@ -79,6 +79,7 @@ def runs(finished: Runs, tmp_path: Path) -> Runs:
 # ---------------------------------------------------------------- mistakes
 
 
+@pytest.mark.long
 def test_a_mistake_that_is_accepted_costs_nothing_either(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
