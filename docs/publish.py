@@ -25,8 +25,8 @@ from recipes.artifacts import read_json, write_json, write_text, written_whole
 from recipes.gradients.report import gradient_figure, gradient_page, without_users
 from recipes.report.markdown import render
 from recipes.report.naming import headline_key
-from recipes.report.plots import hit_ratio_figure, loss_figure, save
-from recipes.report.report import PLOTS, REPORT
+from recipes.report.plots import save
+from recipes.report.report import PLOTS, REPORT, run_figures
 from recipes.report.report import RESULTS as RUN_RESULTS
 from recipes.report.study import FIGURES, shown_metrics, study_figures, study_page
 
@@ -115,13 +115,6 @@ def shortened_run(results: dict[str, Any]) -> dict[str, Any]:
 def run_page(results: dict[str, Any]) -> str:
     """The page of a published run."""
     return render(results, list(run_figures(results)))
-
-
-def run_figures(results: dict[str, Any]) -> dict[str, Figure]:
-    """The plots of a published run by file name: no gates of single users."""
-    losses = {name: own["loss"] for name, own in results["curves"].items() if "loss" in own}
-    found = {"hit_ratio.png": hit_ratio_figure(results)}
-    return found | ({"loss.png": loss_figure(losses, results)} if losses else {})
 
 
 def publish_run(results: dict[str, Any]) -> None:

@@ -198,7 +198,7 @@ def _checked(owner: str, where: Any) -> dict[str, Any]:
         if not (isinstance(value, str) or (name == "source" and value is None)):
             raise ValueError(f"{owner}: {TRAINED_ON}.{name}={value!r} must be a word")
     with concerning(f"{owner}: {TRAINED_ON}"):
-        assert DATASETS[given["dataset"]]
+        _ = DATASETS[given["dataset"]]  # refuses an unknown name
     return dict(given)
 
 

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from recipes.artifacts import write_json, write_text, written_whole
 from recipes.evaluation.parts import PREDICTIONS
 from recipes.methods.method import Arm
@@ -50,13 +52,20 @@ def report(run: Run, arms: Sequence[Arm]) -> dict[str, Any]:
     return results
 
 
-def _write_plots(run: Run, results: Mapping[str, Any]) -> list[str]:
+def run_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
+    """The plots of a run's results by file name; gates only whose weights of users are there."""
     losses = {name: own["loss"] for name, own in results["curves"].items() if "loss" in own}
     figures = {"hit_ratio.png": hit_ratio_figure(results)}
     if losses:
         figures["loss.png"] = loss_figure(losses, results)
     for name, summary in results["gates"].items():
-        figures[f"gates-{name}.png"] = gate_figure(name, summary, results)
+        if "weights" in summary:
+            figures[f"gates-{name}.png"] = gate_figure(name, summary, results)
+    return figures
+
+
+def _write_plots(run: Run, results: Mapping[str, Any]) -> list[str]:
+    figures = run_figures(results)
     for old in (run.folder / PLOTS).glob("*.[ps][nv]g"):
         if f"{old.stem}.png" not in figures:  # an earlier report may have had other arms
             old.unlink()
